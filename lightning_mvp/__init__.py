@@ -1,0 +1,54 @@
+"""Meta-Vote Pruning for PyTorch Lightning.
+
+Keep a zoo of pruned models; for a new task let its nearest tasks vote which units to keep, average their weights,
+build that model physically small and fine-tune it for about a hundred steps (Zhao, Zhou, Long, Jiang, Zhang,
+"Voting from Nearest Tasks", ECML PKDD 2023, arXiv 2301.11560).
+
+Names are imported on first use, so that reading a zoo needs no torch and ``--help`` stays quick.
+
+Example:
+    >>> import lightning_mvp
+    >>> "MVPCallback" in dir(lightning_mvp)
+    True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "tasks.facts": ("TaskFacts",),
+    "tasks.splits": ("TaskSpec", "TaskSplit", "split_tasks"),
+    "tasks.data": ("ImageData", "load_data"),
+    "tasks.datamodule": ("TaskDataModule",),
+    "backbones.create": ("create_backbone",),
+    "backbones.groups": ("Groups", "UnitGroup", "find_groups"),
+    "backbones.masks": ("Masks", "apply_masks"),
+    "backbones.surgery": ("shrink",),
+    "zoo.entry": ("ZooEntry",),
+    "zoo.zoo": ("ModelZoo",),
+    "voting.similarity": ("leep",),
+    "voting.vote": ("vote",),
+    "voting.merge": ("merge",),
+    "voting.voted": ("VoteReport", "voted_backbone"),
+    "callbacks.mvp": ("MVPCallback",),
+    "callbacks.mask_export": ("MaskExport",),
+    "modules.task": ("TaskModule",),
+    "modules.meta_vote": ("MetaVoteModule",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lightning_mvp' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"lightning_mvp.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

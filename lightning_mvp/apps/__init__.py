@@ -1,0 +1,1 @@
+"""The commands: thin wiring from Hydra's configuration to the library."""

@@ -1,0 +1,58 @@
+"""``mvp-compare``: MVP against pruning from scratch and its controls; a table, a report, pictures and every run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_mvp.apps.runtime import console, data_arguments, data_of, for_people, plain, split_arguments, split_of
+from lightning_mvp.study.compare import run_study
+from lightning_mvp.study.report import results_table, verdicts, write_report
+from lightning_mvp.study.settings import StudySettings
+
+
+def settings_of(config: DictConfig) -> StudySettings:
+    """The study that a configuration describes."""
+    return StudySettings(
+        data=data_arguments(config),
+        split=split_arguments(config),
+        recipe=plain(config.backbone.recipe),
+        weights=config.backbone.weights,
+        pretrained=config.backbone.pretrained,
+        pretrain=plain(config.pretrain),
+        pruning=plain(config.pruning),
+        vote=plain(config.vote),
+        optim=plain(config.optim),
+        steps=config.steps,
+        source_steps=config.source_steps,
+        batch_size=config.data.batch_size,
+        augment=config.data.augment,
+        methods=tuple(config.methods),
+        precision=config.trainer.precision,
+        seed=config.seed,
+    )
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="compare")
+@for_people
+def main(config: DictConfig) -> float:
+    """Run what is not done yet, write the report, return MVP's mean accuracy."""
+    settings, folder = settings_of(config), Path(config.folder)
+    split_of(config, data_of(config))  # a class list too short is refused here, before any process starts
+    run_study(folder, settings, workers=config.workers, console=console)
+    command = " ".join(["mvp-compare", *sys.argv[1:]])
+    rows = write_report(folder, settings, note=config.note, command=command)
+    console.print(results_table(rows, f"{config.data.name}: {settings.split['targets']} new tasks"))
+    for sentence in verdicts(rows):
+        console.print(sentence, highlight=False)
+    console.print(config.note, highlight=False)
+    for name in ("report.md", "results.json", *sorted(path.name for path in folder.glob("*.png"))):
+        console.print(f"wrote {folder / name}")
+    return next((row.accuracy.mean for row in rows if row.method == "mvp"), rows[0].accuracy.mean)
+
+
+if __name__ == "__main__":
+    main()

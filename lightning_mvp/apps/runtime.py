@@ -1,0 +1,137 @@
+"""What every command needs: plain containers from the configuration, a backbone, a task, and errors for people."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.tasks.data import ImageData, load_data
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+
+console = Console(soft_wrap=True)
+
+# What a person can mend: shown as one message. Everything else is a bug of ours and keeps its traceback.
+FOR_PEOPLE = (ValueError, OSError, FloatingPointError)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers, interpolations resolved.
+
+    Example:
+        >>> plain(OmegaConf.create({"a": 1, "b": "${a}"}))
+        {'a': 1, 'b': 1}
+    """
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def for_people(app: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Show errors a person can mend without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it) and exit with 1."""
+
+    @wraps(app)
+    def wrapped(config: DictConfig) -> Any:
+        prepare(config)
+        try:
+            return app(config)
+        except FOR_PEOPLE as error:
+            if os.environ.get("LIGHTNING_MVP_TRACEBACK"):
+                raise
+            console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
+            console.print(str(error), markup=False, highlight=False)
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+def prepare(config: DictConfig) -> None:
+    """Threads, seed and quiet loggers, before any work."""
+    torch.set_num_threads(config.threads)
+    L.seed_everything(config.seed, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def data_of(config: DictConfig) -> ImageData:
+    """The data set that ``data`` names."""
+    return load_data(**data_arguments(config))
+
+
+def data_arguments(config: DictConfig) -> dict[str, Any]:
+    """Arguments of :func:`load_data` from the ``data`` group."""
+    data = plain(config.data)
+    options = data.pop("options", None) or {}
+    for other in ("batch_size", "augment"):
+        data.pop(other, None)
+    return {**data, **options}
+
+
+def split_arguments(config: DictConfig) -> dict[str, Any]:
+    """Arguments of :func:`split_tasks` from the ``split`` group."""
+    split = plain(config.split)
+    for choice in ("kind", "task", "classes"):
+        split.pop(choice, None)
+    return split
+
+
+def split_of(config: DictConfig, data: ImageData) -> TaskSplit:
+    """The data set's source, target and held-out tasks."""
+    return split_tasks(data.classes, **split_arguments(config))
+
+
+def task_of(config: DictConfig, data: ImageData) -> TaskSpec:
+    """The task that ``split.kind`` and ``split.task`` choose, or the one of ``split.classes`` (a list of names)."""
+    classes = config.split.get("classes")
+    if classes is not None:
+        return TaskSpec(str(config.split.task), tuple(classes))
+    return split_of(config, data).get(config.split.kind, int(config.split.task))
+
+
+def datamodule_of(config: DictConfig, data: ImageData, task: TaskSpec) -> TaskDataModule:
+    """Loaders of one task."""
+    return TaskDataModule(
+        data, task.classes, task.name, batch_size=config.data.batch_size, seed=config.seed, augment=config.data.augment
+    )
+
+
+def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
+    """The backbone that ``backbone`` names, with weights from a safetensors file, timm's own, or random ones.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says how to make it.
+    """
+    if weights is not None and not Path(weights).exists():
+        raise FileNotFoundError(
+            f"Expected weights of the backbone at {weights}, but there is no such file. Make them with `mvp-pretrain`, "
+            "name others with weights=FILE, or take timm's with weights=null backbone.pretrained=true."
+        )
+    return create_backbone(plain(config.backbone.recipe), pretrained=config.backbone.pretrained, weights=weights)
+
+
+def trainer_options(config: DictConfig) -> dict[str, Any]:
+    """The Trainer's arguments from the ``trainer``, ``strategy`` and ``logger`` groups."""
+    options = {**plain(config.trainer), **plain(config.strategy)}
+    logger = config.get("logger")
+    if logger is not None and "_target_" in logger:
+        options["logger"] = hydra.utils.instantiate(logger)
+    return options
+
+
+def refuse_existing(path: Path) -> None:
+    """Never overwrite silently."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already and is not overwritten. Name another output, or remove it.")

@@ -1,0 +1,84 @@
+"""A backbone's output on many images, and re-estimated batch-norm statistics: passes that train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def classifier_name(backbone: nn.Module) -> str | None:
+    """The dotted name of the timm classifier inside a backbone, or None where there is none.
+
+    Example:
+        >>> import timm
+        >>> classifier_name(timm.create_model("resnet18"))
+        'fc'
+        >>> classifier_name(timm.create_model("resnet18", num_classes=0)) is None
+        True
+    """
+    get_classifier = getattr(backbone, "get_classifier", None)
+    classifier = get_classifier() if callable(get_classifier) else None
+    if not isinstance(classifier, nn.Linear):
+        return None
+    return next((name for name, module in backbone.named_modules() if module is classifier), None)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every submodule's own training flag comes back afterwards."""
+    flags = [(module, module.training) for root in modules for module in root.modules()]
+    for root in modules:
+        root.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def features_of(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Penultimate features in eval mode.
+
+    Args:
+        backbone: maps images to features.
+        images: ``(N, C, H, W)`` float, preprocessed.
+        batch_size: images a pass.
+
+    Returns:
+        ``(N, D)`` float32 on the CPU.
+    """
+    device = next(backbone.parameters()).device
+    with evaluating(backbone):
+        parts = [
+            backbone(part.to(device).contiguous(memory_format=torch.channels_last)).float().cpu()
+            for part in images.split(batch_size)
+        ]
+    return torch.cat(parts)
+
+
+def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace batch-norm statistics by their plain average over the batches; no weight changes.
+
+    Args:
+        backbone: a module; one without batch norm is left as it is.
+        batches: float images ``(B, C, H, W)``, preprocessed as for evaluation. At least one.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(backbone):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's cumulative average
+            norm.train()
+        device = next(backbone.parameters()).device
+        for batch in batches:
+            backbone(batch.to(device).contiguous(memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

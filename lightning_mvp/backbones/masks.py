@@ -1,0 +1,255 @@
+"""Masks say which units stay; applying them zeroes the others in place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.units import Groups
+from lightning_mvp.fingerprint import fingerprint
+
+FORMAT = "lightning-mvp masks 1"
+
+
+class Masks(Mapping[str, Tensor]):
+    """The units that stay, group by group: an ordered, read-only mapping of bool tensors on the CPU.
+
+    Args:
+        masks: group → ``(units,)`` bool tensor or array; copied.
+
+    Raises:
+        ValueError: a mask is not one-dimensional, not bool, or keeps nothing.
+
+    Example:
+        >>> masks = Masks({"conv": torch.tensor([True, False, True, False])})
+        >>> masks.kept, masks.pruning_ratio, masks.iou(Masks.full({"conv": 4}))
+        ({'conv': 2}, 0.5, {'conv': 0.5})
+    """
+
+    def __init__(self, masks: Mapping[str, Any]) -> None:
+        self._masks: dict[str, Tensor] = {}
+        for name, value in masks.items():
+            mask = torch.as_tensor(value).detach().cpu().clone()
+            if mask.dtype != torch.bool or mask.ndim != 1:
+                raise ValueError(
+                    f"Expected the mask of group {name!r} to be a bool tensor of shape (units,), but got "
+                    f"{mask.dtype} of shape {tuple(mask.shape)}."
+                )
+            if not mask.any():
+                raise ValueError(f"Expected at least one kept unit in group {name!r}, but its mask keeps none.")
+            self._masks[name] = mask
+
+    @classmethod
+    def full(cls, groups: Groups | Mapping[str, int]) -> Masks:
+        """Masks that keep every unit of the groups (or of the group sizes)."""
+        sizes = groups.sizes if isinstance(groups, Groups) else groups
+        return cls({name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return list(self) == list(other) and all(torch.equal(mask, other[name]) for name, mask in self.items())
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{name}: {self.kept[name]}/{len(mask)}" for name, mask in self.items())
+        return f"Masks({kept})"
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Number of units kept in each group."""
+        return {name: int(mask.sum()) for name, mask in self.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of units of each group, kept or not."""
+        return {name: len(mask) for name, mask in self.items()}
+
+    @property
+    def pruning_ratio(self) -> float:
+        """The fraction of all units that is removed."""
+        total = sum(self.sizes.values())
+        return 1 - sum(self.kept.values()) / total if total else 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names and masks, the same whatever their order."""
+        return fingerprint(self._masks)
+
+    def iou(self, other: Masks) -> dict[str, float]:
+        r"""Overlap with other masks in each group, :math:`|\Omega^i \cap \Omega^j| / |\Omega^i \cup \Omega^j|`.
+
+        Raises:
+            ValueError: the groups or their sizes differ.
+        """
+        if self.sizes != other.sizes:
+            raise ValueError(f"Expected masks of the same groups, but got {self.sizes} and {other.sizes}.")
+        return {name: int((mask & other[name]).sum()) / int((mask | other[name]).sum()) for name, mask in self.items()}
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the masks to a safetensors file.
+
+        Raises:
+            FileExistsError: there is a file already, and ``overwrite`` is off.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists and would be overwritten. Choose another path or `overwrite=True`.")
+        save_file(self._masks, path, metadata={"format": FORMAT, "groups": json.dumps(list(self))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Masks:
+        """Read masks written by :meth:`save`, groups in the same order.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no masks, or is damaged.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"No masks at {path}. Write them with `Masks.save` or `MaskExport`.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"Expected {path} to hold {FORMAT!r}, but it says {metadata.get('format')!r}.")
+                return cls({name: file.get_tensor(name) for name in json.loads(metadata["groups"])})
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def require_masks_fit(groups: Groups, masks: Mapping[str, Any]) -> None:
+    """Refuse masks that are not exactly those of the groups.
+
+    Raises:
+        ValueError: a group is missing, unknown, or of another size.
+    """
+    got = {name: len(mask) for name, mask in masks.items()}
+    if got != groups.sizes:
+        wrong = [name for name in {**groups.sizes, **got} if got.get(name) != groups.sizes.get(name)]
+        raise ValueError(
+            f"Expected masks of the backbone's groups, but {len(wrong)} differ; first {wrong[0]!r}: expected "
+            f"{groups.sizes.get(wrong[0], 'no such group')} units, got {got.get(wrong[0], 'no mask')}. "
+            "Masks belong to the backbone they were made on."
+        )
+
+
+Dead = dict[str, list[tuple[int, Tensor]]]
+
+
+def dead_entries(groups: Groups, masks: Mapping[str, Any], device: torch.device | str = "cpu") -> Dead:
+    """The entries of producers and norms that removed units own: what zeroing a unit sets to zero.
+
+    Args:
+        groups: the backbone's groups.
+        masks: one for each.
+        device: where the indices are wanted.
+
+    Returns:
+        parameter name → list of (axis, int64 indices of its dead entries); parameters without any are left out.
+    """
+    require_masks_fit(groups, masks)
+    dead: Dead = {}
+    for group in groups:
+        removed = ~torch.as_tensor(masks[group.name]).cpu().numpy()
+        if removed.any():
+            for member in group.members:
+                if member.role in ("producer", "norm"):
+                    entries = torch.from_numpy(member.index[removed].reshape(-1)).to(device, non_blocking=True)
+                    dead.setdefault(member.tensor, []).append((member.axis, entries))
+    return dead
+
+
+@torch.no_grad()
+def zero_entries(tensors: Mapping[str, Tensor], dead: Dead) -> None:
+    """Set dead entries to zero in place. Works on parameters, gradients and optimizer state alike; no host sync.
+
+    Args:
+        tensors: by parameter name; those not in ``dead`` are left alone, missing ones are passed over.
+        dead: from :func:`dead_entries`, on the tensors' device.
+
+    Example:
+        >>> weight = torch.ones(3)
+        >>> zero_entries({"bn.weight": weight}, {"bn.weight": [(0, torch.tensor([1]))]})
+        >>> weight
+        tensor([1., 0., 1.])
+    """
+    for name, parts in dead.items():
+        if name in tensors:
+            for axis, entries in parts:
+                tensors[name].index_fill_(axis, entries, 0)
+
+
+def apply_masks(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
+    """Zero the producer and norm entries of removed units in place: the backbone computes as if they were gone.
+
+    Parameters only; buffers don't matter once γ and β are zero. Where this happens after every step, keep
+    :func:`dead_entries` and call :func:`zero_entries`.
+
+    Args:
+        backbone: the dense backbone.
+        groups: its groups.
+        masks: one for each group.
+    """
+    parameters = dict(backbone.named_parameters())
+    device = next(iter(parameters.values())).device
+    zero_entries(parameters, dead_entries(groups, masks, device))
+
+
+def widths(sizes: Mapping[str, int], kept_fraction: float, floor: int = 1) -> dict[str, int]:
+    r"""How many units each group keeps: :math:`\max(\mathrm{floor}, \lfloor f\,|U| + \tfrac12 \rfloor)`, at most |U|.
+
+    Args:
+        sizes: group → number of units.
+        kept_fraction: f in (0, 1].
+        floor: the least number of units.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> widths({"a": 10, "b": 3}, 0.25)
+        {'a': 3, 'b': 1}
+    """
+    if not 0 < kept_fraction <= 1:
+        raise ValueError(f"Expected argument `kept_fraction` to be a float in (0, 1], but got {kept_fraction!r}.")
+    if floor < 1:
+        raise ValueError(f"Expected argument `floor` to be at least 1, but got {floor!r}.")
+    # 1 - 0.9 is a little below 0.1: without rounding, halves would go down for some ratios and up for others.
+    return {
+        name: min(size, max(floor, math.floor(round(kept_fraction * size, 9) + 0.5))) for name, size in sizes.items()
+    }
+
+
+def random_masks(groups: Groups | Mapping[str, int], ratio: float, seed: int) -> Masks:
+    """Masks that remove a random ``ratio`` of each group's units: a function of the seed alone.
+
+    Example:
+        >>> random_masks({"a": 10}, 0.5, seed=0).kept
+        {'a': 5}
+    """
+    sizes = groups.sizes if isinstance(groups, Groups) else groups
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, width in widths(sizes, 1 - ratio).items():
+        masks[name] = torch.zeros(sizes[name], dtype=torch.bool)
+        masks[name][torch.randperm(sizes[name], generator=generator)[:width]] = True
+    return Masks(masks)

@@ -1,0 +1,149 @@
+"""A physically smaller backbone, cut by our own index maps.
+
+Torch-Pruning's ``prune()`` is not used: it makes new Parameters in place and loses ``channels_last``, and the
+self-check should prove the very index maps by which masks, zoo entries and merged weights are read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_mvp.backbones.features import classifier_name
+from lightning_mvp.backbones.masks import require_masks_fit
+from lightning_mvp.backbones.units import Groups
+
+
+def slice_tensor(tensor: Any, kept: tuple[np.ndarray | None, ...]) -> Any:
+    """The kept entries of a torch tensor or NumPy array, in its memory format.
+
+    Args:
+        tensor: of any shape.
+        kept: for each axis the entries that stay, or None for all.
+
+    Returns:
+        The same kind of tensor, always a copy.
+
+    Example:
+        >>> slice_tensor(np.arange(6).reshape(2, 3), (None, np.array([0, 2])))
+        array([[0, 2],
+               [3, 5]])
+    """
+    if isinstance(tensor, np.ndarray):
+        axes = [np.arange(size) if index is None else index for size, index in zip(tensor.shape, kept, strict=True)]
+        return tensor[np.ix_(*axes)] if axes else tensor.copy()
+    channels_last = (
+        tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+    result = tensor.detach().clone()
+    for axis, index in enumerate(kept):
+        if index is not None:
+            result = result.index_select(axis, torch.from_numpy(index).to(result.device))
+    return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def slice_state(state: Mapping[str, Any], groups: Groups, masks: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the small backbone, cut out of a dense one's. Pure.
+
+    Args:
+        state: name → full-size torch tensor or NumPy array.
+        groups: the backbone's groups.
+        masks: one for each group.
+
+    Returns:
+        name → kept entries only, copies, in the same order.
+    """
+    require_masks_fit(groups, masks)
+    return {name: slice_tensor(tensor, groups.kept(name, tuple(tensor.shape), masks)) for name, tensor in state.items()}
+
+
+def _replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    owner_name, _, attribute = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    old = getattr(owner, attribute)
+    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    setattr(owner, attribute, new)
+
+
+def _update_sizes(module: nn.Module) -> None:
+    """Make a layer's attributes say what its tensors' shapes are."""
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm):
+        tensor = module.weight if module.weight is not None else module.running_mean
+        if tensor is not None:
+            module.num_features = len(tensor)
+
+
+def _feature_count(small: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> int | None:
+    """The small backbone's number of features where the groups say it; None where it stays as it was."""
+    classifier, group = classifier_name(small), groups.feature_group
+    if classifier is not None:
+        linear: Any = small.get_submodule(classifier)
+        return int(linear.weight.shape[1])
+    if group is not None and group.feature_index is not None:
+        return len(groups.kept_features(masks, group.feature_index.size))
+    return None
+
+
+def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.Module:
+    """A smaller copy of the backbone, without the units that the masks remove.
+
+    Weights, dtype, device, memory format, ``requires_grad`` and training flags stay; gradients are dropped. Where the
+    backbone has a ``.recipe``, the copy's says how many units were kept, so that it can be built again.
+
+    Args:
+        backbone: the dense backbone; not changed.
+        groups: its groups.
+        masks: one for each group.
+
+    Returns:
+        The small backbone. If a group is the output, it has fewer features: ``groups.kept_features``.
+
+    Raises:
+        ValueError: masks of another backbone.
+
+    Example:
+        >>> from lightning_mvp.backbones import find_groups, random_masks
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> groups = find_groups(net, torch.zeros(1, 3, 8, 8)).select(include=["0"])
+        >>> shrink(net, groups, random_masks(groups, 0.5, seed=0))
+        Sequential(
+          (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+          (2): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
+        )
+    """
+    require_masks_fit(groups, masks)
+    small = copy.deepcopy(backbone)
+    small.zero_grad(set_to_none=True)
+    state = {name: tensor for name, tensor in small.state_dict(keep_vars=True).items() if name in groups.layout}
+    for name, tensor in state.items():
+        _replace_tensor(small, name, slice_tensor(tensor, groups.kept(name, tuple(tensor.shape), masks)))
+    for module in small.modules():
+        _update_sizes(module)
+
+    kept = {name: int(torch.as_tensor(mask).sum()) for name, mask in masks.items()}
+    for group in groups:
+        if group.kind == "heads":
+            attention: Any = small.get_submodule(group.name.removesuffix("heads").removesuffix("."))
+            attention.num_heads = kept[group.name]
+            attention.attn_dim = attention.num_heads * attention.head_dim
+
+    n_features = _feature_count(small, groups, masks)
+    for attribute in ("num_features", "head_hidden_size"):  # timm reads them to make a new classifier
+        if n_features is not None and isinstance(getattr(small, attribute, None), int):
+            setattr(small, attribute, n_features)
+
+    recipe = getattr(small, "recipe", None)
+    if isinstance(recipe, dict):
+        small.recipe = {**recipe, "kept": kept}  # type: ignore[assignment]
+    return small

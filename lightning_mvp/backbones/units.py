@@ -1,0 +1,177 @@
+"""The records of what can be pruned: units, the groups they form, and which tensor entries each unit owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["conv", "residual", "mlp", "heads"]
+Role = Literal["producer", "norm", "statistic", "consumer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A tensor of which every unit of a group owns some entries along one axis.
+
+    Args:
+        tensor: its name in the backbone's state dict.
+        axis: the axis along which units own entries.
+        index: int64 ``(units, span)``, the entries of the axis that each unit owns.
+        role: a ``producer`` computes the unit; a ``norm`` scales and shifts it; a ``statistic`` is a norm's buffer; a
+            ``consumer`` reads the unit.
+        gate: whether the sum of weight · gradient over the unit's entries, added up over all gate members, is the
+            loss's derivative by a gate on the unit's output (DESIGN, "Importance").
+    """
+
+    tensor: str
+    axis: int
+    index: np.ndarray
+    role: Role
+    gate: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGroup:
+    """Units that the architecture couples: removing one removes its entries of every member.
+
+    Args:
+        name: canonical, the same in every process: ``layer1.residual``, ``layer1.0.conv1``, ``blocks.3.mlp``,
+            ``blocks.3.attn.heads``.
+        kind: ``conv`` (one layer's channels), ``residual`` (channels that several layers add to), ``mlp`` (hidden
+            neurons) or ``heads`` (attention heads).
+        size: number of units.
+        members: the tensors concerned.
+        feature_index: int64 ``(units, span)`` into the backbone's output features if this group is the output.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    members: tuple[Member, ...]
+    feature_index: np.ndarray | None = None
+
+
+class Groups:
+    """All groups of a backbone, in the order of its forward pass.
+
+    Args:
+        groups: with distinct names.
+        skipped: one note for each part of the backbone that was left out, with the reason.
+
+    Raises:
+        ValueError: two groups share a name.
+
+    Example:
+        >>> rows = Member("conv.weight", 0, np.array([[0], [1], [2]]), "producer")
+        >>> groups = Groups([UnitGroup("conv", "conv", 3, (rows,))])
+        >>> groups.kept("conv.weight", (3, 5), {"conv": np.array([True, False, True])})
+        (array([0, 2]), None)
+    """
+
+    def __init__(self, groups: Iterable[UnitGroup], skipped: Sequence[str] = ()) -> None:
+        self._groups: dict[str, UnitGroup] = {}
+        self.skipped = list(skipped)
+        self.layout: dict[str, list[tuple[int, str, np.ndarray]]] = {}
+        for group in groups:
+            if group.name in self._groups:
+                raise ValueError(f"Expected groups with distinct names, but got {group.name!r} twice.")
+            self._groups[group.name] = group
+            for member in group.members:
+                self.layout.setdefault(member.tensor, []).append((member.axis, group.name, member.index))
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self._groups.values())
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._groups
+
+    def __getitem__(self, name: str) -> UnitGroup:
+        if name not in self._groups:
+            raise KeyError(f"No group {name!r}; there are {', '.join(self._groups) or 'none'}.")
+        return self._groups[name]
+
+    def __repr__(self) -> str:
+        lines = [f"  {group.name}: {group.size} units ({group.kind})" for group in self]
+        return "\n".join([f"Groups of {sum(self.sizes.values())} units:", *lines, *(f"  - {s}" for s in self.skipped)])
+
+    @property
+    def names(self) -> list[str]:
+        """The groups' names, in forward order."""
+        return list(self._groups)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of units of each group."""
+        return {group.name: group.size for group in self}
+
+    @property
+    def feature_group(self) -> UnitGroup | None:
+        """The group whose units are the backbone's output features, if there is one."""
+        return next((group for group in self if group.feature_index is not None), None)
+
+    def kept(self, tensor: str, shape: Sequence[int], masks: Mapping[str, Any]) -> tuple[np.ndarray | None, ...]:
+        """The entries of a tensor that remain, for each of its axes.
+
+        Args:
+            tensor: a state dict name; one in no group keeps everything.
+            shape: its full shape.
+            masks: group → ``(units,)`` bool. A group without a mask keeps everything.
+
+        Returns:
+            For each axis the kept entries, ascending int64, or None where the axis belongs to no group.
+        """
+        alive: list[np.ndarray | None] = [None] * len(shape)
+        for axis, name, index in self.layout.get(tensor, ()):
+            flags = alive[axis]
+            if flags is None:
+                flags = alive[axis] = np.ones(shape[axis], dtype=bool)
+            if name in masks:
+                flags[index[~np.asarray(masks[name])]] = False
+        return tuple(None if flags is None else np.flatnonzero(flags) for flags in alive)
+
+    def kept_features(self, masks: Mapping[str, Any], n_features: int) -> np.ndarray:
+        """The output features that remain, ascending int64: all of them where no group is the output."""
+        alive = np.ones(n_features, dtype=bool)
+        group = self.feature_group
+        if group is not None and group.feature_index is not None and group.name in masks:
+            alive[group.feature_index[~np.asarray(masks[group.name])]] = False
+        return np.flatnonzero(alive)
+
+    def select(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> Groups:
+        """The groups whose names match a pattern of ``include`` (None: all) and none of ``exclude``.
+
+        Args:
+            include: patterns as of ``fnmatch``, such as ``"layer3.*"``.
+            exclude: patterns too.
+
+        Raises:
+            ValueError: a pattern matches no group, or no group is left.
+
+        Example:
+            >>> groups = Groups([UnitGroup(name, "mlp", 4, ()) for name in ("blocks.0.mlp", "blocks.1.mlp")])
+            >>> groups.select(exclude=["blocks.0.*"]).names
+            ['blocks.1.mlp']
+        """
+
+        def matches(name: str, patterns: Sequence[str]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+        for pattern in [*(include or ()), *(exclude or ())]:
+            if not any(fnmatchcase(name, pattern) for name in self.names):
+                raise ValueError(f"Pattern {pattern!r} matches no group; there are {', '.join(self.names)}.")
+        chosen = [
+            name
+            for name in self.names
+            if (include is None or matches(name, include)) and not matches(name, exclude or ())
+        ]
+        if not chosen:
+            raise ValueError(f"No group is left by include={include} and exclude={exclude}; loosen the patterns.")
+        left_out = [f"{name}: not selected" for name in self.names if name not in chosen]
+        return Groups([self[name] for name in chosen], [*self.skipped, *left_out])

@@ -1,0 +1,7 @@
+"""Callbacks for anybody's Trainer."""
+
+from lightning_mvp.callbacks.finite_loss import FiniteLoss
+from lightning_mvp.callbacks.mask_export import MaskExport
+from lightning_mvp.callbacks.mvp import MVPCallback
+
+__all__ = ["FiniteLoss", "MVPCallback", "MaskExport"]

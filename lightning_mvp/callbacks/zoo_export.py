@@ -1,0 +1,128 @@
+"""From a pruned model in a Trainer to an entry in a zoo."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import timm
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+import lightning_mvp
+from lightning_mvp.backbones.create import recipe_of
+from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.surgery import slice_state
+from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.zoo.entry import ZooEntry, entry_id
+from lightning_mvp.zoo.zoo import ModelZoo
+
+PROTOTYPE_IMAGES = 500
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def small_head(head: nn.Linear, groups: Groups, masks: Masks) -> nn.Linear:
+    """The head of the small backbone: the columns of the features that are left, on the CPU."""
+    kept = torch.as_tensor(groups.kept_features(masks, head.in_features))
+    small = nn.Linear(len(kept), head.out_features, bias=head.bias is not None, dtype=head.weight.dtype)
+    with torch.no_grad():
+        small.weight.copy_(head.weight.detach().cpu()[:, kept])
+        if head.bias is not None:
+            small.bias.copy_(head.bias.detach().cpu())
+    return small
+
+
+def open_zoo(path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> ModelZoo:
+    """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
+    recipe = recipe_of(backbone)
+    if recipe is None:
+        rank_zero_warn(
+            "This backbone can't be rebuilt from a timm name, so whoever votes from the zoo must pass it: "
+            "voted_backbone(..., backbone=...). Backbones made by lightning_mvp.create_backbone carry their recipe."
+        )
+    return ModelZoo.create(path, recipe, _arrays(theta0), groups.sizes)
+
+
+def class_prototypes(
+    trainer: L.Trainer, backbone: nn.Module, theta0: Mapping[str, Tensor], n_classes: int
+) -> Tensor | None:
+    """Class means of θ⁰'s features on at most :data:`PROTOTYPE_IMAGES` training images, ``(classes, features)``.
+
+    None where the Trainer's batches are not pairs of images and labels, or a class is not among them.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if isinstance(datamodule, TaskDataModule):
+        raw, labels = datamodule.scoring_images(PROTOTYPE_IMAGES)
+        images = preprocess(raw, datamodule.facts)
+    else:
+        batches, seen = [], 0
+        for batch in trainer.train_dataloader or ():
+            pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)
+            if not pair or not batch[0].is_floating_point() or batch[1].ndim != 1:
+                return None
+            batches.append(batch)
+            seen += len(batch[1])
+            if seen >= PROTOTYPE_IMAGES:
+                break
+        images, labels = (torch.cat(parts)[:PROTOTYPE_IMAGES] for parts in zip(*batches, strict=True))
+    dense = copy.deepcopy(backbone).cpu()
+    dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
+    if hasattr(dense, "reset_classifier"):
+        dense.reset_classifier(0)
+    features, labels = features_of(dense, images.cpu()), labels.cpu()
+    if features.ndim != 2 or set(labels.tolist()) != set(range(n_classes)):
+        return None
+    return torch.stack([features[labels == label].mean(0) for label in range(n_classes)])
+
+
+def write_to_zoo(
+    path: Path,
+    *,
+    trainer: L.Trainer,
+    backbone: nn.Module,
+    head: nn.Linear | None,
+    groups: Groups,
+    masks: Masks,
+    importance: Scores,
+    theta0: Mapping[str, Tensor],
+    task: TaskFacts,
+    config: dict[str, Any],
+    info: dict[str, Any],
+) -> str:
+    """Add one entry; returns its name."""
+    state = {name: tensor for name, tensor in backbone.state_dict().items() if name in theta0}
+    prototypes = class_prototypes(trainer, backbone, theta0, len(task.classes))
+    entry = ZooEntry(
+        name=entry_id(task.name, config),
+        facts=task.to_dict(),
+        config=config,
+        masks=_arrays(masks),
+        weights=_arrays(slice_state(state, groups, masks)),
+        importance=_arrays(importance),
+        head={} if head is None else _arrays(small_head(head, groups, masks).state_dict()),
+        prototypes=None if prototypes is None else prototypes.numpy(),
+        info={
+            **info,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "versions": {
+                "lightning_mvp": lightning_mvp.__version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+        },
+    )
+    open_zoo(path, backbone, theta0, groups).add(entry)
+    return entry.name

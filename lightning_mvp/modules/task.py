@@ -1,0 +1,177 @@
+"""A backbone and a head that learn one task: what the apps and the study train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_mvp.backbones.create import create_backbone, recipe_of
+from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
+from lightning_mvp.backbones.ridge import ridge_head
+from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.preprocessing import preprocess
+
+HeadInit = Literal["ridge", "random"]
+OptimizerName = Literal["sgd", "adamw"]
+ScheduleName = Literal["onecycle", "constant"]
+
+
+class TaskModule(L.LightningModule):
+    """A classifier for one task: ``head(backbone(images))`` trained with cross-entropy.
+
+    Everything a checkpoint needs to be loaded is in its hyper-parameters, as plain containers: the backbone's recipe
+    (with the widths of a small one) and the task's facts.
+
+    Args:
+        recipe: the backbone's recipe, see :func:`~lightning_mvp.backbones.create.create_backbone`.
+        facts: the task's facts as a plain dict, see :meth:`TaskFacts.to_dict`.
+        learning_rate: the peak.
+        optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
+        weight_decay: of weights with two or more axes; norms and biases have none.
+        schedule: ``"onecycle"`` (linear warm-up over the first 10 % of the steps, then a cosine to zero) or
+            ``"constant"``.
+        backbone: a ready backbone to train instead of building one; its recipe is ``recipe``.
+
+    Shapes:
+        ``forward``: ``(N, C, S, S)`` normalised images to ``(N, classes)`` logits.
+
+    Example:
+        >>> recipe = {"model": "resnet18", "arguments": {"num_classes": 0}, "input_size": 32, "in_chans": 3}
+        >>> facts = TaskFacts("pets", ("cat", "dog"), 32, (0.5,) * 3, (0.25,) * 3)
+        >>> TaskModule(recipe, facts.to_dict())(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        learning_rate: float = 0.05,
+        optimizer: OptimizerName = "sgd",
+        weight_decay: float = 5e-4,
+        schedule: ScheduleName = "onecycle",
+        backbone: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        require_choice("optimizer", optimizer, OptimizerName)
+        require_choice("schedule", schedule, ScheduleName)
+        if not learning_rate > 0:
+            raise ValueError(f"Expected argument `learning_rate` to be above 0, but got {learning_rate!r}.")
+        recipe, facts = dict(recipe), dict(facts)
+        self.save_hyperparameters(ignore=["backbone"])
+        self.facts = TaskFacts.from_dict(facts)
+        self.backbone = create_backbone(recipe) if backbone is None else backbone
+        # Convolutions on CPU and GPU are fastest with channels last; linear layers don't mind.
+        self.backbone.to(memory_format=torch.channels_last).train()
+        self.example_input_array = torch.zeros(2, len(self.facts.mean), self.facts.input_size, self.facts.input_size)
+        with evaluating(self.backbone):
+            n_features = self.backbone(self.example_input_array).shape[1]
+        classes = len(self.facts.classes)
+        self.head = nn.Linear(n_features, classes)
+        self.accuracy = nn.ModuleDict(
+            {f"{stage}_stage": MulticlassAccuracy(classes, average="micro") for stage in ("train", "val", "test")}
+        )
+
+    @classmethod
+    def for_task(cls, backbone: nn.Module, facts: TaskFacts, **options: Any) -> TaskModule:
+        """A module around a ready backbone that carries its recipe.
+
+        Raises:
+            ValueError: a backbone without recipe, or one with a timm classifier inside.
+        """
+        recipe = recipe_of(backbone)
+        if recipe is None:
+            raise ValueError("Expected a backbone from lightning_mvp.create_backbone, which carries its recipe.")
+        if classifier_name(backbone) is not None:
+            raise ValueError("Expected a backbone without classifier: create it with num_classes=0.")
+        return cls(recipe, facts.to_dict(), backbone=backbone, **options)
+
+    def initialise_head(self, datamodule: TaskDataModule, head_init: HeadInit = "ridge") -> None:
+        """Set the head before the first step: ``"ridge"`` in closed form on all training images, or ``"random"``."""
+        require_choice("head_init", head_init, HeadInit)
+        if head_init == "ridge":
+            images, labels = datamodule.train_images()
+            features = features_of(self.backbone, preprocess(images, self.facts))
+            self.head.load_state_dict(ridge_head(features, labels, len(self.facts.classes)).state_dict())
+
+    def accuracy_on(self, images: Tensor, labels: Tensor) -> float:
+        """Accuracy on raw images, in eval mode.
+
+        Args:
+            images: uint8 ``(N, C, H, W)``.
+            labels: int64 ``(N,)`` in 0..classes-1.
+        """
+        features = features_of(self.backbone, preprocess(images, self.facts)).to(self.device)
+        with torch.no_grad():
+            return (self.head(features).argmax(1).cpu() == labels).float().mean().item()
+
+    def to_torch(self) -> nn.Module:
+        """The classifier as a plain module in eval mode: backbone, then head."""
+        return nn.Sequential(self.backbone, self.head).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
+
+    def _shared_step(self, batch: Sequence[Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), labels)
+        metric = self.accuracy[f"{stage}_stage"]
+        metric(logits, labels)
+        self.log(f"{stage}_loss", loss, prog_bar=stage == "train")
+        self.log(f"{stage}_accuracy", metric, prog_bar=stage != "test", on_step=stage == "train", on_epoch=True)
+        return loss
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        return self._shared_step(batch, "train")
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        self._shared_step(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        options = self.hparams
+        decayed = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim > 1]
+        plain = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer: torch.optim.Optimizer
+        if options.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+        if options.schedule == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, total=total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def one_cycle(step: int, total: int, warmup: float = 0.1) -> float:
+    """The share of the peak learning rate at a step: a line up over ``warmup`` of the steps, then a cosine to zero.
+
+    Args:
+        step: 0 is the first step.
+        total: number of steps; after them it is zero.
+        warmup: fraction of ``total``, rounded up to a whole step.
+
+    Example:
+        >>> [round(one_cycle(step, 4), 2) for step in range(5)]
+        [1.0, 0.75, 0.25, 0.0, 0.0]
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    falling = min(1.0, (step - rising + 1) / max(1, total - rising))
+    return 0.5 * (1 + math.cos(math.pi * falling))

@@ -1,0 +1,155 @@
+"""Which units stay: from scores and a target ratio to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_mvp.backbones.masks import Masks, widths
+from lightning_mvp.pruning.importance import normalised
+
+Scope = Literal["layer", "global"]
+RatioOf = Literal["units", "params", "macs"]
+
+
+class Cost(Protocol):
+    """What masks cost: parameters and multiply-accumulates of the small backbone."""
+
+    def parameters(self, masks: Masks) -> int: ...
+
+    def macs(self, masks: Masks) -> int: ...
+
+
+def require_choice(name: str, value: str, allowed: object) -> None:
+    """Refuse a value that is not one of a Literal's.
+
+    Example:
+        >>> require_choice("scope", "local", Scope)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `scope` to be one of 'layer', 'global', but got 'local'.
+    """
+    choices = get_args(allowed)
+    if value not in choices:
+        raise ValueError(f"Expected argument `{name}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
+
+
+def top_units(scores: Mapping[str, Tensor], kept: Mapping[str, int], current: Masks | None = None) -> Masks:
+    """Keep the best-scored units of each group; equal scores go to the lower index.
+
+    Args:
+        scores: ``(units,)`` for each group.
+        kept: how many units each group keeps.
+        current: units still there; a removed unit never comes back.
+
+    Returns:
+        Masks with exactly ``min(kept, still there)`` units in each group.
+
+    Example:
+        >>> top_units({"a": torch.tensor([3.0, 1.0, 2.0])}, {"a": 2})["a"]
+        tensor([ True, False,  True])
+    """
+    masks = {}
+    for name, score in scores.items():
+        score = score.double()
+        alive = len(score)
+        if current is not None:
+            score = torch.where(current[name], score, -torch.inf)
+            alive = int(current[name].sum())
+        order = torch.sort(score, descending=True, stable=True).indices
+        mask = torch.zeros(len(score), dtype=torch.bool)
+        mask[order[: min(kept[name], alive)]] = True
+        masks[name] = mask
+    return Masks(masks)
+
+
+def _global_order(scores: Mapping[str, Tensor], current: Masks, floor: int) -> list[tuple[str, int]]:
+    """Units still there, least important first, without the ``floor`` best of each group."""
+    order = []
+    for name, score in normalised(scores, current).items():
+        alive = torch.where(current[name])[0]
+        by_score = alive[torch.sort(score[alive], stable=True, descending=True).indices].tolist()
+        order += [(float(score[unit]), name, -unit, unit) for unit in by_score[floor:]]
+    return [(name, unit) for _, name, _, unit in sorted(order)]
+
+
+def choose_masks(
+    scores: Mapping[str, Tensor],
+    current: Masks,
+    kept_fraction: float,
+    *,
+    scope: Scope = "layer",
+    ratio_of: RatioOf = "units",
+    cost: Cost | None = None,
+    floor: int = 1,
+) -> Masks:
+    """One pruning decision: the units that stay, by score.
+
+    With scope ``layer`` every group keeps the same fraction of its units, :func:`~lightning_mvp.backbones.masks.widths`
+    of it; with ``global`` one ranking of scores, normalised by each group's mean, decides. With ``ratio_of`` params or
+    macs that fraction (or the number of units removed) is found by bisection, so that the small backbone's cost comes
+    as near as whole units allow without going above the target.
+
+    Args:
+        scores: ``(units,)`` for each group, on the CPU.
+        current: units still there.
+        kept_fraction: of the dense backbone's units, parameters or MACs, in (0, 1].
+        scope: ``"layer"`` or ``"global"``.
+        ratio_of: what ``kept_fraction`` is a fraction of.
+        cost: needed unless ``ratio_of`` is units.
+        floor: the least number of units a group keeps.
+
+    Returns:
+        Masks that are subsets of ``current``.
+
+    Raises:
+        ValueError: an unknown scope or ratio_of, no cost where it is needed, or a target out of reach: even ``floor``
+            units a group cost more.
+    """
+    require_choice("scope", scope, Scope)
+    require_choice("ratio_of", ratio_of, RatioOf)
+    full = Masks({name: torch.ones(len(mask), dtype=torch.bool) for name, mask in current.items()})
+    sizes = {name: len(mask) for name, mask in current.items()}
+
+    if scope == "layer" and ratio_of == "units":
+        return top_units(scores, widths(sizes, kept_fraction, floor), current)
+
+    def amount(masks: Masks) -> int:
+        if ratio_of == "units":
+            return sum(masks.kept.values())
+        if cost is None:
+            raise ValueError(f"Expected argument `cost` to be given for ratio_of={ratio_of!r}, but got None.")
+        return cost.parameters(masks) if ratio_of == "params" else cost.macs(masks)
+
+    if scope == "layer":
+        total = sum(sizes.values())
+
+        def candidate(level: int) -> Masks:
+            return top_units(scores, widths(sizes, 1 - level / total, floor), current)
+    else:
+        order = _global_order(scores, current, floor)
+        total = len(order)
+
+        def candidate(level: int) -> Masks:
+            masks = {name: mask.clone() for name, mask in current.items()}
+            for name, unit in order[:level]:
+                masks[name][unit] = False
+            return Masks(masks)
+
+    target = kept_fraction * amount(full)
+    if ratio_of == "units":
+        target = int(target + 0.5)
+    low, high = 0, total
+    while low < high:  # the first level whose cost is within the target: more removed never costs more
+        middle = (low + high) // 2
+        low, high = (low, middle) if amount(candidate(middle)) <= target else (middle + 1, high)
+    chosen = candidate(low)
+    if amount(chosen) > target:
+        raise ValueError(
+            f"Keeping {kept_fraction:.1%} of the {ratio_of} is out of reach: with {floor} unit(s) left in every group "
+            f"{amount(chosen) / amount(full):.1%} remain. Choose a smaller `pruning_ratio`."
+        )
+    return chosen

@@ -1,0 +1,212 @@
+"""How much each unit matters: Taylor, magnitude and random scores, as pure functions of tensors.
+
+A score is a float32 tensor of shape ``(units,)`` for each group; more is more important.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_mvp.backbones.groups import Groups, UnitGroup
+from lightning_mvp.backbones.masks import Masks
+
+Scores = dict[str, Tensor]
+
+
+def sum_by_unit(values: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Sum a tensor's entries over what each unit owns of one axis.
+
+    Args:
+        values: any shape, with ``values.shape[axis]`` entries along the axis.
+        axis: the axis that units own parts of.
+        index: int64 ``(units, span)``, the entries of the axis that each unit owns.
+
+    Returns:
+        Sums of shape ``(units,)``.
+
+    Example:
+        >>> sum_by_unit(torch.ones(4, 3), 0, torch.tensor([[0, 1], [2, 3]]))
+        tensor([6., 6.])
+    """
+    others = [dim for dim in range(values.ndim) if dim != axis]
+    along = values.sum(dim=others) if others else values
+    return along[index].sum(dim=1)
+
+
+def gate_gradients(
+    parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], group: UnitGroup
+) -> Tensor | None:
+    r"""The loss's derivative by a gate of value 1 on each unit's output, from gradients that exist anyway.
+
+    For a gate z on the output of a tensor that is linear in its weights w, :math:`\partial L / \partial z_k =
+    \sum_{i \in k} w_i\, \partial L / \partial w_i` (Molchanov et al., "Importance Estimation for Neural Network
+    Pruning", CVPR 2019, section 3.1 on gates). Where a unit ends in a norm these are its γ and β; where not, the
+    producer's weights and bias; for an MLP's hidden unit the second layer's columns; for a head the output
+    projection's. Over the members of a residual group the derivatives add up. Summing w·g over a convolution's
+    filters in front of a train-mode batch norm would be zero by scale invariance.
+
+    Args:
+        parameters: the backbone's parameters by name.
+        gradients: their gradients by the same names; None where there is none.
+        group: the units; its members with ``gate=True`` are used.
+
+    Returns:
+        float32 ``(units,)``, or None where a needed gradient is missing.
+    """
+    total: Tensor | None = None
+    for member in group.members:
+        if not member.gate:
+            continue
+        gradient = gradients.get(member.tensor)
+        if gradient is None:
+            return None
+        product = parameters[member.tensor].detach().float() * gradient.float()
+        index = torch.as_tensor(member.index, device=product.device)
+        part = sum_by_unit(product, member.axis, index)
+        total = part if total is None else total + part
+    return total
+
+
+class TaylorScores:
+    r"""Running mean over steps of the squared gate gradients, :math:`I_k = \frac1n \sum_{s=1}^n (\partial L/\partial
+    z_k)_s^2` (Molchanov et al. 2019, equation 8 with gates).
+
+    A step whose gradients are not all finite is left out.
+
+    Args:
+        groups: the backbone's groups of units.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_mvp.backbones.groups import Groups, Member, UnitGroup
+        >>> member = Member("weight", 0, np.array([[0], [1]]), "norm", True)
+        >>> scores = TaylorScores([UnitGroup("bn", "conv", 2, (member,), None)])
+        >>> scores.update({"weight": torch.tensor([1.0, 2.0])}, {"weight": torch.tensor([3.0, 0.5])})
+        >>> scores.means()["bn"]
+        tensor([9., 1.])
+    """
+
+    def __init__(self, groups: Groups | Iterable[UnitGroup]) -> None:
+        self.groups = list(groups)
+        self.sums: Scores = {}
+        self.count: Tensor = torch.zeros(())
+
+    def update(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> None:
+        """Add one step's gradients, already averaged over ranks and unscaled."""
+        squares: Scores = {}
+        for group in self.groups:
+            gates = gate_gradients(parameters, gradients, group)
+            if gates is None:
+                return
+            squares[group.name] = gates.square()
+        # No host sync: whether the step counts is decided where the gradients are.
+        finite = torch.stack([torch.isfinite(square).all() for square in squares.values()]).all()
+        for name, square in squares.items():
+            square = torch.where(finite, square, 0.0)
+            self.sums[name] = self.sums[name].to(square.device) + square if name in self.sums else square
+        self.count = self.count.to(finite.device) + finite
+
+    def means(self) -> Scores:
+        """Scores of shape ``(units,)`` for each group, on the CPU.
+
+        Raises:
+            RuntimeError: no step with finite gradients was seen.
+        """
+        if not self.sums or self.count.item() == 0:
+            raise RuntimeError(
+                "No step with finite gradients was seen since the last pruning round, so there are no Taylor scores. "
+                "Look for inf or NaN in the loss, or for backbone parameters that get no gradient."
+            )
+        return {name: (total / self.count).float().cpu() for name, total in self.sums.items()}
+
+    def reset(self) -> None:
+        """Forget all steps; each round scores afresh."""
+        self.sums, self.count = {}, torch.zeros(())
+
+
+def taylor_importance(
+    backbone: nn.Module,
+    head: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    groups: Groups,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> Scores:
+    """Taylor scores of a model as it stands, without training it: one backward pass for each batch.
+
+    The module's gradients are cleared; batch-norm statistics and the training flag stay as they were.
+
+    Args:
+        backbone: maps images to features.
+        head: maps features to what ``loss`` takes.
+        batches: pairs of images and labels.
+        groups: the backbone's groups.
+        loss: of logits and labels, averaged over the batch.
+
+    Returns:
+        float32 ``(units,)`` for each group.
+    """
+    parameters = dict(backbone.named_parameters())
+    scores = TaylorScores(groups)
+    training = backbone.training
+    # In eval mode the running statistics are used and kept; the scores are of the network that would be deployed.
+    backbone.eval()
+    for images, labels in batches:
+        gradients = torch.autograd.grad(
+            loss(head(backbone(images)), labels), list(parameters.values()), allow_unused=True
+        )
+        scores.update(parameters, dict(zip(parameters, gradients, strict=True)))
+    backbone.train(training)
+    return scores.means()
+
+
+def magnitude_importance(state: Mapping[str, Tensor], groups: Groups) -> Scores:
+    r"""Group-wise L2 norm: :math:`I_k = \sqrt{\sum_{w \in k} w^2}` over all weights the unit owns.
+
+    Args:
+        state: the backbone's state dict.
+        groups: its groups; batch-norm statistics don't count.
+
+    Returns:
+        float32 ``(units,)`` for each group.
+    """
+    scores = {}
+    for group in groups:
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for member in group.members:
+            if member.role != "statistic":
+                squares = state[member.tensor].detach().double().cpu().square()
+                total += sum_by_unit(squares, member.axis, torch.as_tensor(member.index))
+        scores[group.name] = total.sqrt().float()
+    return scores
+
+
+def random_importance(groups: Groups, seed: int) -> Scores:
+    """Uniform random scores, the control: float32 ``(units,)`` for each group, a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.rand(group.size, generator=generator) for group in groups}
+
+
+def normalised(scores: Mapping[str, Tensor], masks: Masks | None = None) -> Scores:
+    """Divide scores by their group's mean over kept units, so that groups can be ranked together.
+
+    Args:
+        scores: ``(units,)`` for each group.
+        masks: the units still there; None means all.
+
+    Returns:
+        float64 ``(units,)`` for each group; a group whose mean is zero stays zero.
+
+    Example:
+        >>> normalised({"a": torch.tensor([1.0, 3.0])})["a"]
+        tensor([0.5000, 1.5000], dtype=torch.float64)
+    """
+    result = {}
+    for name, score in scores.items():
+        score = score.double()
+        mean = (score if masks is None else score[masks[name]]).mean()
+        result[name] = score / mean if mean > 0 else torch.zeros_like(score)
+    return result

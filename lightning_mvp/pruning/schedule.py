@@ -1,0 +1,90 @@
+"""When units are removed, and how many: the rounds of iterative pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def require_ratio(pruning_ratio: object, name: str = "pruning_ratio") -> float:
+    """Return ``pruning_ratio`` if it is a float in (0, 1).
+
+    Raises:
+        ValueError: it is not, naming the argument.
+
+    Example:
+        >>> require_ratio(0.8)
+        0.8
+        >>> require_ratio(80)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `pruning_ratio` to be a float in (0, 1), but got 80. It is the fraction that \
+pruning removes: 0.8 keeps 20 %.
+    """
+    if isinstance(pruning_ratio, bool) or not isinstance(pruning_ratio, (int, float)) or not 0 < pruning_ratio < 1:
+        raise ValueError(
+            f"Expected argument `{name}` to be a float in (0, 1), but got {pruning_ratio!r}. "
+            "It is the fraction that pruning removes: 0.8 keeps 20 %."
+        )
+    return float(pruning_ratio)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    r"""Rounds of pruning with optimizer steps between them.
+
+    After round j of R the kept fraction is :math:`(1 - r)^{(j/R)^p}`; with p = 1 every round removes the same share
+    of what is left, and R = 1 is one-shot pruning.
+
+    Args:
+        pruning_ratio: r, the fraction removed in the end, in (0, 1).
+        rounds: R, how many times units are removed.
+        steps_per_round: optimizer steps before each round; scores are taken over them.
+        warmup_steps: steps before the first round's steps, in which no scores are taken.
+        power: p of the curve; above 1 the first rounds remove less.
+
+    Raises:
+        ValueError: an argument out of its range, named.
+
+    Example:
+        >>> schedule = Schedule(pruning_ratio=0.75, rounds=2, steps_per_round=10)
+        >>> [(schedule.step_of(j), schedule.kept_fraction(j)) for j in (1, 2)]
+        [(10, 0.5), (20, 0.25)]
+        >>> schedule.round_at(20), schedule.round_at(21)
+        (2, None)
+    """
+
+    pruning_ratio: float
+    rounds: int = 8
+    steps_per_round: int = 10
+    warmup_steps: int = 0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_ratio(self.pruning_ratio)
+        for name, value, least in (
+            ("rounds", self.rounds, 1),
+            ("steps_per_round", self.steps_per_round, 1),
+            ("warmup_steps", self.warmup_steps, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
+        if not self.power > 0:
+            raise ValueError(f"Expected argument `power` to be above 0, but got {self.power!r}.")
+
+    @property
+    def last_step(self) -> int:
+        """The step after which the last round happens; what follows it is fine-tuning."""
+        return self.step_of(self.rounds)
+
+    def step_of(self, round_: int) -> int:
+        """The number of optimizer steps done when round ``round_`` (1 to R) happens."""
+        return self.warmup_steps + round_ * self.steps_per_round
+
+    def round_at(self, step: int) -> int | None:
+        """The round that happens once ``step`` steps are done, or None."""
+        round_, rest = divmod(step - self.warmup_steps, self.steps_per_round)
+        return round_ if rest == 0 and 1 <= round_ <= self.rounds else None
+
+    def kept_fraction(self, round_: int) -> float:
+        """The fraction left after round ``round_`` (0 to R)."""
+        return float((1 - self.pruning_ratio) ** ((round_ / self.rounds) ** self.power))

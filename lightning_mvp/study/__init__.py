@@ -1,0 +1,1 @@
+"""What is learned from the method: comparisons with controls, overlap, pictures."""

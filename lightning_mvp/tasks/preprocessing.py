@@ -1,0 +1,66 @@
+"""From stored uint8 images to what one model eats."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from lightning_mvp.tasks.facts import TaskFacts
+
+
+def preprocess(images: Tensor, facts: TaskFacts) -> Tensor:
+    """Evaluation transform of one model: `(crop(resize(images)) / 255 - mean) / std`.
+
+    The shorter side is resized to `floor(input_size / crop)` (antialiased; the convention of timm's evaluation
+    transform), then the centre of side `input_size` is cut out. Images that already have that size are not touched.
+
+    Shapes: `images` is uint8 (N, C, H, W); the result is float32 (N, C, S, S) with S = `facts.input_size`.
+
+    Args:
+        images: raw images.
+        facts: the facts of the model that will see them: every model of a zoo is fed by its own.
+
+    Raises:
+        ValueError: if the images are not uint8, not 4-dimensional, or have another number of channels than the facts.
+
+    Example:
+        >>> facts = TaskFacts("pets", ("cat", "dog"), input_size=8, mean=(0.5,), std=(0.25,))
+        >>> white = torch.full((2, 1, 16, 24), 255, dtype=torch.uint8)
+        >>> batch = preprocess(white, facts)
+        >>> tuple(batch.shape), batch.unique().tolist()
+        ((2, 1, 8, 8), [2.0])
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(
+            "Expected argument `images` to be a uint8 tensor of shape (N, C, H, W), "
+            f"but got {images.dtype} of shape {tuple(images.shape)}."
+        )
+    if images.shape[1] != facts.channels:
+        raise ValueError(
+            f"Expected argument `images` to have {facts.channels} channels, as the facts of task {facts.name!r} say, "
+            f"but got {images.shape[1]}."
+        )
+    pixels = _centre_crop(_resize(images.float(), facts), facts.input_size)
+    mean = pixels.new_tensor(facts.mean).view(1, -1, 1, 1)
+    std = pixels.new_tensor(facts.std).view(1, -1, 1, 1)
+    return (pixels / 255 - mean) / std
+
+
+def _resize(pixels: Tensor, facts: TaskFacts) -> Tensor:
+    height, width = pixels.shape[-2:]
+    shorter = math.floor(facts.input_size / facts.crop)
+    if min(height, width) == shorter:
+        return pixels
+    size = [max(shorter, round(side * shorter / min(height, width))) for side in (height, width)]
+    if facts.interpolation == "nearest":
+        return interpolate(pixels, size, mode="nearest-exact")
+    # Bicubic overshoots at edges; stored images never did.
+    return interpolate(pixels, size, mode=facts.interpolation, antialias=True, align_corners=False).clamp(0, 255)
+
+
+def _centre_crop(pixels: Tensor, size: int) -> Tensor:
+    top, left = ((side - size) // 2 for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]

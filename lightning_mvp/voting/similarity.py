@@ -1,0 +1,266 @@
+"""Which entries of a zoo are nearest to a target task: LEEP, prototypes, and the controls."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.units import Groups
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
+from lightning_mvp.zoo.zoo import ModelZoo
+
+Similarity = Literal["leep", "prototypes", "random", "farthest"]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One chosen entry.
+
+    Args:
+        name: of the zoo entry.
+        score: its similarity, greater is nearer; 0 if it was drawn at random.
+        shared_classes: class names it has in common with the target, if the target's are known.
+    """
+
+    name: str
+    score: float
+    shared_classes: int | None = None
+
+
+def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
+    r"""Log Expected Empirical Prediction (Nguyen et al., "LEEP", ICML 2020): with the source model's class
+    probabilities θ(x)_z on the target's data,
+    :math:`P(y,z) = \frac1n \sum_{i: y_i=y} θ(x_i)_z`, :math:`P(y|z) = P(y,z) / \sum_y P(y,z)`,
+    :math:`\mathrm{LEEP} = \frac1n \sum_i \log \sum_z P(y_i|z)\, θ(x_i)_z \le 0`.
+
+    A source class of zero mass contributes nothing. Computed in float64.
+
+    Args:
+        probabilities: ``(n, Z)``, rows that sum to 1.
+        labels: integers ``(n,)``, the target's labels; any values.
+
+    Returns:
+        A number ≤ 0; 0 for a source that tells the target's classes apart perfectly, −H(y) for one that sees nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, no images, or rows that are no probabilities.
+
+    Example:
+        >>> theta = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], dtype=torch.float64)
+        >>> round(leep(theta, torch.tensor([0, 0, 1, 1])), 10)
+        -0.4712479065
+    """
+    theta = torch.as_tensor(probabilities).detach().double()
+    target = torch.as_tensor(labels, device=theta.device)
+    if theta.ndim != 2 or target.shape != theta.shape[:1] or not theta.numel():
+        raise ValueError(
+            "Expected argument `probabilities` of shape (n, Z) with n ≥ 1 and as many `labels`, "
+            f"but got {tuple(theta.shape)} and {tuple(target.shape)}."
+        )
+    # Written so that NaN fails too.
+    if not (bool((theta >= 0).all()) and bool(((theta.sum(1) - 1).abs() < 1e-3).all())):
+        raise ValueError("Expected rows of `probabilities` to be ≥ 0 and sum to 1, but some are not. Apply a softmax.")
+    classes, index = target.unique(return_inverse=True)
+    joint = theta.new_zeros(len(classes), theta.shape[1]).index_add_(0, index, theta)
+    mass = joint.sum(0)
+    conditional = torch.where(mass > 0, joint / mass.where(mass > 0, 1.0), 0.0)
+    expected = (conditional[index] * theta).sum(1)
+    # Rounding may lift a perfect source a hair above 0.
+    return min(0.0, float(expected.log().mean()))
+
+
+def prototype_similarity(source: Tensor | np.ndarray, target: Tensor | np.ndarray) -> float:
+    r"""How well the source's class means cover the target's, in θ⁰'s feature space (ours):
+    :math:`\frac{1}{C_t} \sum_y \max_z \cos(p^t_y - c,\; p^s_z - c)`, with c midway between the means of both sets.
+
+    Args:
+        source: ``(C_s, D)`` class means of features.
+        target: ``(C_t, D)``.
+
+    Returns:
+        A number in [−1, 1]; 1 if every target class is a source class. Comparable between sources of any class count.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> prototypes = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> round(prototype_similarity(prototypes, prototypes), 6)
+        1.0
+    """
+    ours, theirs = torch.as_tensor(source).double(), torch.as_tensor(target).double()
+    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1] or not (len(ours) and len(theirs)):
+        raise ValueError(
+            "Expected arguments `source` and `target` of shapes (classes, D) with the same D, "
+            f"but got {tuple(ours.shape)} and {tuple(theirs.shape)}."
+        )
+    centre = (ours.mean(0) + theirs.mean(0)) / 2
+    ours = nn.functional.normalize(ours - centre, dim=1)
+    theirs = nn.functional.normalize(theirs - centre, dim=1)
+    return float((theirs @ ours.T).amax(1).mean())
+
+
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """Prototypes: the mean feature of each class, ``(n, D), (n,) → (C, D)``, in the order of the sorted labels."""
+    classes, index = labels.unique(return_inverse=True)
+    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, index, features)
+    return sums / index.bincount(minlength=len(classes))[:, None]
+
+
+def rank_neighbours(
+    zoo: ModelZoo,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    backbone: nn.Module,
+    groups: Groups,
+    similarity: Similarity = "leep",
+    k: int | None = 8,
+    config: str | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    exclude: Collection[str] = (),
+) -> list[Neighbour]:
+    """The `k` entries most similar to the task of these training images, best first, ties by name.
+
+    Args:
+        zoo: at least one sound entry is needed.
+        images: uint8 ``(n, C, H, W)``: every source sees them through its *own* preprocessing; or float, preprocessed
+            already, for all sources alike.
+        labels: integers ``(n,)``.
+        backbone: the dense backbone, for its structure; it is not changed.
+        groups: of that backbone.
+        similarity: "leep"; "prototypes" (`prototype_similarity` of θ⁰'s features); the controls "random" (drawn by
+            `seed`) and "farthest" (the least LEEP first).
+        k: how many; None takes all. With fewer entries than k, all are taken, with a warning.
+        config: hash of the pruning config whose entries count; None takes the one with most entries, and says so if
+            there are others.
+        classes: the target's class names, to report how many are shared.
+        seed: of "random".
+        batch_size: images a pass.
+        exclude: names of entries that must not be chosen.
+
+    Raises:
+        ValueError: an empty zoo, an unknown similarity or config, or nothing left to choose from.
+    """
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"Expected argument `similarity` to be one of {get_args(Similarity)}, but got {similarity!r}.")
+    if k is not None and k < 1:
+        raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")
+    entries = [entry for entry in zoo.entries(_one_config(zoo, config)) if entry.name not in set(exclude)]
+    score: Callable[[ZooEntry], float]
+    if similarity == "random":
+        usable = entries
+        score = lambda entry: 0.0  # noqa: E731 (one of three one-line scores)
+    elif similarity == "prototypes":
+        usable = _having(entries, "prototypes", lambda entry: entry.prototypes is not None)
+        target = _TargetPrototypes(dense_backbone(zoo, backbone), images, labels, batch_size)
+        score = lambda entry: prototype_similarity(_prototypes(entry), target(entry))  # noqa: E731
+    else:
+        usable = _having(entries, "a head", lambda entry: bool(entry.head))
+        counts = sorted({len(entry.facts["classes"]) for entry in usable})
+        if len(counts) > 1:
+            warnings.warn(
+                f"LEEP compares sources of equal class count only, but the zoo's have {counts} classes. "
+                "Use `similarity='prototypes'`, or one config of equal tasks.",
+                stacklevel=2,
+            )
+        score = lambda entry: leep(  # noqa: E731
+            source_probabilities(entry, images, backbone, groups, batch_size), labels
+        )
+    if not usable:
+        raise ValueError(
+            f"No entry of the zoo at {zoo.path} can be a neighbour by similarity {similarity!r}: of {len(zoo)} entries "
+            f"{len(entries)} are sound, of one config and not excluded. Fill the zoo with `mvp-prune`."
+        )
+    if k is not None and len(usable) < k:
+        warnings.warn(f"Expected at least {k} entries to choose from, but got {len(usable)}: using all.", stacklevel=2)
+    scores = {entry.name: score(entry) for entry in usable}
+    damaged = [name for name, value in scores.items() if not math.isfinite(value)]
+    if damaged:
+        raise ValueError(f"The similarity of {damaged} is not a finite number. Remove these entries from the zoo.")
+    if similarity == "random":
+        order = np.random.default_rng(seed).permutation(sorted(scores)).tolist()
+    else:
+        sign = 1 if similarity == "farthest" else -1
+        order = sorted(scores, key=lambda name: (sign * scores[name], name))
+    theirs = {entry.name: set(entry.facts["classes"]) for entry in usable}
+    return [
+        Neighbour(name, scores[name], None if classes is None else len(theirs[name] & set(classes)))
+        for name in order[:k]
+    ]
+
+
+def source_probabilities(
+    entry: ZooEntry, images: Tensor, backbone: nn.Module, groups: Groups, batch_size: int = 256
+) -> Tensor:
+    """Class probabilities ``(n, Z)`` of an entry's model on images, uint8 ones through its own preprocessing."""
+    small, head = rebuild(entry, backbone, groups)
+    if head is None:
+        raise ValueError(
+            f"Expected entry {entry.name!r} to have a head, but it has none. Use `similarity='prototypes'`."
+        )
+    with torch.no_grad():
+        return head(features_of(small, as_input(images, entry.facts), batch_size)).double().softmax(1)
+
+
+def as_input(images: Tensor, facts: dict[str, Any]) -> Tensor:
+    """uint8 images through the preprocessing of these task facts; float images as they are."""
+    return images if images.is_floating_point() else preprocess(images, TaskFacts.from_dict(facts))
+
+
+class _TargetPrototypes:
+    """The target's prototypes under θ⁰, once for each preprocessing that occurs in the zoo."""
+
+    def __init__(self, dense: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> None:
+        self.dense, self.images, self.labels, self.batch_size = dense, images, labels, batch_size
+        self.cache: dict[str, Tensor] = {}
+
+    def __call__(self, entry: ZooEntry) -> Tensor:
+        key = repr([value for name, value in sorted(entry.facts.items()) if name not in ("name", "classes")])
+        if key not in self.cache:
+            features = features_of(self.dense, as_input(self.images, entry.facts), self.batch_size)
+            self.cache[key] = class_means(features, self.labels)
+        return self.cache[key]
+
+
+def _prototypes(entry: ZooEntry) -> np.ndarray:
+    assert entry.prototypes is not None  # only such entries are asked
+    return entry.prototypes
+
+
+def _having(entries: Iterable[ZooEntry], what: str, has: Callable[[ZooEntry], bool]) -> list[ZooEntry]:
+    """Those that have it; the others are named in a warning."""
+    entries = list(entries)
+    without = [entry.name for entry in entries if not has(entry)]
+    if without:
+        warnings.warn(f"Skipping zoo entries without {what}: {', '.join(without)}.", stacklevel=3)
+    return [entry for entry in entries if has(entry)]
+
+
+def _one_config(zoo: ModelZoo, config: str | None) -> str:
+    """The hash of the config whose entries are compared."""
+    if not len(zoo):
+        raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
+    configs = zoo.configs
+    if config is None:
+        config = max(configs, key=lambda key: len(configs[key]))  # the first in order among equals
+        if len(configs) > 1:
+            sizes = {key: len(names) for key, names in configs.items()}
+            warnings.warn(
+                f"The zoo holds entries of several pruning configs ({sizes}); using {config}. Choose one by `config`.",
+                stacklevel=3,
+            )
+    return config

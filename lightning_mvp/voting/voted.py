@@ -1,0 +1,293 @@
+"""From a zoo and a new task to the small backbone to start from: rank, vote, merge, build, re-estimate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.cost import count_macs, count_parameters
+from lightning_mvp.backbones.features import reestimate_batch_norm
+from lightning_mvp.backbones.groups import find_groups
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.units import Groups
+from lightning_mvp.pruning.importance import magnitude_importance
+from lightning_mvp.voting.merge import Missing, merge
+from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours
+from lightning_mvp.voting.vote import coefficients, vote, vote_widths
+from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
+from lightning_mvp.zoo.zoo import ModelZoo
+
+REESTIMATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class VoteReport:
+    """What `voted_backbone` did.
+
+    Args:
+        neighbours: the entries that voted, best first.
+        coefficients: entry name → how much it counted.
+        masks: the units that won the vote.
+        widths: units kept in each group, and
+        sizes: the units each group had.
+        shares: fractions of the merged entries from "0", "1" and ">=2" neighbours.
+        parameters: of the voted backbone, against
+        dense_parameters: of the dense one.
+        macs: multiply-accumulates of one image through the voted backbone, against
+        dense_macs: through the dense one.
+        seconds: stage → wall time.
+    """
+
+    neighbours: tuple[Neighbour, ...]
+    coefficients: dict[str, float]
+    masks: Masks
+    widths: dict[str, int]
+    sizes: dict[str, int]
+    shares: dict[str, float]
+    parameters: int
+    dense_parameters: int
+    macs: int
+    dense_macs: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the masks are represented by their fingerprint."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("neighbours", "masks")}
+        neighbours = [asdict(neighbour) for neighbour in self.neighbours]
+        return {"neighbours": neighbours, **plain, "masks": self.masks.fingerprint}
+
+    def table(self) -> Table:
+        """Neighbours, widths, shares and size against the dense backbone, for `rich.print`."""
+        table = Table("what", "value", title=f"Vote of {len(self.neighbours)} neighbours", title_justify="left")
+        for neighbour in self.neighbours:
+            shared = "" if neighbour.shared_classes is None else f", {neighbour.shared_classes} shared classes"
+            share = self.coefficients[neighbour.name] / sum(self.coefficients.values())
+            table.add_row(neighbour.name, f"score {neighbour.score:.3f}{shared}, weight {share:.2f}")
+        table.add_section()
+        for group, width in self.widths.items():
+            table.add_row(f"units of {group}", f"{width} of {self.sizes[group]}")
+        table.add_section()
+        for count, words in (("0", "no neighbour"), ("1", "one"), (">=2", "two or more")):
+            table.add_row(f"entries from {words}", f"{self.shares[count]:.1%}")
+        table.add_section()
+        for label, small, dense in (
+            ("parameters", self.parameters, self.dense_parameters),
+            ("MACs", self.macs, self.dense_macs),
+        ):
+            table.add_row(label, f"{small:,} of {dense:,} ({small / dense:.1%})")
+        table.add_row("seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in self.seconds.items()))
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+
+def voted_backbone(
+    zoo: ModelZoo | str | Path,
+    loader: Iterable[Any],
+    *,
+    neighbours: int | Sequence[Neighbour] | None = 8,
+    pruning_ratio: float | None = None,
+    similarity: Similarity = "leep",
+    temperature: float | None = None,
+    missing: Missing = "theta0",
+    backbone: nn.Module | None = None,
+    groups: Groups | None = None,
+    config: str | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    scoring_images: int = 500,
+    reestimate_batches: int = 50,
+    exclude: Collection[str] = (),
+) -> tuple[nn.Module, VoteReport]:
+    """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
+
+    The stages are `rank_neighbours`, `vote`, `merge`, `shrink`, and batch-norm statistics re-estimated on the target.
+    The backbone has no head: put your own on it, or start from `ridge_head`, and fine-tune.
+
+    Args:
+        zoo: a `ModelZoo` or its path.
+        loader: the *training* data of the target: a `TaskDataModule`, or any iterable of `(images, labels)` in shuffled
+            order. Images are uint8 (every source then sees them through its own preprocessing) or float, preprocessed.
+            At most `reestimate_batches` batches are read.
+        neighbours: how many entries vote; None lets all vote; or a ranking already made by `rank_neighbours`, so that
+            several votes for one target score the zoo once.
+        pruning_ratio: fraction of each group's units removed, in (0, 1); None takes the neighbours' mean widths.
+        similarity: "leep", "prototypes", "random" or "farthest".
+        temperature: of the softmax that weights the neighbours by similarity; None counts them alike.
+        missing: what a weight gets that no neighbour kept: "theta0", "producer" or "zero".
+        backbone: the dense backbone, for its structure; None builds it from the zoo's recipe.
+        groups: of that backbone, if they are known already.
+        config: hash of the pruning config whose entries may vote.
+        classes: the target's class names, to report shared ones; a `TaskDataModule` knows its own.
+        seed: of every random choice.
+        scoring_images: at most that many images, class-balanced, decide the similarity.
+        reestimate_batches: at most that many batches give the batch-norm statistics; 0 keeps the merged ones.
+        exclude: names of entries that must not vote.
+
+    Returns:
+        The voted backbone in eval mode, physically small, and the report.
+
+    Raises:
+        FileNotFoundError: there is no zoo.
+        ValueError: the zoo is empty or of another backbone, the loader gives no usable batch, or an argument is out of
+            its range.
+    """
+    if pruning_ratio is not None and not 0 < pruning_ratio < 1:
+        raise ValueError(
+            f"Expected argument `pruning_ratio` to be a float in (0, 1), but got {pruning_ratio}. "
+            "Leave it out to take the neighbours' mean width."
+        )
+    if isinstance(neighbours, Sequence) and not neighbours:
+        raise ValueError("Expected argument `neighbours` to hold at least one neighbour, but the ranking is empty.")
+    zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
+    if not len(zoo):
+        raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "read"):
+        target = _Target.read(loader, scoring_images, max(1, reestimate_batches), seed)
+        dense = dense_backbone(zoo, backbone)
+        # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
+        facts = target.facts or next(zoo.entries()).facts
+        example = as_input(target.images[:1], facts)
+        groups = find_groups(dense, example) if groups is None else groups
+        if groups.sizes != zoo.group_sizes:
+            raise ValueError(
+                f"Expected the groups of the zoo at {zoo.path}, {zoo.group_sizes}, but the backbone has {groups.sizes}."
+            )
+    with _timed(seconds, "rank"):
+        ranked = (
+            list(neighbours)
+            if isinstance(neighbours, Sequence)
+            else rank_neighbours(
+                zoo,
+                target.scoring_images,
+                target.scoring_labels,
+                backbone=dense,
+                groups=groups,
+                similarity=similarity,
+                k=neighbours,
+                config=config,
+                classes=target.classes if classes is None else classes,
+                seed=seed,
+                exclude=exclude,
+            )
+        )
+    with _timed(seconds, "vote"):
+        entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
+        masks = {name: entry_masks(entry) for name, entry in entries.items()}
+        weights = coefficients({neighbour.name: neighbour.score for neighbour in ranked}, temperature)
+        widths = vote_widths(masks, pruning_ratio)
+        chosen = vote(
+            masks,
+            widths,
+            weights,
+            {name: entry.importance for name, entry in entries.items()},
+            magnitude_importance(dense.state_dict(), groups),
+        )
+    with _timed(seconds, "merge"):
+        states = {name: entry.weights for name, entry in entries.items()}
+        merged = merge(states, masks, chosen, groups, weights, theta0=zoo.theta0(), missing=missing)
+    with _timed(seconds, "build"):
+        small = shrink(dense, groups, chosen)
+        small.load_state_dict(merged.state)
+    with _timed(seconds, "re-estimate"):
+        if reestimate_batches:
+            # Without facts of its own the target is seen as its nearest neighbour sees it.
+            own = target.facts or entries[ranked[0].name].facts
+            reestimate_batch_norm(small, target.batches(own, reestimate_batches))
+    report = VoteReport(
+        neighbours=tuple(ranked),
+        coefficients=weights,
+        masks=chosen,
+        widths=widths,
+        sizes=dict(groups.sizes),
+        shares=merged.shares,
+        parameters=count_parameters(small),
+        dense_parameters=count_parameters(dense),
+        macs=count_macs(small, example),
+        dense_macs=count_macs(dense, example),
+        seconds=seconds,
+    )
+    return small.eval(), report
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Training images of the target in seeded order, and the class-balanced part of them that decides similarity."""
+
+    images: Tensor
+    scoring_images: Tensor
+    scoring_labels: Tensor
+    facts: dict[str, Any] | None
+    classes: tuple[str, ...] | None
+
+    @classmethod
+    def read(cls, loader: Any, n: int, max_batches: int, seed: int) -> _Target:
+        facts = None
+        if hasattr(loader, "train_images"):  # a TaskDataModule: raw images, no augmentation
+            images, labels = loader.train_images()
+            scoring_images, scoring_labels = loader.scoring_images(n, seed)
+            facts = loader.facts.to_dict()
+        else:
+            images, labels = _collect(loader, max_batches)
+            chosen = balanced_subset(labels, n, seed)
+            scoring_images, scoring_labels = images[chosen], labels[chosen]
+        # Batch statistics need mixed classes, whatever the order the images came in.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        classes = None if facts is None else tuple(facts["classes"])
+        return cls(images[order], scoring_images, scoring_labels, facts, classes)
+
+    def batches(self, facts: dict[str, Any], most: int) -> Iterator[Tensor]:
+        """Preprocessed batches of equal size: a small last one would count as much as the others."""
+        images = self.images[: most * REESTIMATION_BATCH]
+        for part in images.tensor_split(math.ceil(len(images) / REESTIMATION_BATCH)):
+            yield as_input(part, facts)
+
+
+def balanced_subset(labels: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Indices of at most `n` images, as equal in number per class as the labels allow, drawn by `seed`.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+        >>> labels[balanced_subset(labels, 4)].tolist()
+        [0, 0, 1, 1]
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    turn = torch.empty_like(order)  # an image's place among those of its class
+    for label in labels.unique():
+        mine = order[labels[order] == label]
+        turn[mine] = torch.arange(len(mine))
+    return order[turn[order].argsort(stable=True)[:n]].sort().values
+
+
+def _collect(loader: Iterable[Any], max_batches: int) -> tuple[Tensor, Tensor]:
+    batches = list(itertools.islice(loader, max_batches))
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
+            raise ValueError(
+                f"Expected argument `loader` to give (images, labels) tensors, but got a {type(batch).__name__}. "
+                "Wrap it so that it does."
+            )
+    if not batches:
+        raise ValueError("Expected argument `loader` to give at least one batch of training data, but it gave none.")
+    images, labels = (torch.cat([batch[part].cpu() for batch in batches]) for part in (0, 1))
+    return images, labels
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,23 @@
+"""What is kept: the pruned models of many source tasks. Needs no torch."""
+
+from lightning_mvp.zoo.entry import (
+    DamagedEntryError,
+    ZooEntry,
+    config_hash,
+    entry_id,
+    read_entry,
+    read_facts,
+    write_entry,
+)
+from lightning_mvp.zoo.zoo import ModelZoo
+
+__all__ = [
+    "DamagedEntryError",
+    "ModelZoo",
+    "ZooEntry",
+    "config_hash",
+    "entry_id",
+    "read_entry",
+    "read_facts",
+    "write_entry",
+]

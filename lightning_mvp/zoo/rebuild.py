@@ -1,0 +1,77 @@
+"""From the arrays of a zoo back to modules: the dense θ⁰, and the small model of an entry. The only part with torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.units import Groups
+from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.zoo import ModelZoo
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Name → tensor on the CPU, copied, so that nothing done to the tensors reaches the arrays."""
+    return {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
+
+
+def dense_backbone(zoo: ModelZoo, backbone: nn.Module | None = None) -> nn.Module:
+    """A new dense backbone with the zoo's θ⁰, in eval mode; `backbone` is copied, else the zoo's recipe is built.
+
+    Raises:
+        ValueError: the zoo has no recipe and no `backbone` is given, or the backbone is another one than the zoo's.
+    """
+    if backbone is None:
+        if zoo.recipe is None:
+            raise ValueError(f"The zoo at {zoo.path} has no backbone recipe. Pass its backbone as `backbone`.")
+        dense = create_backbone(zoo.recipe)
+    else:
+        dense = copy.deepcopy(backbone)
+    theta0 = as_tensors(zoo.theta0())
+    expected = {name: tuple(value.shape) for name, value in theta0.items()}
+    got = {name: tuple(value.shape) for name, value in dense.state_dict().items()}
+    differing = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"The zoo at {zoo.path} is of another backbone: {len(differing)} tensors differ, first {name!r}: "
+            f"expected shape {expected.get(name)}, got {got.get(name)}. Pass the zoo's own backbone."
+        )
+    dense.load_state_dict(theta0)
+    return dense.eval()
+
+
+def entry_masks(entry: ZooEntry) -> Masks:
+    """The masks of an entry as `Masks`."""
+    return Masks(as_tensors(entry.masks))
+
+
+def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Module, nn.Linear | None]:
+    """The small model of an entry, bit-equal to the one that was stored.
+
+    Args:
+        entry: from a zoo.
+        backbone: the dense backbone, for its structure; its values do not matter and it is not changed.
+        groups: of that backbone.
+
+    Returns:
+        The small backbone in eval mode, and its head (None if the entry has none).
+
+    Raises:
+        RuntimeError: the weights of the entry do not fit its masks.
+    """
+    small = shrink(backbone, groups, entry_masks(entry))
+    small.load_state_dict(as_tensors(entry.weights))
+    if not entry.head:
+        return small.eval(), None
+    classes, features = entry.head["weight"].shape
+    head = nn.Linear(features, classes)
+    head.load_state_dict(as_tensors(entry.head))
+    return small.eval(), head.eval()

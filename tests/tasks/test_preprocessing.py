@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_mvp.tasks import TaskFacts, preprocess
+
+
+def facts(size: int, crop: float = 1.0, interpolation: str = "bilinear") -> TaskFacts:
+    return TaskFacts("toy", ("a", "b"), size, (0.5, 0.25), (0.5, 0.125), interpolation, crop)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_native_size_is_only_normalised() -> None:
+    images = noise(2, 2, 8, 8)
+    expected = torch.stack([(images[:, 0] / 255 - 0.5) / 0.5, (images[:, 1] / 255 - 0.25) / 0.125], 1)
+    torch.testing.assert_close(preprocess(images, facts(8)), expected)
+
+
+def test_crop_keeps_the_centre() -> None:
+    images = noise(2, 2, 16, 16)
+    torch.testing.assert_close(preprocess(images, facts(8, crop=0.5)), preprocess(images[:, :, 4:12, 4:12], facts(8)))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(8, 8), (20, 13), (33, 64), (16, 16)])
+def test_any_input_becomes_square_and_in_range(shape: tuple[int, int], interpolation: str) -> None:
+    batch = preprocess(noise(3, 2, *shape), facts(16, 0.9, interpolation))
+    assert batch.shape == (3, 2, 16, 16)
+    assert batch.dtype == torch.float32
+    assert (batch[:, 0].min() >= -1) and (batch[:, 0].max() <= 1)
+
+
+def test_floats_and_other_channel_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        preprocess(torch.rand(1, 2, 8, 8), facts(8))
+    with pytest.raises(ValueError, match="2 channels.*got 3"):
+        preprocess(noise(1, 3, 8, 8), facts(8))

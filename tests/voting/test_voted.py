@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from lightning_mvp.backbones.cost import count_parameters
+from lightning_mvp.backbones.features import features_of
+from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.voting.voted import balanced_subset, voted_backbone
+from lightning_mvp.zoo import ModelZoo, ZooEntry
+from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
+
+from .conftest import World
+
+
+@pytest.fixture
+def entries(world: World) -> list[ZooEntry]:
+    return [world.entry(name, name, seed) for seed, name in enumerate(("abc", "abf", "efg", "fgh"))]
+
+
+@pytest.fixture
+def made(zoo: Callable[..., ModelZoo], entries: list[ZooEntry]) -> ModelZoo:
+    return zoo(*entries)
+
+
+class Module:
+    """What `voted_backbone` needs of a TaskDataModule."""
+
+    def __init__(self, world: World, classes: str) -> None:
+        self.images, self.labels = world.of(*classes)
+        self.facts = world.facts("target", classes)
+
+    def train_images(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images, self.labels
+
+    def scoring_images(self, n: int = 500, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = balanced_subset(self.labels, n, seed)
+        return self.images[chosen], self.labels[chosen]
+
+
+def test_rebuild_gives_the_stored_model(world: World, made: ModelZoo, entries: list[ZooEntry]) -> None:
+    before = fingerprint(world.backbone.state_dict())
+    small, head = rebuild(made[entries[0].name], world.backbone, world.groups)
+    assert fingerprint(small.state_dict()) == fingerprint(entries[0].weights)
+    assert head is not None
+    assert fingerprint(head.state_dict()) == fingerprint(entries[0].head)
+    assert fingerprint(world.backbone.state_dict()) == before
+    assert not small.training
+    assert rebuild(replace(entries[0], head={}), world.backbone, world.groups)[1] is None
+
+
+def test_dense_backbone_is_theta0_and_another_architecture_is_refused(world: World, made: ModelZoo) -> None:
+    dense = dense_backbone(made)
+    assert fingerprint(dense.state_dict()) == fingerprint(made.theta0()) == fingerprint(world.backbone.state_dict())
+    with pytest.raises(
+        ValueError,
+        match=r"another backbone: .* tensors differ, first 'bn1\.num_batches_tracked': expected shape \(\), got None",
+    ):
+        dense_backbone(made, nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_one_neighbour_without_reestimation_is_that_neighbour(world: World, made: ModelZoo, entries) -> None:
+    small, report = voted_backbone(made, Module(world, "abc"), neighbours=1, reestimate_batches=0)
+    assert report.neighbours[0].name == entries[0].name
+    assert report.neighbours[0].shared_classes == 3
+    assert fingerprint(small.state_dict()) == fingerprint(entries[0].weights)
+    assert report.shares == {"0": 0.0, "1": 1.0, ">=2": 0.0}
+
+
+def test_vote_of_several(world: World, made: ModelZoo) -> None:
+    small, report = voted_backbone(made, Module(world, "abd"), neighbours=3, pruning_ratio=0.5, temperature=0.1)
+    assert len(report.neighbours) == 3
+    assert sum(report.coefficients.values()) == pytest.approx(1)
+    assert report.masks.kept == report.widths
+    assert report.parameters == count_parameters(small) < report.dense_parameters == count_parameters(world.backbone)
+    assert 0 < report.macs < report.dense_macs
+    assert sum(report.shares.values()) == pytest.approx(1)
+    assert not small.training
+    assert torch.isfinite(features_of(small, preprocess(world.images, world.facts("all", "abd")))).all()
+
+
+def test_a_ranking_can_be_used_again(world: World, made: ModelZoo) -> None:
+    module = Module(world, "abd")
+    ranking = made.nearest(*module.scoring_images(), backbone=world.backbone, groups=world.groups, k=None)
+    ours, report = voted_backbone(made, module, neighbours=ranking[:2], temperature=0.1)
+    theirs, _ = voted_backbone(made, module, neighbours=2, temperature=0.1)
+    assert [neighbour.name for neighbour in report.neighbours] == [neighbour.name for neighbour in ranking[:2]]
+    assert fingerprint(ours.state_dict()) == fingerprint(theirs.state_dict())
+    with pytest.raises(ValueError, match="at least one neighbour"):
+        voted_backbone(made, module, neighbours=[])
+
+
+def test_statistics_are_those_of_the_target(world: World, made: ModelZoo) -> None:
+    images, _ = world.of(*"abd")
+    small, _ = voted_backbone(made, Module(world, "abd"), neighbours=3)
+    conv, norm = small.conv1, small.bn1
+    seen = conv(preprocess(images, world.facts("target", "abd")))
+    assert torch.allclose(norm.running_mean, seen.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.running_var, seen.var((0, 2, 3)), rtol=1e-3)
+
+
+def test_the_order_of_the_zoo_and_global_seeds_do_not_matter(world: World, made: ModelZoo, entries, tmp_path) -> None:
+    other = ModelZoo.create(tmp_path / "other", made.recipe, made.theta0(), made.group_sizes)
+    for entry in reversed(entries):
+        other.add(entry)
+    states = []
+    for seed, each in enumerate((made, other)):
+        torch.manual_seed(seed)
+        small, report = voted_backbone(each, Module(world, "abd"), neighbours=3, temperature=0.2)
+        states.append((fingerprint(small.state_dict()), report.masks.fingerprint))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["uint8", "float"])
+def test_any_iterable_of_training_batches_will_do(raw: bool, world: World, made: ModelZoo) -> None:
+    images, labels = world.of(*"abc")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    fed = images if raw else preprocess(images, world.facts("target", "abc"))
+    loader = [(fed[part], labels[part]) for part in order.split(16)]
+    small, report = voted_backbone(made, loader, neighbours=2, classes=tuple("abc"), backbone=world.backbone)
+    assert report.neighbours[0].shared_classes == 3
+    reference, _ = voted_backbone(made, Module(world, "abc"), neighbours=2)
+    for name, value in reference.state_dict().items():
+        assert torch.allclose(small.state_dict()[name].double(), value.double(), atol=1e-4), name
+
+
+def test_the_report_is_json_and_a_table(world: World, made: ModelZoo) -> None:
+    _, report = voted_backbone(made, Module(world, "abd"), neighbours=2)
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["masks"] == report.masks.fingerprint
+    assert [neighbour["name"] for neighbour in plain["neighbours"]] == [n.name for n in report.neighbours]
+    console = Console(width=120, file=io.StringIO())
+    console.print(report)
+    text = console.file.getvalue()
+    for expected in (*plain["neighbours"][0]["name"].split("--"), "shared classes", "layer1.residual", "MACs"):
+        assert expected in text
+
+
+def test_bad_input_is_refused_before_any_work(world: World, made: ModelZoo, tmp_path) -> None:
+    module = Module(world, "abc")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        voted_backbone(tmp_path / "nowhere", module)
+    with pytest.raises(ValueError, match=r"`pruning_ratio` .* but got 1\.2"):
+        voted_backbone(made, module, pruning_ratio=1.2)
+    with pytest.raises(ValueError, match="at least one batch"):
+        voted_backbone(made, [])
+    with pytest.raises(ValueError, match=r"\(images, labels\)"):
+        voted_backbone(made, [{"image": 1}])
+    empty = ModelZoo.create(tmp_path / "empty", made.recipe, made.theta0(), made.group_sizes)
+    with pytest.raises(ValueError, match="is empty"):
+        voted_backbone(empty, module)
