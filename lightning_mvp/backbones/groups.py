@@ -44,7 +44,7 @@ def cpu_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
         module._forward_pre_hooks.clear()
         module._backward_hooks.clear()
         if isinstance(module, nn.SyncBatchNorm):  # it refuses to run on the CPU in train mode
-            module.__class__ = nn.BatchNorm2d
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     return clone
 
 
@@ -105,14 +105,14 @@ class _Finder:
             )
 
     def _trace_order(self, example: Tensor) -> dict[str, list[int]]:
-        """Layer name → when it runs in the forward pass, once for each call."""
+        """Module name → when it is done in the forward pass, once for each call."""
         calls: dict[str, list[int]] = {}
         clock = iter(range(1 << 30))
 
         def note(module: nn.Module, *_: Any) -> None:
             calls.setdefault(self.names[module], []).append(next(clock))
 
-        hooks = [m.register_forward_hook(note) for m in self.clone.modules() if not list(m.children())]
+        hooks = [m.register_forward_hook(note) for m in self.clone.modules()]
         with torch.no_grad():
             output = self.clone(example)
         for hook in hooks:
@@ -121,19 +121,18 @@ class _Finder:
             raise ValueError(f"Expected the backbone to return one tensor, but got {type(output).__name__}.")
         return calls
 
-    def _index(self, item: Any, size: int | None = None) -> np.ndarray:
+    def _index(self, item: Any, size: int, entries_there: int | None = None) -> np.ndarray:
         """(units, span) from Torch-Pruning's pairs of an entry and the root's unit that owns it."""
         name = self.names.get(item.dep.target.module, "output")
         if any(root is None for root in item.root_idxs):
             raise _Unsupported(f"the index map of `{name}` is not known")
         entries, roots = np.asarray(item.idxs, dtype=np.int64), np.asarray(item.root_idxs, dtype=np.int64)
-        units = len(np.unique(roots))
-        if len(entries) % units or (size is not None and units != size) or len(np.unique(entries)) != len(entries):
-            raise _Unsupported(f"units own unequal parts of `{name}`")
-        index = entries[np.argsort(roots, kind="stable")].reshape(units, -1)
-        if (np.sort(roots).reshape(units, -1) != np.arange(units)[:, None]).any():
-            raise _Unsupported(f"some units own no part of `{name}`")
-        return index
+        span = len(entries) // size
+        if not np.array_equal(np.sort(roots), np.repeat(np.arange(size), span)):
+            raise _Unsupported(f"its units own unequal parts of `{name}`")
+        if len(np.unique(entries)) != len(entries) or (entries_there is not None and entries.max() >= entries_there):
+            raise _Unsupported(f"the index map of `{name}` does not fit it")
+        return entries[np.argsort(roots, kind="stable")].reshape(size, span)
 
     def _ends_in_norm(self, layer: nn.Module) -> bool:
         """Whether a producer's output goes to a batch norm and nowhere else."""
@@ -176,7 +175,7 @@ class _Finder:
             elif len(self.calls.get(name, ())) != 1:
                 raise _Unsupported(f"`{name}` is called {len(self.calls.get(name, ()))} times")
             elif isinstance(module, _BatchNorm):
-                parts.append((module, "norm", self._index(item, size)))
+                parts.append((module, "norm", self._index(item, size, module.num_features)))
             elif not isinstance(module, (nn.Conv2d, nn.Linear)):
                 raise _Unsupported(f"`{name}` ({type(module).__name__}) mixes channels or can't be masked exactly")
             elif getattr(module, "groups", 1) != 1:
@@ -184,11 +183,11 @@ class _Finder:
             elif self.graph.is_out_channel_pruning_fn(handler):
                 if name in self.fixed:
                     raise _Unsupported(f"`{name}` fixes the size")
-                parts.append((module, "producer", self._index(item, size)))
+                parts.append((module, "producer", self._index(item, size, module.weight.shape[0])))
                 if self._ends_in_norm(module):
                     gated_norms.add(self.graph.module2node[module].outputs[0].module)
             else:
-                parts.append((module, "consumer", self._index(item, size)))
+                parts.append((module, "consumer", self._index(item, size, module.weight.shape[1])))
         is_mlp = len(names) == 1 and all(isinstance(module, nn.Linear) for module, _, _ in parts)
         is_mlp = is_mlp and feature_index is None and len(parts) > 1
 

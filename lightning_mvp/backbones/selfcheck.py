@@ -117,8 +117,8 @@ def check_exact(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], e
             if difference > TOLERANCE:
                 raise RuntimeError(
                     f"Self-check failed in group `{group.name}` ({group.kind}, {group.size} units): zeroed and cut "
-                    f"backbone differ by {difference:.1e} of the largest output{reason}. This architecture can't be "
-                    f"pruned exactly there; leave the group out with `groups.select(exclude=[{group.name!r}])`."
+                    f"backbone differ by {difference:.1e} of the largest output{reason}. It can't be pruned exactly; "
+                    f"leave the group out: `find_groups(..., check=False).select(exclude=[{group.name!r}])`."
                 )
         raise RuntimeError(
             f"Self-check failed: zeroed and cut backbone differ by {worst:.1e} of the largest output{error}, though "

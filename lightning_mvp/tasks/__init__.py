@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_mvp.tasks.data import load_data
-    from lightning_mvp.tasks.datamodule import TaskDataModule, TaskLoader
+    from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.facts import TaskFacts
+    from lightning_mvp.tasks.loader import TaskLoader
     from lightning_mvp.tasks.partition import ImageData, Part
     from lightning_mvp.tasks.preprocessing import preprocess
     from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
@@ -21,7 +22,7 @@ _MODULE_OF = {
     "Part": "partition",
     "TaskDataModule": "datamodule",
     "TaskFacts": "facts",
-    "TaskLoader": "datamodule",
+    "TaskLoader": "loader",
     "TaskSpec": "splits",
     "TaskSplit": "splits",
     "load_data": "data",

@@ -28,7 +28,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 CHARACTERS = (
     "ABDEGHKLMNOQRTYabcdefgijkmnpqrstuvwxz123456789"
     '!"#$%&()*+,-./:;<=>?@[\\]^{}~¢£¤¥§©«¬±¶»¿†‰“€∂'
-    "ÆØßæðþŊΓΔΞΣΦΨΩαελξωДЖЛЦЧШЪЫЭЮЯ"
+    "ÆØßæðþŊΓΞΣΦΨΩαελξωДЖЛЦЧШЪЫЭЮЯ"
 )
 
 _NO_CHARACTER = "\uffff"  # never assigned: every font shows its placeholder for it
@@ -82,7 +82,7 @@ def render(character: str, face: str) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def look_alikes(glyphs: Tensor, threshold: float = 0.92) -> list[tuple[int, int]]:
+def look_alikes(glyphs: Tensor, threshold: float = 0.88) -> list[tuple[int, int]]:
     """Pairs of characters that a reader would confuse.
 
     Similarity is the cosine of two glyphs reduced to 16 × 16, mean over the faces.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -89,6 +91,13 @@ class VoteReport:
         table.add_row("seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in self.seconds.items()))
         return table
 
+    def summary(self) -> str:
+        """The table as plain text, for logs."""
+        console = Console(width=100, file=io.StringIO(), color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
     def __rich__(self) -> Table:
         return self.table()
 
@@ -159,8 +168,11 @@ def voted_backbone(
         target = _Target.read(loader, scoring_images, max(1, reestimate_batches), seed)
         dense = dense_backbone(zoo, backbone)
         # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
-        facts = target.facts or next(zoo.entries()).facts
+        facts = target.facts or _any_facts(zoo)
         example = as_input(target.images[:1], facts)
+        channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
+        if example.shape[1] != channels:
+            raise ValueError(f"Expected images with {channels} channels for this backbone, but got {example.shape[1]}.")
         groups = find_groups(dense, example) if groups is None else groups
         if groups.sizes != zoo.group_sizes:
             raise ValueError(
@@ -270,6 +282,12 @@ def balanced_subset(labels: Tensor, n: int, seed: int = 0) -> Tensor:
         mine = order[labels[order] == label]
         turn[mine] = torch.arange(len(mine))
     return order[turn[order].argsort(stable=True)[:n]].sort().values
+
+
+def _any_facts(zoo: ModelZoo) -> dict[str, Any]:
+    for entry in zoo.entries():
+        return entry.facts
+    raise ValueError(f"No entry of the zoo at {zoo.path} is sound: {zoo.verify()}. Fill it again with `mvp-prune`.")
 
 
 def _collect(loader: Iterable[Any], max_batches: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +39,9 @@ class ZooEntry:
         masks: group → bool ``(units,)``, the units kept.
         weights: state_dict name → the kept entries of that tensor.
         importance: group → float32 ``(units,)``, the last finite score of each unit; may be empty.
-        head: ``weight`` ``(classes, kept features)`` and ``bias`` ``(classes,)``, or empty.
+        head: ``weight`` ``(classes, kept features)`` and perhaps ``bias`` ``(classes,)``, or empty.
         prototypes: ``(classes, dense features)`` class means of θ⁰'s features, or None.
-        info: anything else worth knowing (accuracy, steps, seed, versions, seconds …; plain JSON).
+        info: anything else worth knowing (accuracy, steps, seed, versions, seconds …; plain JSON, NaN is written null).
     """
 
     name: str
@@ -96,7 +97,7 @@ def write_entry(path: str | Path, entry: ZooEntry, *, overwrite: bool = False) -
             "facts": entry.facts,
             "config": entry.config,
             "groups": {group: len(mask) for group, mask in entry.masks.items()},
-            "info": entry.info,
+            "info": _finite(entry.info),
         },
         allow_nan=False,
     )
@@ -187,10 +188,11 @@ def validate(entry: ZooEntry) -> None:
         _expect(f"weight {name!r}", value, value.shape)
     classes = len(entry.facts["classes"])
     if entry.head:
-        if entry.head.keys() != {"weight", "bias"}:
-            raise ValueError(f"Expected the head to have 'weight' and 'bias', but got {sorted(entry.head)}.")
+        if not {"weight"} <= entry.head.keys() <= {"weight", "bias"}:
+            raise ValueError(f"Expected the head to have 'weight' and perhaps 'bias', but got {sorted(entry.head)}.")
         _expect("head's weight", entry.head["weight"], (classes, *entry.head["weight"].shape[1:2]), ndim=2)
-        _expect("head's bias", entry.head["bias"], (classes,))
+        if "bias" in entry.head:
+            _expect("head's bias", entry.head["bias"], (classes,))
     if entry.prototypes is not None:
         _expect("prototypes", entry.prototypes, (classes, *entry.prototypes.shape[1:2]), ndim=2)
 
@@ -200,6 +202,15 @@ def _expect(what: str, value: np.ndarray, shape: tuple[int, ...], ndim: int | No
         raise ValueError(f"Expected the {what} to have shape {shape}, but got {value.shape}.")
     if not np.isfinite(value).all():
         raise ValueError(f"Expected the {what} to be finite, but it holds NaN or infinity.")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN; one undefined metric must not cost the whole entry."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _compact(value: np.ndarray, dtype: Any = None) -> np.ndarray:

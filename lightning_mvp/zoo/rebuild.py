@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
@@ -34,6 +35,8 @@ def dense_backbone(zoo: ModelZoo, backbone: nn.Module | None = None) -> nn.Modul
         dense = create_backbone(zoo.recipe)
     else:
         dense = copy.deepcopy(backbone)
+    if classifier_name(dense) is not None:
+        dense.reset_classifier(0)  # type: ignore[operator]  # timm's: no part of θ⁰
     theta0 = as_tensors(zoo.theta0())
     expected = {name: tuple(value.shape) for name, value in theta0.items()}
     got = {name: tuple(value.shape) for name, value in dense.state_dict().items()}
@@ -72,6 +75,6 @@ def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Mo
     if not entry.head:
         return small.eval(), None
     classes, features = entry.head["weight"].shape
-    head = nn.Linear(features, classes)
+    head = nn.Linear(features, classes, bias="bias" in entry.head)
     head.load_state_dict(as_tensors(entry.head))
     return small.eval(), head.eval()

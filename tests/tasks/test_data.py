@@ -12,7 +12,7 @@ from PIL import Image
 from lightning_mvp.tasks import ImageData, TaskDataModule, load_data, split_tasks
 from lightning_mvp.tasks.partition import image_hashes
 
-SMALL = {"characters": "ABDEGHKLMN", "per_class_train": 12, "per_class_val": 4, "per_class_test": 5}
+SMALL: dict[str, Any] = {"characters": "ABDEGHKLMN", "per_class_train": 12, "per_class_val": 4, "per_class_test": 5}
 
 
 def rng_images(n: int, seed: int = 0, side: int = 8) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_shipped_test_part_is_kept_whole(tmp_path: Path) -> None:
         ({"images": rng_images(6), "labels": np.arange(6) - 1}, "labels"),
     ],
 )
-def test_malformed_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_malformed_arrays_are_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     path = write_npz(tmp_path / "bad.npz", names=False, **arrays)
     with pytest.raises(ValueError, match=message):
         load_data("arrays", train=str(path))

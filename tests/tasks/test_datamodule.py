@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_mvp.tasks import ImageData, Part, TaskDataModule, TaskFacts, TaskLoader, load_data, preprocess
@@ -209,21 +210,26 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5])  # before, at and after the end of the first epoch of 4 batches
-def test_lightning_resumes_mid_epoch_exactly(glyphs: ImageData, tmp_path: Path, stop: int) -> None:
-    def fit(steps: int, checkpoint: Path | None = None) -> tuple[Recorder, L.Trainer]:
+def test_lightning_resumes_mid_epoch_exactly(glyphs: ImageData, tmp_path: Path) -> None:
+    def fit(steps: int, resume: Path | None = None) -> Recorder:
         torch.manual_seed(0)
         module = Recorder()
+        every_step = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = L.Trainer(
-            max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0,
-        )  # fmt: skip
-        trainer.fit(module, TaskDataModule(glyphs, glyphs.classes[:3], batch_size=10), ckpt_path=checkpoint)
-        return module, trainer
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            callbacks=[every_step] if resume is None else [],
+            enable_checkpointing=resume is None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        task = TaskDataModule(glyphs, glyphs.classes[:3], batch_size=10)
+        trainer.fit(module, task, ckpt_path=resume)
+        return module
 
-    whole, _ = fit(10)
-    first, trainer = fit(stop)
-    trainer.save_checkpoint(tmp_path / "stop.ckpt")
-    second, _ = fit(10, tmp_path / "stop.ckpt")
-    assert first.seen + second.seen == whole.seen
-    assert torch.equal(second.layer.weight, whole.layer.weight)
+    whole = fit(10)
+    for step in (3, 4, 5, 8):  # before, at and after the end of the first epoch of four batches; at the second's
+        resumed = fit(10, tmp_path / f"step={step}.ckpt")
+        assert resumed.seen == whole.seen[step:]
+        assert torch.equal(resumed.layer.weight, whole.layer.weight)

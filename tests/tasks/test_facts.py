@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from lightning_mvp.tasks import TaskFacts
 
-GOOD = {"name": "pets", "classes": ("cat", "dog"), "input_size": 8, "mean": (0.5,), "std": (0.25,)}
+GOOD: dict[str, Any] = {"name": "pets", "classes": ("cat", "dog"), "input_size": 8, "mean": (0.5,), "std": (0.25,)}
 
 
 def test_facts_survive_json() -> None:
@@ -36,7 +37,7 @@ def test_facts_survive_json() -> None:
 )
 def test_bad_facts_are_refused_by_field(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{field}`"):
-        TaskFacts(**{**GOOD, field: value})  # type: ignore[arg-type]
+        TaskFacts(**{**GOOD, field: value})
 
 
 def test_missing_and_unknown_keys_are_named() -> None:

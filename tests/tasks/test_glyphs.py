@@ -27,10 +27,10 @@ def test_default_characters_are_many_named_apart_and_no_look_alikes() -> None:
     assert len(set(names)) == len(CHARACTERS) > 100
     assert all(name.isascii() and name.isprintable() and " " not in name for name in names)
     # A margin below the threshold: another FreeType must not make the default fail.
-    assert look_alikes(drawn(CHARACTERS), threshold=0.89) == []
+    assert look_alikes(drawn(CHARACTERS), threshold=0.87) == []
 
 
-@pytest.mark.parametrize("pair", ["Oo", "OО", "OΟ", "Cc", "Ss", "Zz", "Xx", "xх", "Il", "HН", "Ρp", ".·", "WwV"[:2]])
+@pytest.mark.parametrize("pair", ["Oo", "OО", "OΟ", "Cc", "Ss", "Zz", "Xx", "xх", "Il", "HН", "Ww", ".·"])
 def test_twins_are_found(pair: str) -> None:
     assert look_alikes(drawn(pair)) == [(0, 1)]
 

@@ -31,11 +31,12 @@ def test_any_input_becomes_square_and_in_range(shape: tuple[int, int], interpola
     batch = preprocess(noise(3, 2, *shape), facts(16, 0.9, interpolation))
     assert batch.shape == (3, 2, 16, 16)
     assert batch.dtype == torch.float32
-    assert (batch[:, 0].min() >= -1) and (batch[:, 0].max() <= 1)
+    assert batch[:, 0].min() >= -1
+    assert batch[:, 0].max() <= 1
 
 
 def test_floats_and_other_channel_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         preprocess(torch.rand(1, 2, 8, 8), facts(8))
-    with pytest.raises(ValueError, match="2 channels.*got 3"):
+    with pytest.raises(ValueError, match=r"2 channels.*got 3"):
         preprocess(noise(1, 3, 8, 8), facts(8))

@@ -54,7 +54,7 @@ def test_one_neighbour_is_outvoted_by_nobody(seed, ratio) -> None:
 def test_fill_order_is_votes_importance_magnitude_index() -> None:
     masks = _masks({"x": [1, 1, 0, 0, 0, 0], "y": [1, 0, 1, 0, 0, 0]})
     importance = {"x": {"a": torch.tensor([0, 0, 5, 1, 1, 1.0])}, "y": {"a": torch.tensor([0, 0, 5, 1, 1, 1.0])}}
-    magnitude = {"a": torch.tensor([9, 9, 9, 1, 2, 1.0])}
+    magnitude = {"a": torch.tensor([9, 9, 1, 1, 2, 1.0])}
     chosen = [vote(masks, {"a": width}, None, importance, magnitude)["a"].nonzero().ravel() for width in range(1, 7)]
     order = [(set(more.tolist()) - set(less.tolist())).pop() for less, more in pairwise(chosen)]
     assert [chosen[0].item(), *order] == [0, 2, 1, 4, 3, 5]

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
+from lightning_mvp.backbones import create_backbone
 from lightning_mvp.backbones.cost import count_parameters
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.fingerprint import fingerprint
@@ -18,7 +17,7 @@ from lightning_mvp.voting.voted import balanced_subset, voted_backbone
 from lightning_mvp.zoo import ModelZoo, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 
-from .conftest import World
+from .conftest import RECIPE, World
 
 
 @pytest.fixture
@@ -55,6 +54,10 @@ def test_rebuild_gives_the_stored_model(world: World, made: ModelZoo, entries: l
     assert fingerprint(world.backbone.state_dict()) == before
     assert not small.training
     assert rebuild(replace(entries[0], head={}), world.backbone, world.groups)[1] is None
+    bare = replace(entries[0], head={"weight": entries[0].head["weight"]})
+    bare_head = rebuild(bare, world.backbone, world.groups)[1]
+    assert bare_head is not None
+    assert bare_head.bias is None
 
 
 def test_dense_backbone_is_theta0_and_another_architecture_is_refused(world: World, made: ModelZoo) -> None:
@@ -65,6 +68,13 @@ def test_dense_backbone_is_theta0_and_another_architecture_is_refused(world: Wor
         match=r"another backbone: .* tensors differ, first 'bn1\.num_batches_tracked': expected shape \(\), got None",
     ):
         dense_backbone(made, nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_a_classifier_inside_the_backbone_is_no_part_of_it(world: World, made: ModelZoo) -> None:
+    classifying = create_backbone({**RECIPE, "arguments": {**RECIPE["arguments"], "num_classes": 5}})
+    dense = dense_backbone(made, classifying)
+    assert fingerprint(dense.state_dict()) == fingerprint(made.theta0())
+    assert classifying.get_classifier().out_features == 5, "the given one is not changed"
 
 
 def test_one_neighbour_without_reestimation_is_that_neighbour(world: World, made: ModelZoo, entries) -> None:
@@ -137,9 +147,7 @@ def test_the_report_is_json_and_a_table(world: World, made: ModelZoo) -> None:
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["masks"] == report.masks.fingerprint
     assert [neighbour["name"] for neighbour in plain["neighbours"]] == [n.name for n in report.neighbours]
-    console = Console(width=120, file=io.StringIO())
-    console.print(report)
-    text = console.file.getvalue()
+    text = report.summary()
     for expected in (*plain["neighbours"][0]["name"].split("--"), "shared classes", "layer1.residual", "MACs"):
         assert expected in text
 
@@ -154,6 +162,8 @@ def test_bad_input_is_refused_before_any_work(world: World, made: ModelZoo, tmp_
         voted_backbone(made, [])
     with pytest.raises(ValueError, match=r"\(images, labels\)"):
         voted_backbone(made, [{"image": 1}])
+    with pytest.raises(ValueError, match=r"3 channels.*got 1"):
+        voted_backbone(made, [(torch.zeros(4, 1, 16, 16), torch.zeros(4, dtype=torch.long))])
     empty = ModelZoo.create(tmp_path / "empty", made.recipe, made.theta0(), made.group_sizes)
     with pytest.raises(ValueError, match="is empty"):
         voted_backbone(empty, module)

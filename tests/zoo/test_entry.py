@@ -40,6 +40,12 @@ def test_an_entry_may_lack_head_importance_and_prototypes(entry: ZooEntry, tmp_p
     assert (found.head, found.importance, found.prototypes) == ({}, {}, None)
 
 
+def test_an_undefined_metric_does_not_cost_the_entry(entry: ZooEntry, tmp_path: Path) -> None:
+    noted = replace(entry, info={"metrics": {"auc": float("nan"), "loss": [0.5, float("inf")]}})
+    found = read_entry(write_entry(_path(tmp_path, noted), noted))
+    assert found.info == {"metrics": {"auc": None, "loss": [0.5, None]}}
+
+
 def test_every_flipped_byte_and_every_cut_is_found_and_named(entry: ZooEntry, tmp_path: Path) -> None:
     path = write_entry(_path(tmp_path, entry), entry)
     whole = path.read_bytes()
@@ -82,9 +88,9 @@ def test_writing_twice_keeps_the_first(entry: ZooEntry, tmp_path: Path) -> None:
         ({"weights": {"stem.weight": np.array([1.0, np.nan])}}, "'stem.weight' to be finite"),
         ({"importance": {"stem": np.ones(6, np.float32)}}, "differ in .*block"),
         ({"head": {"weight": np.ones((3, 4)), "bias": np.zeros(2)}}, r"head's weight.*\(2, 4\).*\(3, 4\)"),
-        ({"head": {"weight": np.ones((2, 4))}}, "'weight' and 'bias'"),
+        ({"head": {"bias": np.zeros(2)}}, "'weight' and perhaps 'bias'"),
         ({"prototypes": np.full((2, 9), np.inf)}, "prototypes to be finite"),
-        ({"info": {"loss": float("nan")}}, "JSON"),
+        ({"config": {"ratio": float("nan")}}, "to be named"),
     ],
 )
 def test_what_contradicts_itself_is_never_written(change: dict, message: str, entry: ZooEntry, tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""Recipes as shipped in conf/backbone, and backbones cached over the tests."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lightning_mvp.backbones import Groups, create_backbone, find_groups
+
+CONF = Path(__file__).parents[2] / "conf" / "backbone"
+
+
+def recipe(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text())["recipe"]
+
+
+@cache
+def build(name: str, size: int) -> tuple[nn.Module, Groups, Tensor]:
+    """A backbone that tests must not change, its groups and an example."""
+    torch.manual_seed(0)
+    backbone = create_backbone(recipe(name))
+    example = torch.randn(1, 3, size, size)
+    return backbone, find_groups(backbone, example, check=False), example
