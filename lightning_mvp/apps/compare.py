@@ -32,6 +32,7 @@ def settings_of(config: DictConfig) -> StudySettings:
         augment=config.data.augment,
         methods=tuple(config.methods),
         precision=config.trainer.precision,
+        gradient_clip=config.trainer.gradient_clip_val,
         seed=config.seed,
     )
 

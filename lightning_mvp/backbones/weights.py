@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import nn
 
-from lightning_mvp.zoo.files import write_whole
+from lightning_mvp.files import write_whole
 
 
 def save_weights(module: nn.Module, path: str | Path, *, overwrite: bool = False) -> Path:

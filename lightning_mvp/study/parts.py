@@ -97,6 +97,7 @@ class Workshop:
         return TaskDataModule(self.data, task.classes, task.name, seed=self.settings.seed, **options)
 
     def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: L.Callback, **options: Any) -> None:
+        options = {"gradient_clip_val": self.settings.gradient_clip, **options}
         fit_quietly(module, data, steps, callbacks, precision=self.settings.precision, **options)
 
     # Parts ------------------------------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ class Workshop:
         module = TaskModule.for_task(
             backbone, data.facts, **{**settings.optim, "learning_rate": options["learning_rate"]}
         )
-        self.fit(module, data, options["steps"])
+        self.fit(module, data, options["steps"], gradient_clip_val=None)
         accuracy = module.accuracy_on(*data.val_images())
         save_weights(module.backbone, self.theta0_path)
         return {"classes": len(self.split.seen), "steps": options["steps"], "val_accuracy": accuracy}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_mvp.files import write_whole
 from lightning_mvp.study.settings import StudySettings
-from lightning_mvp.zoo.files import write_whole
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = False) -> Path:

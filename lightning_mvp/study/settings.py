@@ -43,6 +43,7 @@ class StudySettings:
         augment: of every fine-tuning and pruning run.
         methods: names out of :data:`METHODS`.
         precision: of the Trainer.
+        gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
         seed: of everything random.
     """
 
@@ -61,6 +62,7 @@ class StudySettings:
     augment: str = "crop"
     methods: tuple[str, ...] = tuple(METHODS)
     precision: str = "auto"
+    gradient_clip: float | None = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lightning_mvp.files import write_whole
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.zoo.files import write_whole
 
 FORMAT = "lightning-mvp-entry-1"
 

@@ -23,9 +23,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from lightning_mvp.files import write_whole
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, read_entry, validate, write_entry
-from lightning_mvp.zoo.files import write_whole
 
 if TYPE_CHECKING:
     from lightning_mvp.voting.similarity import Neighbour

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mvp.zoo import files
-from lightning_mvp.zoo.files import write_whole
+from lightning_mvp import files
+from lightning_mvp.files import write_whole
 
 
 def _race(path: Path, number: int) -> int:
