@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
-from lightning_mvp.apps.runtime import console, data_arguments, data_of, for_people, plain, split_arguments, split_of
-from lightning_mvp.study.compare import run_study
-from lightning_mvp.study.report import results_table, verdicts, write_report
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.apps.runtime import console, data_arguments, for_people, plain, split_arguments
+
+if TYPE_CHECKING:
+    from lightning_mvp.study.settings import StudySettings
 
 
 def settings_of(config: DictConfig) -> StudySettings:
     """The study that a configuration describes."""
+    from lightning_mvp.study.settings import StudySettings
+
     return StudySettings(
         data=data_arguments(config),
         split=split_arguments(config),
@@ -41,8 +44,10 @@ def settings_of(config: DictConfig) -> StudySettings:
 @for_people
 def main(config: DictConfig) -> float:
     """Run what is not done yet, write the report, return MVP's mean accuracy."""
+    from lightning_mvp.study.compare import run_study
+    from lightning_mvp.study.report import results_table, verdicts, write_report
+
     settings, folder = settings_of(config), Path(config.folder)
-    split_of(config, data_of(config))  # a class list too short is refused here, before any process starts
     run_study(folder, settings, workers=config.workers, console=console)
     command = " ".join(["mvp-compare", *sys.argv[1:]])
     rows = write_report(folder, settings, note=config.note, command=command)

@@ -18,9 +18,6 @@ from lightning_mvp.apps.runtime import (
     split_of,
     trainer_options,
 )
-from lightning_mvp.backbones.weights import save_weights
-from lightning_mvp.modules.fit import make_trainer
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.tasks.splits import TaskSpec
 
 
@@ -28,6 +25,10 @@ from lightning_mvp.tasks.splits import TaskSpec
 @for_people
 def main(config: DictConfig) -> float:
     """Pre-train, write safetensors, return the accuracy on validation images."""
+    from lightning_mvp.backbones.weights import save_weights
+    from lightning_mvp.modules.fit import make_trainer
+    from lightning_mvp.modules.task import TaskModule
+
     output = Path(config.output)
     refuse_existing(output)
     data = data_of(config)

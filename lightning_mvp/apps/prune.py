@@ -17,26 +17,37 @@ from lightning_mvp.apps.runtime import (
     task_of,
     trainer_options,
 )
-from lightning_mvp.callbacks.mvp import MVPCallback
-from lightning_mvp.modules.fit import make_trainer
-from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.zoo.entry import entry_id
-from lightning_mvp.zoo.zoo import ModelZoo
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="prune")
 @for_people
 def main(config: DictConfig) -> float | None:
     """Prune one task, add the entry, return its accuracy on validation images (None where it was there already)."""
+    from lightning_mvp.backbones.create import recipe_of
+    from lightning_mvp.callbacks.guards import require_time_for
+    from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.fingerprint import to_array
+    from lightning_mvp.modules.fit import make_trainer
+    from lightning_mvp.modules.task import TaskModule
+    from lightning_mvp.zoo.entry import entry_id
+    from lightning_mvp.zoo.zoo import ModelZoo
+
     zoo = Path(config.zoo)
     data = data_of(config)
     datamodule = datamodule_of(config, data, task_of(config, data))
     callback = MVPCallback(**plain(config.pruning), head="head", task=datamodule.facts, zoo=zoo, seed=config.seed)
+    require_time_for(callback.settings.schedule(config.steps), config.steps)
     name = entry_id(datamodule.facts.name, callback.config(config.steps))
-    if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
-        console.print(f"{name} is in {zoo} already: skipped")
-        return None
-    module = TaskModule.for_task(backbone_of(config, config.weights), datamodule.facts, **plain(config.optim))
+    backbone = backbone_of(config, config.weights)
+    if (zoo / "zoo.json").exists():
+        theta0 = {key: to_array(tensor) for key, tensor in backbone.state_dict().items()}
+        # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
+        found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
+        if name in found:
+            found[name]  # a damaged entry is named, not taken for done
+            console.print(f"{name} is in {zoo} already: skipped")
+            return None
+    module = TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
     module.initialise_head(datamodule, config.head_init)
     trainer = make_trainer(config.steps, [callback], **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)

@@ -1,41 +1,51 @@
-"""What every command needs: plain containers from the configuration, a backbone, a task, and errors for people."""
+"""What every command needs: plain containers from the configuration, a backbone, a task, and errors for people.
+
+Hydra decorates a command's `main` before it reads the arguments, so torch and Lightning are imported on first use: a
+cold ``--help`` costs no more than Hydra itself.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import lightning as L
-import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
-from torch import nn
 
-from lightning_mvp.backbones.create import create_backbone
-from lightning_mvp.tasks.data import ImageData, load_data
-from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lightning_mvp.tasks.data import ImageData
+    from lightning_mvp.tasks.datamodule import TaskDataModule
 
 console = Console(soft_wrap=True)
 
 # What a person can mend: shown as one message. Everything else is a bug of ours and keeps its traceback.
-FOR_PEOPLE = (ValueError, OSError, FloatingPointError)
+FOR_PEOPLE = (ValueError, OSError, FloatingPointError, ImportError, OmegaConfBaseException)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A configuration as plain containers, interpolations resolved.
 
+    Raises:
+        ValueError: a value that has no default is not given.
+
     Example:
         >>> plain(OmegaConf.create({"a": 1, "b": "${a}"}))
         {'a': 1, 'b': 1}
     """
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ValueError(f"Expected `{key}` to be given, but it has no default. Add {key}=… to the command.") from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
@@ -59,22 +69,28 @@ def for_people(app: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 def prepare(config: DictConfig) -> None:
-    """Threads, seed and quiet loggers, before any work."""
+    """Threads, seed and a quiet Lightning, before any work."""
+    import lightning as L
+    import torch
+
+    from lightning_mvp.modules.fit import quiet_lightning
+
     torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    quiet_lightning()
 
 
 def data_of(config: DictConfig) -> ImageData:
     """The data set that ``data`` names."""
+    from lightning_mvp.tasks.data import load_data
+
     return load_data(**data_arguments(config))
 
 
 def data_arguments(config: DictConfig) -> dict[str, Any]:
-    """Arguments of :func:`load_data` from the ``data`` group."""
+    """Arguments of :func:`load_data` from the ``data`` group; an option of null is the data set's own default."""
     data = plain(config.data)
-    options = data.pop("options", None) or {}
+    options = {name: value for name, value in (data.pop("options", None) or {}).items() if value is not None}
     for other in ("batch_size", "augment"):
         data.pop(other, None)
     return {**data, **options}
@@ -98,11 +114,19 @@ def task_of(config: DictConfig, data: ImageData) -> TaskSpec:
     classes = config.split.get("classes")
     if classes is not None:
         return TaskSpec(str(config.split.task), tuple(classes))
-    return split_of(config, data).get(config.split.kind, int(config.split.task))
+    index = config.split.task
+    if not isinstance(index, int):
+        raise ValueError(
+            f"Expected `split.task` to be the number of a {config.split.kind} task, but got {index!r}. A task of your "
+            "own has a name and classes: 'split.classes=[one, two]'."
+        )
+    return split_of(config, data).get(config.split.kind, index)
 
 
 def datamodule_of(config: DictConfig, data: ImageData, task: TaskSpec) -> TaskDataModule:
     """Loaders of one task."""
+    from lightning_mvp.tasks.datamodule import TaskDataModule
+
     return TaskDataModule(
         data, task.classes, task.name, batch_size=config.data.batch_size, seed=config.seed, augment=config.data.augment
     )
@@ -119,6 +143,8 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
             f"Expected weights of the backbone at {weights}, but there is no such file. Make them with `mvp-pretrain`, "
             "name others with weights=FILE, or take timm's with weights=null backbone.pretrained=true."
         )
+    from lightning_mvp.backbones.create import create_backbone
+
     return create_backbone(plain(config.backbone.recipe), pretrained=config.backbone.pretrained, weights=weights)
 
 

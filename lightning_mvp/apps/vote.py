@@ -17,16 +17,17 @@ from lightning_mvp.apps.runtime import (
     task_of,
     trainer_options,
 )
-from lightning_mvp.backbones.weights import save_weights
-from lightning_mvp.modules.fit import make_trainer
-from lightning_mvp.modules.meta_vote import MetaVoteModule
-from lightning_mvp.study.records import write_json
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="vote")
 @for_people
 def main(config: DictConfig) -> float:
     """Vote and fine-tune; write a checkpoint, safetensors, a recipe and a report; return the test accuracy."""
+    from lightning_mvp.backbones.weights import save_weights
+    from lightning_mvp.modules.fit import make_trainer
+    from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.study.records import write_json
+
     output = Path(config.output)
     refuse_existing(output)
     data = data_of(config)

@@ -15,6 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
@@ -38,7 +39,14 @@ def _first_input(example_input: Tensor | Sequence[Any]) -> Tensor:
 
 def cpu_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy on the CPU in eval mode, without hooks and with every parameter trainable: free to be traced or spoilt."""
-    clone = copy.deepcopy(backbone).cpu().to(dtype).eval().requires_grad_(True)
+    # torch.nn.utils.prune keeps a masked weight as a computed tensor, which deepcopy refuses and hooks would renew.
+    computed = (value for module in backbone.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    clone = copy.deepcopy(backbone, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+    for module in clone.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+    clone = clone.cpu().to(dtype).eval().requires_grad_(True)
     for module in clone.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()

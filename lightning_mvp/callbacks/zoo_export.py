@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lightning_mvp
 from lightning_mvp.backbones.create import recipe_of
-from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.features import classifier_name, features_of
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import slice_state
@@ -32,6 +32,30 @@ PROTOTYPE_IMAGES = 500
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def own_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """The backbone's state without the timm classifier that may sit inside it: what θ⁰ is made of."""
+    classifier = classifier_name(backbone)
+    return {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if classifier is None or not name.startswith(f"{classifier}.")
+    }
+
+
+def require_new_entry(path: Path, task: TaskFacts, config: Mapping[str, Any]) -> None:
+    """Refuse an entry that the zoo has already, before any work.
+
+    Raises:
+        FileExistsError: the same task was pruned with the same configuration.
+    """
+    entry = entry_id(task.name, config)
+    if (path / "zoo.json").exists() and entry in ModelZoo(path):
+        raise FileExistsError(
+            f"The zoo {path} already has an entry {entry}: the same task pruned with the same configuration. "
+            "Nothing is overwritten; remove it with ModelZoo.remove, or change `seed`."
+        )
 
 
 def small_head(head: nn.Linear, groups: Groups, masks: Masks) -> nn.Linear:
@@ -53,6 +77,8 @@ def open_zoo(path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], grou
             "This backbone can't be rebuilt from a timm name, so whoever votes from the zoo must pass it: "
             "voted_backbone(..., backbone=...). Backbones made by lightning_mvp.create_backbone carry their recipe."
         )
+    elif classifier_name(backbone) is not None:  # no part of θ⁰: tasks of different class counts share a zoo
+        recipe = {**recipe, "arguments": {**recipe.get("arguments", {}), "num_classes": 0}}
     return ModelZoo.create(path, recipe, _arrays(theta0), groups.sizes)
 
 
@@ -80,8 +106,8 @@ def class_prototypes(
         images, labels = (torch.cat(parts)[:PROTOTYPE_IMAGES] for parts in zip(*batches, strict=True))
     dense = copy.deepcopy(backbone).cpu()
     dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
-    if hasattr(dense, "reset_classifier"):
-        dense.reset_classifier(0)
+    if classifier_name(dense) is not None:
+        dense.reset_classifier(0)  # type: ignore[operator]  # timm's
     features, labels = features_of(dense, images.cpu()), labels.cpu()
     if features.ndim != 2 or set(labels.tolist()) != set(range(n_classes)):
         return None
@@ -102,17 +128,21 @@ def write_to_zoo(
     config: dict[str, Any],
     info: dict[str, Any],
 ) -> str:
-    """Add one entry; returns its name."""
-    state = {name: tensor for name, tensor in backbone.state_dict().items() if name in theta0}
+    """Add one entry; returns its name. A timm classifier inside the backbone is the head if ``head`` is None."""
+    state = slice_state(backbone.state_dict(), groups, masks)
+    inner = f"{classifier_name(backbone)}."
+    small = {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}
+    if head is not None:
+        small = small_head(head, groups, masks).state_dict()
     prototypes = class_prototypes(trainer, backbone, theta0, len(task.classes))
     entry = ZooEntry(
         name=entry_id(task.name, config),
         facts=task.to_dict(),
         config=config,
         masks=_arrays(masks),
-        weights=_arrays(slice_state(state, groups, masks)),
+        weights=_arrays({name: tensor for name, tensor in state.items() if name in theta0}),
         importance=_arrays(importance),
-        head={} if head is None else _arrays(small_head(head, groups, masks).state_dict()),
+        head=_arrays(small),
         prototypes=None if prototypes is None else prototypes.numpy(),
         info={
             **info,

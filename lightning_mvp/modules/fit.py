@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import Tensor
 
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
@@ -34,6 +38,27 @@ def resolve_precision(precision: str, accelerator: str = "cpu") -> str:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, check, bool)() for check in checks)
     return "bf16-mixed" if native else "32-true"
+
+
+PACKAGE = str(Path(__file__).parents[1])
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.pathname.startswith(PACKAGE)
+
+
+def quiet_lightning() -> None:
+    """Leave out, in this process, what Lightning says of itself: devices, tips, guesses at mistakes.
+
+    Our own messages come through the same logger and stay, as do warnings of any other category.
+    """
+    logging.getLogger("lightning").propagate = False  # it has a handler of its own: Hydra's would show all twice
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    rank_zero_module.log.setLevel(logging.INFO)
+    rank_zero_module.log.addFilter(_matters)
+    warnings.simplefilter("ignore", PossibleUserWarning)
+    # torch, about a call of Lightning's own.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
 
 
 class AccuracyCurve(L.Callback):

@@ -9,8 +9,11 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
+from lightning_mvp.backbones.create import plain
 from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.voting.merge import Missing
+from lightning_mvp.voting.similarity import Similarity
 from lightning_mvp.voting.voted import VoteReport, voted_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -30,6 +33,8 @@ class MetaVoteModule(TaskModule):
     def __init__(
         self, recipe: Mapping[str, Any], facts: Mapping[str, Any], report: Mapping[str, Any], **options: Any
     ) -> None:
+        # Lightning saves what this constructor was given, too: all of it plain.
+        recipe, facts, report = plain(recipe), plain(facts), plain(report)
         super().__init__(recipe, facts, **options)
         self.report = dict(report)
 
@@ -40,10 +45,10 @@ class MetaVoteModule(TaskModule):
         datamodule: TaskDataModule,
         neighbours: int = 8,
         pruning_ratio: float | None = None,
-        similarity: str = "leep",
+        similarity: Similarity = "leep",
         *,
         temperature: float | None = None,
-        missing: str = "theta0",
+        missing: Missing = "theta0",
         head_init: HeadInit = "ridge",
         backbone: nn.Module | None = None,
         config: str | None = None,

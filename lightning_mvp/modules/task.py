@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_mvp.backbones.create import create_backbone, recipe_of
+from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
 from lightning_mvp.backbones.ridge import ridge_head
 from lightning_mvp.pruning.choose import require_choice
@@ -48,8 +48,8 @@ class TaskModule(L.LightningModule):
     Example:
         >>> recipe = {"model": "resnet18", "arguments": {"num_classes": 0}, "input_size": 32, "in_chans": 3}
         >>> facts = TaskFacts("pets", ("cat", "dog"), 32, (0.5,) * 3, (0.25,) * 3)
-        >>> TaskModule(recipe, facts.to_dict())(torch.zeros(1, 3, 32, 32)).shape
-        torch.Size([1, 2])
+        >>> TaskModule(recipe, facts.to_dict())(torch.zeros(4, 3, 32, 32)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class TaskModule(L.LightningModule):
         require_choice("schedule", schedule, ScheduleName)
         if not learning_rate > 0:
             raise ValueError(f"Expected argument `learning_rate` to be above 0, but got {learning_rate!r}.")
-        recipe, facts = dict(recipe), dict(facts)
+        # Containers of another library, such as OmegaConf's, would break loading with weights_only=True.
+        recipe, facts = plain(recipe), plain(facts)
         self.save_hyperparameters(ignore=["backbone"])
         self.facts = TaskFacts.from_dict(facts)
         self.backbone = create_backbone(recipe) if backbone is None else backbone
         # Convolutions on CPU and GPU are fastest with channels last; linear layers don't mind.
         self.backbone.to(memory_format=torch.channels_last).train()
         self.example_input_array = torch.zeros(2, len(self.facts.mean), self.facts.input_size, self.facts.input_size)
-        with evaluating(self.backbone):
-            n_features = self.backbone(self.example_input_array).shape[1]
+        n_features = _feature_count(self.backbone, recipe, self.example_input_array)
         classes = len(self.facts.classes)
         self.head = nn.Linear(n_features, classes)
         self.accuracy = nn.ModuleDict(
@@ -127,6 +127,7 @@ class TaskModule(L.LightningModule):
         logits = self(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels)
         metric = self.accuracy[f"{stage}_stage"]
+        assert isinstance(metric, MulticlassAccuracy)
         metric(logits, labels)
         self.log(f"{stage}_loss", loss, prog_bar=stage == "train")
         self.log(f"{stage}_accuracy", metric, prog_bar=stage != "test", on_step=stage == "train", on_epoch=True)
@@ -145,17 +146,42 @@ class TaskModule(L.LightningModule):
         options = self.hparams
         decayed = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim > 1]
         plain = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
         optimizer: torch.optim.Optimizer
-        if options.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
+        if options["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=options["learning_rate"], momentum=0.9, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
-        if options.schedule == "constant":
+            optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"])
+        if options["schedule"] == "constant":
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, total=total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tensor) -> int:
+    """The number of features that a backbone makes of a task's images; refuses images that it can't take."""
+    channels, size = example.shape[1:3]
+    expected = recipe.get("in_chans", 3)
+    if channels != expected:
+        raise ValueError(
+            f"Expected images of {expected} channel(s), as the backbone {recipe['model']} takes, but the task's have "
+            f"{channels}. Convert the images, or create a backbone with in_chans={channels}."
+        )
+    try:
+        with evaluating(backbone):
+            features = backbone(example)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The backbone {recipe['model']} can't take the task's images of {size} × {size} pixels: {error} Load the "
+            f"data with image_size={recipe.get('input_size', size)}."
+        ) from error
+    if features.ndim != 2:
+        raise ValueError(
+            f"Expected a backbone whose output is (N, features), but {recipe['model']} gives {tuple(features.shape)}. "
+            "Create it with num_classes=0 and its usual pooling."
+        )
+    return features.shape[1]
 
 
 def one_cycle(step: int, total: int, warmup: float = 0.1) -> float:

@@ -125,13 +125,16 @@ def choose_masks(
         return cost.parameters(masks) if ratio_of == "params" else cost.macs(masks)
 
     if scope == "layer":
-        total = sum(sizes.values())
+        # Fractions at which some width changes: at (k - 1/2) / |U| a group has k units, below it k - 1.
+        steps = {(k - 0.5) / size for size in sizes.values() for k in range(1, size + 1)}
+        fractions = sorted({1.0, *steps}, reverse=True)
+        last = len(fractions) - 1
 
         def candidate(level: int) -> Masks:
-            return top_units(scores, widths(sizes, 1 - level / total, floor), current)
+            return top_units(scores, widths(sizes, fractions[level], floor), current)
     else:
         order = _global_order(scores, current, floor)
-        total = len(order)
+        last = len(order)
 
         def candidate(level: int) -> Masks:
             masks = {name: mask.clone() for name, mask in current.items()}
@@ -142,7 +145,7 @@ def choose_masks(
     target = kept_fraction * amount(full)
     if ratio_of == "units":
         target = int(target + 0.5)
-    low, high = 0, total
+    low, high = 0, last
     while low < high:  # the first level whose cost is within the target: more removed never costs more
         middle = (low + high) // 2
         low, high = (low, middle) if amount(candidate(middle)) <= target else (middle + 1, high)

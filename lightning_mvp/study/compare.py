@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_mvp.study.check import refuse_bad_settings
 from lightning_mvp.study.parts import MORE_STEPS, run_part, start_worker
 from lightning_mvp.study.records import open_study, read_record
 from lightning_mvp.study.settings import StudySettings
@@ -66,8 +67,10 @@ def run_study(folder: Path, settings: StudySettings, *, workers: int = 2, consol
 
     Raises:
         FileExistsError: the folder holds a study with other settings.
-        RuntimeError: a part failed, named; what was finished stays.
+        ValueError: settings that can't work, before anything is written.
+        ChildProcessError: a part failed, named; what was finished stays.
     """
+    refuse_bad_settings(settings)
     open_study(folder, settings)
     stages = plan(settings)
     todo = [[part for part in stage if read_record(folder, part.name) is None] for stage in stages]
@@ -113,12 +116,13 @@ def _finish(pool: ProcessPoolExecutor, stage: list[Part]) -> Iterator[Part]:
             try:
                 future.result()
             except BrokenProcessPool:
-                raise RuntimeError(
+                raise ChildProcessError(
                     f"A worker process was ended from outside (out of memory?) at or about part {part.name}. Finished "
                     "parts are kept; the same command goes on from there."
                 ) from None
             except Exception as error:
-                raise RuntimeError(
-                    f"Part {part.name} failed: {error}\nFinished parts are kept; the same command goes on from there."
+                raise ChildProcessError(
+                    f"Part {part.name} failed: {type(error).__name__}: {error}\nFinished parts are kept; the same "
+                    "command goes on from there. With LIGHTNING_MVP_TRACEBACK=1 it shows where this happened."
                 ) from error
             yield part

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
-from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
+from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly, quiet_lightning
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import choose_masks
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, taylor_importance
@@ -40,6 +40,7 @@ from lightning_mvp.zoo.zoo import ModelZoo
 ONESHOT_BATCHES = 10
 REESTIMATION_BATCH = 128
 MORE_STEPS = 10
+VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing")
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class Workshop:
 
     @cached_property
     def example(self) -> Tensor:
-        size = self.settings.recipe["input_size"]
-        return torch.zeros(2, self.settings.recipe["in_chans"], size, size)
+        return torch.zeros(2, *self.data.train.images.shape[1:])
 
     def datamodule(self, task: TaskSpec, **options: Any) -> TaskDataModule:
         options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}
@@ -182,8 +182,6 @@ class Workshop:
             masks = pruner[0].masks
             notes["masks"] = {name: mask.nonzero()[:, 0].tolist() for name, mask in masks.items()}
             notes |= self.size_of(masks)
-        if method == "mvp":
-            notes["similarities"] = self.similarities(data)
         return {
             "task": task.name,
             "classes": list(task.classes),
@@ -211,19 +209,21 @@ class Workshop:
     # How each method starts -------------------------------------------------------------------------------------------
 
     def start_dense(self, data: TaskDataModule) -> Start:
-        return Start(self.dense(), self.settings.steps, notes=self.size_of(None))
+        return Start(self._reestimated(self.dense(), data), self.settings.steps, notes=self.size_of(None))
 
     def start_taylor(self, data: TaskDataModule) -> Start:
-        return Start(self.dense(), self.settings.steps, prune=True)
+        return Start(self._reestimated(self.dense(), data), self.settings.steps, prune=True)
 
     def start_mvp(self, data: TaskDataModule) -> Start:
-        return self._vote(data, self.folder / "zoo", **self.settings.vote)
+        return self._vote_of_nearest(data, self.settings.vote.get("neighbours", 8))
 
     def start_nearest(self, data: TaskDataModule) -> Start:
-        return self._vote(data, self.folder / "zoo", **{**self.settings.vote, "neighbours": 1})
+        return self._vote_of_nearest(data, 1)
 
     def start_random_vote(self, data: TaskDataModule) -> Start:
-        options = {**self.settings.vote, "similarity": "random", "temperature": None}
+        # Other neighbours for each target, the same in every run.
+        seed = self.settings.seed + zlib.crc32(data.facts.name.encode())
+        options = {**self.settings.vote, "similarity": "random", "temperature": None, "seed": seed}
         return self._vote(data, self.folder / "zoo", **options)
 
     def start_generic(self, data: TaskDataModule) -> Start:
@@ -256,34 +256,44 @@ class Workshop:
             cost=self.cost,
             floor=pruning.get("floor", 1),
         )
-        small = shrink(backbone, self.groups, masks)
+        small = self._reestimated(shrink(backbone, self.groups, masks), data)
+        return Start(small, self.settings.steps, notes=self.size_of(masks))
+
+    def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
+        """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
         images = preprocess(data.train_images()[0], data.facts)
         # In a seeded order: neighbours in the file are of one class, and a batch of one class has other statistics.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.settings.seed))
-        reestimate_batch_norm(small, images[order].split(REESTIMATION_BATCH))
-        return Start(small, self.settings.steps, notes=self.size_of(masks))
+        reestimate_batch_norm(backbone, images[order].split(REESTIMATION_BATCH))
+        return backbone
 
-    def _vote(self, data: TaskDataModule, zoo: Path, **options: Any) -> Start:
-        small, report = voted_backbone(
-            zoo, data, backbone=self.dense(), groups=self.groups, seed=self.settings.seed, **options
-        )
-        notes = self.size_of(report.masks)
-        notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
-        notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
-        return Start(small, self.settings.steps, notes=notes)
-
-    def similarities(self, data: TaskDataModule) -> list[dict[str, Any]]:
-        """LEEP of every zoo entry on a target, for the pictures."""
+    def _vote_of_nearest(self, data: TaskDataModule, neighbours: int) -> Start:
+        """The nearest tasks' vote; the similarity of every zoo task is kept, for the pictures."""
+        begin = time.perf_counter()
         ranked = rank_neighbours(
             ModelZoo(self.folder / "zoo"),
             *data.scoring_images(seed=self.settings.seed),
             backbone=self.dense(),
             groups=self.groups,
+            similarity=self.settings.vote.get("similarity", "leep"),
             k=None,
             classes=data.facts.classes,
             seed=self.settings.seed,
         )
-        return [vars(neighbour) for neighbour in ranked]
+        ranking_seconds = time.perf_counter() - begin
+        options = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
+        start = self._vote(data, self.folder / "zoo", neighbours=ranked[:neighbours], **options)
+        assert start.notes is not None
+        start.notes["stage_seconds"]["rank"] += ranking_seconds
+        return replace(start, notes={**start.notes, "similarities": [vars(neighbour) for neighbour in ranked]})
+
+    def _vote(self, data: TaskDataModule, zoo: Path, **options: Any) -> Start:
+        options = {"seed": self.settings.seed, **options}
+        small, report = voted_backbone(zoo, data, backbone=self.dense(), groups=self.groups, **options)
+        notes = self.size_of(report.masks)
+        notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
+        notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
+        return Start(small, self.settings.steps, notes=notes)
 
 
 def curve_steps(steps: int) -> list[int]:
@@ -307,7 +317,7 @@ def start_worker(folder: str, settings: dict[str, Any]) -> None:
     """Make this process a worker: one thread, one workshop."""
     global _workshop
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet_lightning()
     _workshop = Workshop(Path(folder), StudySettings(**{**settings, "methods": tuple(settings["methods"])}))
 
 

@@ -36,7 +36,7 @@ def _of(runs: Runs, method: str) -> list[dict[str, Any]]:
 
 def accuracy_against_steps(runs: Runs) -> Figure:
     """Mean test accuracy with its 95 % interval against optimizer steps, a line for each method."""
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.subplots()
     for method in dict.fromkeys(run["method"] for run in runs):
         own = _of(runs, method)
@@ -46,14 +46,15 @@ def accuracy_against_steps(runs: Runs) -> Figure:
         # One target has no interval.
         half = np.nan_to_num([100 * point.half for point in points])
         style = "--" if method.endswith("_10x") else "-"
-        axes.plot(steps, means, style, color=COLOURS[method], marker="o", markersize=3, label=METHODS[method])
-        axes.fill_between(steps, means - half, means + half, color=COLOURS[method], alpha=0.12, linewidth=0)
+        axes.plot(steps, means, style, color=COLOURS[method], marker="o", markersize=3, label=METHODS[method].full)
+        axes.fill_between(steps, means - half, means + half, color=COLOURS[method], alpha=0.08, linewidth=0)
     axes.set_xscale("symlog", linthresh=5)
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.set(xlabel="optimizer steps on the new task", ylabel="test accuracy (%)")
     axes.set_title("Accuracy against steps: mean over targets, 95 % interval shaded", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    # Below: wherever it stood inside, it would hide some line.
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside lower center")
     return figure
 
 
@@ -119,7 +120,7 @@ def _as_masks(run: dict[str, Any], zoo_masks: dict[str, Masks]) -> Masks:
 def widths_per_group(runs: Runs) -> Figure:
     """Units of the dense backbone, of iterative Taylor and of the vote in each group, mean over targets."""
     dense = _of(runs, "dense") or _of(runs, "dense_10x")
-    series = {"dense backbone": dense, METHODS["taylor_10x"]: _of(runs, "taylor_10x"), "voted": _of(runs, "mvp")}
+    series = {"dense backbone": dense, METHODS["taylor_10x"].full: _of(runs, "taylor_10x"), "voted": _of(runs, "mvp")}
     colours = (COLOURS["dense"], "#000000", COLOURS["mvp"])
     groups = list(_of(runs, "mvp")[0]["widths"])
     figure = Figure(figsize=(max(6.0, 0.9 * len(groups) + 2), 4), layout="constrained")

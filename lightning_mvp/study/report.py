@@ -18,37 +18,36 @@ from lightning_mvp.files import write_whole
 from lightning_mvp.study.plots import draw_all
 from lightning_mvp.study.records import read_record, write_json
 from lightning_mvp.study.results import Row, break_even, load_runs, summarise, verdict
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.settings import METHODS, StudySettings
 
-HEADINGS = ("method", "steps", "seconds", "accuracy", "95 % interval", "parameters", "MACs")
+HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    half = "–" if math.isnan(row.accuracy.half) else f"± {100 * row.accuracy.half:.1f}"
+def _cells(row: Row, label: str) -> tuple[str, ...]:
+    half = "–" if math.isnan(row.accuracy.half) else f"{100 * row.accuracy.half:.1f}"
     return (
-        row.label,
+        label,
         f"{row.steps:,}",
         f"{row.seconds:.1f}",
-        f"{100 * row.accuracy.mean:.1f} %",
-        half,
+        f"{100 * row.accuracy.mean:.1f} ± {half}",
         f"{row.parameters:,}",
         f"{row.macs / 1e6:.2f} M",
     )
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
-    """The main table for ``rich.print``; the first method stands out."""
-    table = Table(title=title)
+    """The main table for ``rich.print``, at most 80 columns wide; MVP's row stands out."""
+    table = Table(title=title, caption="Accuracy: mean over targets ± 95 % interval.")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows:
-        table.add_row(*_cells(row), style="bold" if row.method == "mvp" else "")
+        table.add_row(*_cells(row, METHODS[row.method].short), style="bold" if row.method == "mvp" else "")
     return table
 
 
 def _markdown_table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cells(row, row.label)) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -131,10 +130,10 @@ def _markdown(
         f"in the same order at batch {settings.batch_size}, and has the same peak learning rate "
         f"{settings.optim.get('learning_rate')}, which was tuned for none of them.",
         _markdown_table(rows),
-        "Accuracy is on test images of the targets; intervals are Student's t over targets. Seconds are medians over "
-        "targets on one thread, from the task's images in memory to the trained model (similarity, vote, merge, head "
-        "and steps), evaluation apart. Iterative Taylor trains at full size with zeroed units; its parameters and MACs "
-        "are those after cutting.",
+        "Accuracy is the mean on test images of the targets ± its 95 % interval (Student's t over targets). Seconds "
+        "are medians over targets on one thread, from the task's images in memory to the trained model (similarity, "
+        "vote, merge, head and steps), evaluation apart. Iterative Taylor trains at full size with zeroed units; its "
+        "parameters and MACs are those after cutting.",
         "## Where MVP wins, and where not",
         "Paired over targets: MVP's accuracy minus the other's, 95 % interval in brackets.",
         "\n".join(f"- {sentence}" for sentence in verdicts(rows)),

@@ -80,7 +80,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> list[Row]:
         rows.append(
             Row(
                 method=method,
-                label=METHODS[method],
+                label=METHODS[method].full,
                 steps=own[0]["steps"],
                 accuracy=interval([run["accuracy"] for run in own]),
                 seconds=median(run["start_seconds"] + run["fit_seconds"] for run in own),

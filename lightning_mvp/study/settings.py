@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_mvp.pruning.schedule import require_ratio
 
+
+class Label(NamedTuple):
+    """What a method is called: in full in reports, in short where a terminal has 80 columns."""
+
+    full: str
+    short: str
+
+
 METHODS = {
-    "mvp": "Meta-Vote Pruning: the nearest tasks' vote, averaged weights",
-    "nearest": "nearest single pruned model",
-    "random_vote": "vote of random neighbours",
-    "generic": "θ⁰ pruned once on all source classes, one task's budget",
-    "oneshot_taylor": "one-shot Taylor",
-    "oneshot_magnitude": "one-shot magnitude",
-    "taylor": "iterative Taylor, the same steps",
-    "taylor_10x": "iterative Taylor, 10 × the steps",
-    "dense": "dense fine-tuning (not pruned)",
-    "dense_10x": "dense fine-tuning, 10 × the steps",
+    "mvp": Label("Meta-Vote Pruning: the nearest tasks' vote, averaged weights", "Meta-Vote Pruning"),
+    "nearest": Label("nearest single pruned model", "nearest model"),
+    "random_vote": Label("vote of random neighbours", "random neighbours"),
+    "generic": Label("θ⁰ pruned once on all source classes, one task's budget", "generic pruning"),
+    "oneshot_taylor": Label("one-shot Taylor", "one-shot Taylor"),
+    "oneshot_magnitude": Label("one-shot magnitude", "one-shot magnitude"),
+    "taylor": Label("iterative Taylor, the same steps", "Taylor"),
+    "taylor_10x": Label("iterative Taylor, 10 × the steps", "Taylor, 10 × steps"),
+    "dense": Label("dense fine-tuning (not pruned)", "dense, not pruned"),
+    "dense_10x": Label("dense fine-tuning, 10 × the steps", "dense, 10 × steps"),
 }
 
 

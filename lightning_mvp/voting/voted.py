@@ -24,6 +24,7 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.pruning.importance import magnitude_importance
+from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing, merge
 from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours
 from lightning_mvp.voting.vote import coefficients, vote, vote_widths
@@ -104,7 +105,7 @@ class VoteReport:
 
 def voted_backbone(
     zoo: ModelZoo | str | Path,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | TaskDataModule,
     *,
     neighbours: int | Sequence[Neighbour] | None = 8,
     pruning_ratio: float | None = None,

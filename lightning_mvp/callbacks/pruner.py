@@ -1,0 +1,147 @@
+"""The pruning of one backbone, step by step and round by round: all that needs no Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.cost import CostModel
+from lightning_mvp.backbones.groups import find_groups
+from lightning_mvp.backbones.masks import Dead, Masks, dead_entries, zero_entries
+from lightning_mvp.callbacks.settings import PruningSettings
+from lightning_mvp.pruning.importance import (
+    Scores,
+    TaylorScores,
+    magnitude_importance,
+    normalised,
+    random_importance,
+)
+
+
+class Pruner:
+    """Groups, scores and masks of a backbone that is being trained; removed units are zeroed, not cut.
+
+    The backbone is handed to each method rather than kept, so that the callback that owns a Pruner can be pickled.
+
+    Args:
+        backbone: maps images to features; not changed by the constructor.
+        example: a batch of images.
+        settings: how to prune it.
+        keep_features: leave the group that is the backbone's output whole, because nobody knows who reads it.
+
+    Raises:
+        ValueError: nothing in the backbone can be pruned, or a unit is frozen.
+    """
+
+    def __init__(self, backbone: nn.Module, example: Tensor, settings: PruningSettings, keep_features: bool) -> None:
+        self.settings = settings
+        self.all_groups = self.groups = find_groups(backbone, example)
+        feature_group = self.all_groups.feature_group
+        if feature_group is not None and keep_features:
+            rank_zero_warn(
+                f"Group `{feature_group.name}` is the backbone's output and stays whole, because `head` is not given "
+                "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
+            )
+            self.groups = self.all_groups.select(exclude=[feature_group.name])
+        parameters = dict(backbone.named_parameters())
+        for group in self.groups:
+            for member in group.members:
+                if member.gate and not parameters[member.tensor].requires_grad:
+                    raise ValueError(
+                        f"Expected the units of group `{group.name}` to be trainable, but `{member.tensor}` is "
+                        "frozen. Unfreeze the backbone before fit: units that don't learn can't be scored."
+                    )
+        self.cost = CostModel(backbone, self.groups, example)
+        self.scores = TaylorScores(self.groups)
+        self.importance: Scores = {group.name: torch.zeros(group.size) for group in self.groups}
+        self.round = 0
+        self._set_masks(Masks.full(self.groups))
+
+    def _set_masks(self, masks: Masks) -> None:
+        full = Masks.full(self.groups)
+        self.masks = masks
+        self.kept = {
+            "units": 1 - masks.pruning_ratio,
+            "params": self.cost.parameters(masks) / self.cost.parameters(full),
+            "macs": self.cost.macs(masks) / self.cost.macs(full),
+        }
+        self._dead: Dead | None = None
+
+    def _dead_entries(self, backbone: nn.Module) -> Dead:
+        if self._dead is None:  # changes at rounds only
+            self._dead = dead_entries(self.groups, self.masks, next(backbone.parameters()).device)
+        return self._dead
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round has happened."""
+        return self.round == self.settings.rounds
+
+    def observe(self, backbone: nn.Module) -> None:
+        """Take scores of one step from its gradients, where the next round will want them."""
+        if self.settings.criterion == "taylor" and not self.finished:
+            parameters = dict(backbone.named_parameters())
+            self.scores.update(parameters, {name: parameter.grad for name, parameter in parameters.items()})
+
+    def zero_gradients(self, backbone: nn.Module) -> None:
+        """Removed units get no gradient, so that they count in no norm and no momentum."""
+        gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
+        zero_entries({name: grad for name, grad in gradients.items() if grad is not None}, self._dead_entries(backbone))
+
+    def zero_removed(self, backbone: nn.Module) -> None:
+        """Zero removed units: an optimizer may move what was zero."""
+        zero_entries(dict(backbone.named_parameters()), self._dead_entries(backbone))
+
+    def zero_optimizer_state(self, backbone: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Zero what optimizers remember of removed units: momentum and the like, of the parameter's own shape."""
+        for name, parameter in backbone.named_parameters():
+            dead = {name: self._dead_entries(backbone).get(name, [])}
+            for optimizer in optimizers:
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        zero_entries({name: value}, dead)
+
+    def prune(self, backbone: nn.Module, round_: int, kept_fraction: float) -> None:
+        """Decide one round; scores start afresh."""
+        scores = self._scores_of(backbone, round_)
+        for name, score in normalised(scores, self.masks).items():
+            # A unit keeps the score it had in the last round that it took part in.
+            self.importance[name] = torch.where(self.masks[name], score, self.importance[name]).float()
+        self._set_masks(self.settings.choose(scores, self.masks, kept_fraction, self.cost))
+        self.round = round_
+        self.scores.reset()
+
+    def _scores_of(self, backbone: nn.Module, round_: int) -> Scores:
+        if self.settings.criterion == "taylor":
+            return self.scores.means()
+        if self.settings.criterion == "magnitude":
+            return magnitude_importance(backbone.state_dict(), self.groups)
+        return random_importance(self.groups, self.settings.seed * 1_000_003 + round_)
+
+    def for_zoo(self) -> tuple[Masks, Scores]:
+        """Masks and importance of all the backbone's groups: one that was left whole keeps every unit, all alike."""
+        whole = Masks.full(self.all_groups)
+        masks = Masks({name: self.masks.get(name, mask) for name, mask in whole.items()})
+        return masks, {name: self.importance.get(name, mask.float()) for name, mask in whole.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers of tensors and numbers."""
+        return {
+            "round": self.round,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "importance": dict(self.importance),
+            "sums": {name: value.cpu() for name, value in self.scores.sums.items()},
+            "count": float(self.scores.count),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; the backbone's weights are restored by whoever saved them."""
+        self.round = state["round"]
+        self._set_masks(Masks(state["masks"]))
+        self.importance = dict(state["importance"])
+        self.scores.sums = dict(state["sums"])
+        self.scores.count = torch.tensor(float(state["count"]))

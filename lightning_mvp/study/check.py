@@ -1,0 +1,50 @@
+"""What a comparison refuses before any process starts and anything is written."""
+
+from __future__ import annotations
+
+from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.callbacks.guards import require_time_for
+from lightning_mvp.callbacks.settings import PruningSettings
+from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.pruning.schedule import require_ratio
+from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.tasks.data import load_data
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.splits import split_tasks
+from lightning_mvp.voting.merge import Missing
+from lightning_mvp.voting.similarity import Similarity
+
+
+def refuse_bad_settings(settings: StudySettings) -> None:
+    """Try what every part needs, cheaply: the data, the tasks, the backbone, the rounds and the vote's arguments.
+
+    Raises:
+        ValueError: what was expected, what it got, and what to do.
+        FileNotFoundError: files of the data set or weights of the backbone are missing.
+    """
+    for name in ("sources", "targets"):
+        if settings.split[name] < 1:
+            raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.split[name]}.")
+    _refuse_bad_vote(settings)
+    pruning = PruningSettings(**settings.pruning)
+    for steps in {settings.source_steps, *([settings.steps] if "taylor" in settings.methods else [])}:
+        require_time_for(pruning.schedule(steps), steps)
+    data = load_data(**settings.data)
+    task = split_tasks(data.classes, **settings.split).get("target", 0)
+    datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, augment=settings.augment)
+    backbone = create_backbone(settings.recipe, weights=settings.weights)
+    TaskModule.for_task(backbone, datamodule.facts, **settings.optim)
+
+
+def _refuse_bad_vote(settings: StudySettings) -> None:
+    vote = settings.vote
+    require_choice("vote.similarity", vote.get("similarity", "leep"), Similarity)
+    require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
+    neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")
+    if not isinstance(neighbours, int) or neighbours < 1:
+        raise ValueError(f"Expected `vote.neighbours` to be an integer of at least 1, but got {neighbours!r}.")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"Expected `vote.temperature` to be above 0 or null, but got {temperature!r}.")
+    if vote.get("pruning_ratio") is not None:
+        require_ratio(vote["pruning_ratio"], "vote.pruning_ratio")

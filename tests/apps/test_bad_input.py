@@ -1,0 +1,97 @@
+"""What a person can get wrong is refused before any work: exit code 1, one message, no traceback, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from .conftest import TINY, TINY_COMPARE, TINY_ROUNDS, Run
+
+COMPARE_ONLY = [
+    ("split.targets=0", "`split.targets` to be at least 1, but got 0"),
+    ("methods=[mvp,magic]", "`methods` to be names out of mvp, nearest"),
+    ("vote.similarity=leap", "`vote.similarity` to be one of 'leep'"),
+    ("vote.missing=mean", "`vote.missing` to be one of 'theta0'"),
+    ("vote.neighbours=0", "`vote.neighbours` to be an integer of at least 1, but got 0"),
+    ("vote.temperature=0", "`vote.temperature` to be above 0 or null, but got 0"),
+    ("vote.pruning_ratio=2", "`vote.pruning_ratio` to be a float in (0, 1), but got 2"),
+    ("source_steps=1", "Expected a run of at least 2 optimizer steps"),
+    ("steps=1", "Expected a run of at least 2 optimizer steps"),
+    ("backbone.weights=nowhere.safetensors", "No weights at nowhere.safetensors. `mvp-pretrain` writes such a file"),
+]
+BOTH = [
+    ("backbone=resnet_minni", "Could not find 'backbone/resnet_minni'"),
+    ("backbone.recipe.model=resnet81", "Expected `model` to be a name that timm"),
+    ("backbone.recipe.model=resnet81", "but got 'resnet81'. Close names: resnet"),
+    ("data=glyph", "Could not find 'data/glyph'"),
+    ("data.name=glyphz", "but got 'glyphz'. Did you mean 'glyphs'?"),
+    ("data.root=???", "Expected `data.root` to be given, but it has no default. Add data.root=… to the command."),
+    ("split.classes_per_task=9", "Expected at least 9 seen classes for tasks of 9 classes, but got 8. Lower"),
+    ("pruning.pruning_ratio=80", "`pruning_ratio` to be a float in (0, 1), but got 80. It is the fraction that"),
+    ("pruning.pruning_ratio=0", "`pruning_ratio` to be a float in (0, 1), but got 0"),
+    ("pruning.criterion=tailor", "`criterion` to be one of 'taylor', 'magnitude', 'random', but got 'tailor'"),
+    ("optim.optimizer=adam", "`optimizer` to be one of 'sgd', 'adamw', but got 'adam'"),
+    ("backbone.recipe.in_chans=1", "channel"),
+]
+
+
+def refused(run: Run, home: Path, name: str, *overrides: str) -> str:
+    """The message with which a command refuses; it must have left nothing but Hydra's logs."""
+    done = run(name, *overrides, home=home)
+    assert done.code == 1, done.text
+    assert "Traceback" not in done.text
+    left = [path for path in home.iterdir() if path.name != "logs"] if home.exists() else []
+    assert not left
+    return done.line
+
+
+@pytest.mark.parametrize(("override", "words"), BOTH)
+def test_mvp_prune_refuses(override: str, words: str, tmp_path: Path, run: Run) -> None:
+    assert words in refused(run, tmp_path / "home", "prune", *TINY, *TINY_ROUNDS, "weights=null", override)
+
+
+@pytest.mark.parametrize(("override", "words"), BOTH + COMPARE_ONLY)
+def test_mvp_compare_refuses_before_any_process_starts(override: str, words: str, tmp_path: Path, run: Run) -> None:
+    assert words in refused(run, tmp_path / "home", "compare", *TINY_COMPARE, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["split.classes=[latin-capital-a, latin-capital-z]"], "but got 'latin-capital-z'. It has, for example: latin"),
+        (["split.classes=[latin-capital-a]"], "`classes` to be two or more class names, but got"),
+        (["split.task=99"], "to be in [0, 3) for source tasks, but got 99"),
+        (["split.task=first"], "Expected `split.task` to be the number of a source task, but got 'first'"),
+        (["split.kind=sauce"], "`kind` to be one of ('source', 'target', 'heldout'), but got 'sauce'"),
+        (["steps=1"], "Expected a run of at least 2 optimizer steps"),
+        (["weights=nowhere"], "weights of the backbone at nowhere, but there is no such file. Make them with `mvp-pre"),
+    ],
+)
+def test_mvp_prune_refuses_tasks_and_weights(overrides: list[str], words: str, tmp_path: Path, run: Run) -> None:
+    assert words in refused(run, tmp_path / "home", "prune", *TINY, *TINY_ROUNDS, "weights=null", *overrides)
+
+
+@pytest.mark.parametrize("name", ["prune", "compare"])
+def test_weights_of_another_channel_count_are_refused(name: str, tmp_path: Path, run: Run) -> None:
+    grey = tmp_path / "grey.safetensors"
+    save_file({"conv1.weight": torch.zeros(32, 1, 3, 3)}, grey)
+    options = [*TINY, f"weights={grey}"] if name == "prune" else [*TINY_COMPARE, f"backbone.weights={grey}"]
+    message = refused(run, tmp_path / "home", name, *options, "pruning.rounds=2")
+    assert "conv1.weight: expected (32, 3, 3, 3), got (32, 1, 3, 3)" in message
+    assert "Use the recipe that the weights were made with." in message
+
+
+def test_a_missing_zoo_is_refused_with_how_to_fill_one(tmp_path: Path, run: Run) -> None:
+    zoo = tmp_path / "home" / "zoos" / "glyphs-resnet_mini"
+    message = refused(run, tmp_path / "home", "vote", *TINY)
+    assert f"Expected a zoo at {zoo}, but there is no such folder. Fill one with `mvp-prune`." in message
+
+
+def test_a_traceback_is_there_on_request(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_MVP_TRACEBACK", "1")
+    done = run("prune", *TINY, "data.name=glyphz", home=tmp_path)
+    assert done.code == 1
+    assert "Traceback" in done.text

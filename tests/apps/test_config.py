@@ -1,0 +1,93 @@
+"""Every configuration that can be named composes, and every command explains itself without loading torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+CONF = Path(str(files("lightning_mvp.conf")))
+ROOTS = ("pretrain", "prune", "vote", "compare")
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and not folder.name.startswith("_")
+}
+USES = {
+    "pretrain": set(GROUPS) - {"pruning", "vote"},
+    "prune": set(GROUPS) - {"vote"},
+    "vote": set(GROUPS) - {"pruning"},
+    "compare": set(GROUPS),
+}
+
+
+def rows_of(root: str) -> list[dict[str, str]]:
+    """Choices that together name every option of every group: the n-th takes each group's n-th option, in turn."""
+    groups = {group: GROUPS[group] for group in sorted(USES[root] - {"experiment"})}
+    longest = max(map(len, groups.values()))
+    return [{group: options[row % len(options)] for group, options in groups.items()} for row in range(longest)]
+
+
+def compose_for(root: str, *overrides: str) -> dict[str, Any]:
+    """The configuration as a command gets it, interpolations resolved."""
+    with initialize_config_module("lightning_mvp.conf", version_base="1.3", job_name=f"mvp-{root}"):
+        config = compose(root, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def own_keys(group: str, option: str) -> set[str]:
+    """What an option's file sets."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    assert isinstance(content, dict)
+    return {str(key) for key in content} - {"defaults"}
+
+
+def test_the_groups_are_those_of_the_design() -> None:
+    expected = {"backbone", "data", "split", "pruning", "vote", "optim", "trainer", "strategy", "logger", "experiment"}
+    assert expected | {"paths"} == set(GROUPS)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_each_root_composes_with_each_option_of_each_group(root: str) -> None:
+    for choices in rows_of(root):
+        composed = compose_for(root, *(f"{group}={option}" for group, option in choices.items()))
+        for group, option in choices.items():
+            assert own_keys(group, option) <= set(composed[group]), f"{group}={option}"
+
+
+@pytest.mark.parametrize("option", GROUPS["experiment"])
+def test_each_experiment_composes(option: str) -> None:
+    own = OmegaConf.load(CONF / "experiment" / f"{option}.yaml")
+    chosen = compose_for("compare", f"experiment={option}")
+    assert (chosen["steps"], chosen["note"]) == (own.steps, own.note)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_help_shows_groups_and_an_example_without_importing_torch(root: str) -> None:
+    script = (
+        f"import sys; sys.argv[1:] = ['--help']\nimport lightning_mvp.apps.{root} as app\n"
+        "try:\n    app.main()\nfinally:\n    heavy = {'torch', 'timm', 'lightning', 'matplotlib'} & set(sys.modules)\n"
+        "    print('heavy imports:', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"Example:  mvp-{root} " in done.stdout
+    for group in USES[root] - {"experiment", "paths"}:
+        assert f"{group}: {GROUPS[group][0]}" in done.stdout, group
+    assert done.stdout.rstrip().endswith("heavy imports: []")
+
+
+def test_a_weighted_vote_keeps_what_the_default_says() -> None:
+    weighted = compose_for("vote", "vote=weighted")["vote"]
+    assert weighted == {**compose_for("vote")["vote"], "temperature": 0.05}

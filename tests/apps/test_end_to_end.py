@@ -1,0 +1,178 @@
+"""From pre-training to a small model for a new task, by the commands alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.modules.meta_vote import MetaVoteModule
+from lightning_mvp.zoo.zoo import ModelZoo
+
+from .conftest import TINY, TINY_ROUNDS, Run, modified
+
+OUTPUTS = {"model.ckpt", "model.safetensors", "recipe.json", "report.json"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands of this file write, one after the other."""
+    return tmp_path_factory.mktemp("home")
+
+
+def zoo_of(home: Path) -> Path:
+    return home / "zoos" / "glyphs-resnet_mini"
+
+
+@pytest.fixture
+def pretrained(home: Path, run: Run) -> Path:
+    weights = home / "backbones" / "glyphs-resnet_mini.safetensors"
+    if not weights.exists():
+        done = run("pretrain", *TINY, home=home)
+        assert done.code == 0
+        assert f"wrote {weights}" in done.text
+        assert "% on validation images of 8 classes" in done.text
+    return weights
+
+
+@pytest.fixture
+def zoo(home: Path, pretrained: Path, run: Run) -> Path:
+    if not zoo_of(home).exists():
+        assert run("prune", *TINY, *TINY_ROUNDS, home=home).code == 0
+        assert run("prune", "-m", *TINY, *TINY_ROUNDS, "split.task=0,1,2", home=home).code == 0
+    return zoo_of(home)
+
+
+@pytest.fixture
+def voted(home: Path, zoo: Path, run: Run) -> Path:
+    folder = home / "voted" / "glyphs-target-0"
+    if not folder.exists():
+        done = run("vote", *TINY, "vote.neighbours=2", home=home)
+        assert done.code == 0
+        for name in OUTPUTS:
+            assert f"wrote {folder / name}: " in done.text
+    return folder
+
+
+def test_one_job_and_then_a_multirun_fill_a_zoo(zoo: Path) -> None:
+    entries = list(ModelZoo(zoo).entries())
+    assert [entry.facts["name"] for entry in entries] == ["source-000", "source-001", "source-002"]
+    assert all(0.25 < sum(m.sum() for m in e.masks.values()) / 448 < 0.35 for e in entries), "30 % of the units stay"
+
+
+def test_a_second_run_skips_what_is_there(home: Path, zoo: Path, run: Run) -> None:
+    before = modified(zoo)
+    done = run("prune", "-m", *TINY, *TINY_ROUNDS, "split.task=0,1,2", home=home)
+    assert done.code == 0
+    assert done.line.count("already: skipped") == 3
+    assert modified(zoo) == before
+
+
+def test_a_vote_writes_its_four_files_and_says_what_it_did(voted: Path) -> None:
+    assert {path.name for path in voted.iterdir()} == OUTPUTS
+    report = json.loads((voted / "report.json").read_text())
+    assert len(report["neighbours"]) == 2
+    assert {"widths", "shares", "parameters", "dense_parameters", "macs", "test_accuracy", "steps"} <= set(report)
+    assert report["parameters"] < 0.2 * report["dense_parameters"]
+
+
+def test_the_checkpoint_loads_without_the_zoo(voted: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(voted / "model.ckpt", tmp_path)
+    assert torch.load(alone, weights_only=True)["hyper_parameters"]["recipe"]["kept"]
+    module = MetaVoteModule.load_from_checkpoint(alone).eval()
+    assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_weights_and_recipe_rebuild_the_same_function(voted: Path) -> None:
+    described = json.loads((voted / "recipe.json").read_text())
+    backbone = create_backbone(described["recipe"])
+    head = torch.nn.Linear(backbone(torch.zeros(2, 3, 32, 32)).shape[1], len(described["facts"]["classes"]))
+    rebuilt = torch.nn.Sequential(backbone, head)
+    rebuilt.load_state_dict(load_file(voted / "model.safetensors"))
+    module = MetaVoteModule.load_from_checkpoint(voted / "model.ckpt").eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = rebuilt.eval()(images), module(images)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.std() > 0
+
+
+def test_a_terminal_shows_the_vote_once_and_nothing_of_lightnings_own(home: Path, zoo: Path) -> None:
+    command = [sys.executable, "-m", "lightning_mvp.apps.vote", *TINY, "vote.neighbours=2", f"output={home}/shown"]
+    environment = {**os.environ, "LIGHTNING_MVP_HOME": str(home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    shown = done.stdout + done.stderr
+    assert shown.count("Vote of 2 neighbours") == 1
+    for noise in ("GPU available", "TPU available", "litlogger", "Tip:", "LeafSpec", "eval mode", "weights_only"):
+        assert noise not in shown
+
+
+def test_a_task_of_ones_own_classes_is_pruned_under_its_name(home: Path, pretrained: Path, run: Run) -> None:
+    classes = "split.classes=[latin-capital-a, latin-capital-k]"
+    done = run("prune", *TINY, *TINY_ROUNDS, classes, "split.task=mine", f"zoo={home}/own", home=home)
+    assert done.code == 0
+    (entry,) = ModelZoo(home / "own").entries()
+    assert (entry.facts["name"], entry.facts["classes"]) == ("mine", ["latin-capital-a", "latin-capital-k"])
+
+
+def test_existing_output_is_never_overwritten(home: Path, voted: Path, pretrained: Path, run: Run) -> None:
+    before = {**modified(voted), **modified(pretrained.parent)}
+    for name, target in (("vote", voted), ("pretrain", pretrained)):
+        done = run(name, *TINY, home=home)
+        assert done.code == 1
+        assert f"{target} exists already and is not overwritten. Name another output, or remove it." in done.line
+        assert "Traceback" not in done.text
+    assert {**modified(voted), **modified(pretrained.parent)} == before
+
+
+def test_fewer_zoo_tasks_than_neighbours_warns_and_uses_all(home: Path, zoo: Path, run: Run) -> None:
+    with pytest.warns(UserWarning, match="Expected at least 8 entries to choose from, but got 3: using all"):
+        done = run("vote", *TINY, f"output={home}/all", home=home)
+    assert done.code == 0
+    assert len(json.loads((home / "all" / "report.json").read_text())["neighbours"]) == 3
+
+
+def test_a_truncated_zoo_file_is_named_and_skipped(home: Path, zoo: Path, tmp_path: Path, run: Run) -> None:
+    shutil.copytree(zoo, tmp_path / "zoo")
+    name = ModelZoo(zoo).names[1]
+    damaged = tmp_path / "zoo" / "tasks" / f"{name}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=f"Skipping a damaged zoo entry: .*{name}"):
+        done = run("vote", *TINY, "vote.neighbours=2", f"zoo={damaged.parents[1]}", f"output={tmp_path}/v", home=home)
+    assert done.code == 0
+    used = {neighbour["name"] for neighbour in json.loads((tmp_path / "v" / "report.json").read_text())["neighbours"]}
+    assert used == set(ModelZoo(zoo).names) - {name}
+    again = run("prune", *TINY, *TINY_ROUNDS, "split.task=1", f"zoo={damaged.parents[1]}", home=home)
+    assert again.code == 1, "a damaged entry is not taken for done"
+    assert str(damaged) in again.line.replace("\n", "")
+
+
+def test_a_zoo_of_another_theta0_is_refused(home: Path, zoo: Path, run: Run) -> None:
+    before = modified(zoo)
+    other = ("weights=null", "seed=5")
+    for task in ("split.task=0", "split.task=9 split.sources=10"):
+        done = run("prune", *TINY, *TINY_ROUNDS, *other, *task.split(), home=home)
+        assert done.code == 1
+        assert "is of another backbone or θ⁰. fingerprint of θ⁰: expected" in done.line
+    assert modified(zoo) == before
+
+
+def test_a_zoo_of_another_backbone_is_refused(home: Path, zoo: Path, run: Run) -> None:
+    done = run("prune", *TINY, *TINY_ROUNDS, "backbone=vit_mini", "weights=null", f"zoo={zoo}", home=home)
+    assert done.code == 1
+    assert "is of another backbone or θ⁰. backbone recipe: expected" in done.line
+
+
+def test_a_zoo_without_entries_is_refused(home: Path, zoo: Path, tmp_path: Path, run: Run) -> None:
+    shutil.copytree(zoo, tmp_path / "zoo", ignore=shutil.ignore_patterns("tasks"))
+    done = run("vote", *TINY, f"zoo={tmp_path}/zoo", f"output={tmp_path}/v", home=home)
+    assert done.code == 1
+    assert f"The zoo at {tmp_path}/zoo is empty. Fill it with `mvp-prune`." in done.line

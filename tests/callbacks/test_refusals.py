@@ -1,0 +1,191 @@
+"""What cannot work is refused before any step, with what was expected, got, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+
+from lightning_mvp import MVPCallback, TaskFacts, create_backbone
+from lightning_mvp.callbacks.guards import refuse_what_cannot_work
+
+from .user import EXAMPLE, FACTS, RECIPE, UserModule, callback, content, fit
+
+
+def refused(error: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any) -> None:
+    """Fit is refused, and no parameter has moved."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(error, match=match):
+        fit(module, *callbacks, **options)
+    changed = [name for name, tensor in module.named_parameters() if not torch.equal(tensor, before[name])]
+    assert not changed
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("criterion", "sensitivity"),
+        ("ratio_of", "flops"),
+        ("scope", "local"),
+        ("pruning_ratio", 1.0),
+        ("rounds", 0),
+        ("warmup_steps", -1),
+        ("steps_per_round", 0),
+        ("floor", 0),
+        ("power", -1.0),
+        ("example_input", "cat.png"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once_by_name(argument: str, value: Any):
+    with pytest.raises(ValueError, match=f"`{argument}`.* but got"):
+        MVPCallback(**{argument: value})
+
+
+def test_a_zoo_needs_the_facts_of_the_task(zoo: Path):
+    with pytest.raises(ValueError, match="`task` to be given with `zoo`"):
+        MVPCallback(zoo=zoo)
+
+
+def test_an_unknown_backbone_is_refused_with_the_names_there_are():
+    refused(ValueError, "`backbone`.*'encoder'.*`net`, `classifier`", UserModule(), callback(backbone="encoder"))
+    refused(ValueError, "`head`.*'fc'.*`net`", UserModule(), callback(head="fc"))
+
+
+def test_frozen_units_are_refused_and_named():
+    module = UserModule()
+    module.net.layer2.requires_grad_(False)
+    refused(ValueError, r"group `layer2.*frozen.*Unfreeze", module, callback(head="classifier"))
+
+
+class Doubled(UserModule):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(images)
+
+
+def test_a_wrong_head_is_refused(zoo: Path):
+    refused(ValueError, r"head\(backbone\(x\)\) to equal module\(x\)", Doubled(), callback(head="classifier"))
+    facts = TaskFacts("two", ("a", "b"), 16, (0.5,) * 3, (0.25,) * 3)
+    refused(ValueError, "2 classes, but it has 3", UserModule(), callback(head="classifier", task=facts, zoo=zoo))
+    deep = UserModule(head=nn.Sequential(nn.Linear(16, 3)))
+    refused(ValueError, r"torch\.nn\.Linear, but it names a Sequential", deep, callback(head="classifier"))
+    assert not zoo.exists()
+
+
+def test_without_example_a_wrong_head_is_refused_before_the_first_step():
+    refused(ValueError, "to equal module", Doubled(), callback(head="classifier", example_input=None))
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 5}, {"max_steps": -1, "max_epochs": 1, "limit_train_batches": 5}])
+def test_a_schedule_longer_than_the_run_is_refused_with_the_steps_it_needs(options: Any):
+    refused(ValueError, "at least 6 optimizer steps.*will do 5", UserModule(), callback(head="classifier"), **options)
+
+
+def test_a_run_without_end_needs_steps_per_round(zoo: Path):
+    endless = {"max_steps": -1, "max_epochs": -1}
+    mvp = callback(head="classifier", steps_per_round=None)
+    refused(ValueError, "`steps_per_round`.*no known length", UserModule(), mvp, **endless)
+    mvp = callback(head="classifier", task=FACTS, zoo=zoo)
+    refused(ValueError, "max_steps or max_epochs", UserModule(), mvp, **endless)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        EarlyStopping("train_loss"),
+        StochasticWeightAveraging(1e-2),
+        WeightAveraging(),
+    ],
+    ids=lambda other: type(other).__name__,
+)
+def test_callbacks_that_stop_or_average_are_refused_by_name(other: L.Callback):
+    refused(ValueError, f"no {type(other).__name__} beside MVPCallback", UserModule(), callback(), other)
+
+
+def test_a_second_callback_is_refused():
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `MVPCallback`"):
+        fit(UserModule(), callback(), callback())  # by Lightning itself
+
+    class Mine(MVPCallback):
+        pass
+
+    refused(ValueError, "one MVPCallback", UserModule(), callback(), Mine(backbone="net", example_input=EXAMPLE))
+
+
+def test_sharded_strategies_are_refused_by_name():
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[])
+    with pytest.raises(ValueError, match="FSDPStrategy"):
+        refuse_what_cannot_work(trainer)
+
+
+def test_a_monitored_checkpoint_warns(tmp_path: Path):
+    trainer: Any = SimpleNamespace(strategy=None, callbacks=[ModelCheckpoint(tmp_path, monitor="val_loss")])
+    with pytest.warns(UserWarning, match="val_loss.*unpruned"):
+        refuse_what_cannot_work(trainer)
+
+
+def test_an_optimizer_that_never_owns_the_backbone_is_warned_of():
+    class HeadOnly(UserModule):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.classifier.parameters(), lr=0.1)
+
+    mvp = callback(head="classifier")
+    with pytest.warns(UserWarning, match="0 of 3 rounds.*after 0 steps"):
+        fit(HeadOnly(), mvp)
+    assert not mvp.finished
+
+
+def test_a_learning_rate_spent_before_the_last_round_is_warned_of():
+    class Spent(UserModule):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 3 else 0.01)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    with pytest.warns(UserWarning, match="learning rate is 0.001 at the last pruning round"):
+        fit(Spent(), callback(head="classifier"))
+
+
+def test_what_exists_only_after_fit_says_so():
+    mvp = callback()
+    for ask in (lambda: mvp.masks, lambda: mvp.groups, mvp.small_model, mvp.table):
+        with pytest.raises(RuntimeError, match="before fit"):
+            ask()
+    with pytest.raises(ValueError, match="`example_input`"):
+        callback(example_input=None).preview(UserModule())
+
+
+def test_an_entry_that_exists_is_refused_before_any_step(zoo: Path):
+    options = {"head": "classifier", "task": FACTS, "zoo": zoo}
+    fit(UserModule(), callback(**options))
+    before = content(zoo)
+    refused(FileExistsError, "already has an entry colours--", UserModule(), callback(**options))
+    assert content(zoo) == before
+    fit(UserModule(), callback(**options, seed=1))
+    assert len(content(zoo)) == len(before) + 1
+
+
+@pytest.mark.parametrize("example", [EXAMPLE, None], ids=["example", "first input"])
+def test_a_foreign_zoo_is_refused_before_any_step(zoo: Path, entries: Callable[[], int], example: Any):
+    options = {"head": "classifier", "zoo": zoo, "example_input": example}
+    fit(UserModule(), callback(**options, task=FACTS))
+    before = content(zoo)
+    other_task = TaskFacts("others", FACTS.classes, 16, FACTS.mean, FACTS.std)
+
+    moved = UserModule()
+    with torch.no_grad():
+        moved.net.conv1.weight[0, 0, 0, 0] += 1e-3
+    refused(ValueError, "another backbone or θ⁰.*fingerprint of θ⁰", moved, callback(**options, task=other_task))
+
+    arguments = {**RECIPE["arguments"], "channels": [8, 12, 20]}
+    wide = UserModule(create_backbone({**RECIPE, "arguments": arguments}))
+    refused(ValueError, "another backbone or θ⁰.*backbone recipe", wide, callback(**options, task=other_task))
+    assert content(zoo) == before
+    assert entries() == 1

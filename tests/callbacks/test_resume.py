@@ -1,0 +1,94 @@
+"""A run that stopped in the middle of pruning goes on as if it had not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_mvp import ModelZoo
+
+from .user import EXAMPLE, FACTS, UserModule, callback, make_trainer
+from .user import loader as many_batches
+
+
+def loader() -> DataLoader:
+    """One batch again and again: torch's loader can't go on in the middle of an epoch."""
+    return many_batches(batches=1)
+
+
+class SaveAt(L.Callback):
+    """Writes a checkpoint once so many steps are done."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("step", [2, 5, 8], ids=["at a round", "between rounds", "after the last"])
+@pytest.mark.parametrize("example", [EXAMPLE, None], ids=["example", "first input"])
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(tmp_path: Path, step: int, example: Any):
+    whole = callback(head="classifier", task=FACTS, zoo=tmp_path / "whole")
+    module = UserModule(optimizer="adamw")
+    make_trainer(whole, SaveAt(step, tmp_path / "some.ckpt")).fit(module, loader())
+
+    resumed = callback(head="classifier", task=FACTS, zoo=tmp_path / "resumed", example_input=example)
+    again = UserModule(optimizer="adamw")
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter += 1.0  # only the checkpoint knows θ⁰ and the weights
+    trainer = make_trainer(resumed)
+    trainer.fit(again, loader(), ckpt_path=tmp_path / "some.ckpt", weights_only=True)
+
+    assert trainer.global_step == 12
+    assert resumed.step == 12
+    assert resumed.masks == whole.masks
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    one, two = (ModelZoo(tmp_path / name) for name in ("whole", "resumed"))
+    assert one.theta0_fingerprint == two.theta0_fingerprint
+    assert one.names == two.names
+    entries = [zoo[zoo.names[0]] for zoo in (one, two)]
+    assert all((entries[0].importance[name] == entries[1].importance[name]).all() for name in entries[0].importance)
+
+
+def test_a_resumed_longer_run_keeps_its_schedule(tmp_path: Path):
+    """60 % of 10 steps over 3 rounds is a round every 2 steps; a longer run must not move what began."""
+    first = callback(head="classifier", steps_per_round=None)
+    make_trainer(first, SaveAt(3, tmp_path / "three.ckpt"), max_steps=10).fit(UserModule(), loader())
+    longer = callback(head="classifier", steps_per_round=None)
+    make_trainer(longer, max_steps=40).fit(UserModule(), loader(), ckpt_path=tmp_path / "three.ckpt", weights_only=True)
+    assert longer.schedule == first.schedule
+    assert longer.masks == first.masks
+
+
+def test_other_settings_than_the_checkpoints_are_refused_and_named(tmp_path: Path):
+    first = callback(head="classifier")
+    make_trainer(first, SaveAt(3, tmp_path / "three.ckpt")).fit(UserModule(), loader())
+    other = callback(head="classifier", pruning_ratio=0.8)
+    with pytest.raises(ValueError, match=r"it had pruning_ratio=0\.5, not 0\.8"):
+        make_trainer(other).fit(UserModule(), loader(), ckpt_path=tmp_path / "three.ckpt", weights_only=True)
+
+
+def test_the_checkpoint_holds_a_plain_state_dict_of_the_module(tmp_path: Path):
+    module = UserModule()
+    names = list(module.state_dict())
+    make_trainer(callback(head="classifier"), SaveAt(7, tmp_path / "seven.ckpt")).fit(module, loader())
+    state = torch.load(tmp_path / "seven.ckpt", weights_only=True)
+    assert list(state["state_dict"]) == names
+
+
+def test_a_second_fit_of_the_same_callback_starts_anew():
+    mvp = callback(head="classifier")
+    make_trainer(mvp).fit(UserModule(), loader())
+    first = mvp.masks
+    make_trainer(mvp).fit(UserModule(), loader())
+    assert mvp.step == 12
+    assert mvp.masks == first

@@ -1,0 +1,134 @@
+"""From runs to means, intervals, sentences and tables."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from lightning_mvp.study.records import write_record
+from lightning_mvp.study.report import results_table, verdicts
+from lightning_mvp.study.results import Interval, Row, break_even, interval, load_runs, summarise, verdict
+from lightning_mvp.study.settings import METHODS
+
+from .workshop import settings
+
+
+def run_of(method: str, target: int, accuracy: float, seconds: float = 2.0) -> dict[str, Any]:
+    return {
+        "task": f"target-{target:03d}",
+        "method": method,
+        "steps": 40,
+        "accuracy": accuracy,
+        "start_seconds": seconds / 2,
+        "fit_seconds": seconds / 2,
+        "parameters": 100 + target,
+        "macs": 1000,
+    }
+
+
+def row(low: float, high: float) -> Row:
+    difference = Interval((low + high) / 2, (high - low) / 2)
+    return Row("taylor", METHODS["taylor"].full, 40, Interval(0.5, 0.1), 1.0, 10, 10, difference)
+
+
+def test_the_interval_is_scipys_student_t() -> None:
+    values = [0.61, 0.7, 0.58, 0.66, 0.9]
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / 5, scale=stats.sem(values))
+    found = interval(values)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_interval_covers_the_mean_in_95_of_100_samples() -> None:
+    draw = random.Random(0)
+    found = [interval([draw.gauss(3.0, 2.0) for _ in range(4)]) for _ in range(1000)]
+    assert 0.93 < sum(one.low <= 3.0 <= one.high for one in found) / 1000 < 0.97
+
+
+def test_a_single_target_has_a_mean_and_no_interval() -> None:
+    found = interval([0.25])
+    assert found.mean == 0.25
+    assert math.isnan(found.half)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.01, 0.03, "MVP wins against iterative Taylor, the same steps: +2.0 points [+1.0, +3.0]."),
+        (-0.03, -0.01, "MVP does not win against iterative Taylor, the same steps: −2.0 points [−3.0, −1.0]."),
+        (-0.01, 0.03, "No clear difference to iterative Taylor, the same steps: +1.0 points [−1.0, +3.0]."),
+        (math.nan, math.nan, "No clear difference to iterative Taylor, the same steps: n/a points [n/a, n/a]."),
+    ],
+)
+def test_the_verdict_follows_the_paired_interval(low: float, high: float, words: str) -> None:
+    assert verdict(row(low, high)) == words
+
+
+def test_differences_are_paired_over_the_targets_both_have() -> None:
+    runs = [run_of("mvp", target, value) for target, value in enumerate([0.5, 0.7, 0.9])]
+    runs += [run_of("dense", target, value) for target, value in enumerate([0.4, 0.6])]
+    mvp, dense = summarise(runs)
+    assert mvp.mvp_minus is None
+    assert dense.mvp_minus is not None
+    assert dense.mvp_minus.mean == pytest.approx(0.1)
+    assert dense.mvp_minus.half == pytest.approx(0.0, abs=1e-9)
+    assert (mvp.accuracy.mean, dense.accuracy.mean) == (pytest.approx(0.7), pytest.approx(0.5))
+    assert (mvp.parameters, mvp.seconds) == (101, 2.0)
+
+
+def test_those_that_mvp_does_not_beat_come_first() -> None:
+    runs = [run_of("mvp", target, 0.6 + target / 100) for target in range(3)]
+    runs += [run_of("oneshot_taylor", target, 0.3 + target / 100) for target in range(3)]
+    runs += [run_of("dense", target, 0.9 + target / 100) for target in range(3)]
+    first, second = verdicts(summarise(runs))
+    assert first.startswith("MVP does not win against dense")
+    assert second.startswith("MVP wins against one-shot Taylor")
+
+
+def test_without_an_mvp_run_there_are_no_verdicts() -> None:
+    assert verdicts(summarise([run_of("dense", 0, 0.5)])) == []
+
+
+def test_the_table_fits_80_columns_with_every_method_at_imagenet_size() -> None:
+    runs = [run_of(method, target, 0.1 + 0.3 * target) for method in METHODS for target in range(3)]
+    for run in runs:
+        run |= {"steps": 10_000, "start_seconds": 12_345.6, "parameters": 25_557_032, "macs": 4_089_000_000}
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(results_table(summarise(runs), "ten methods"))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert cells == [label.short for label in METHODS.values()], "a line for each, its label unbroken"
+
+
+def test_labels_are_told_apart() -> None:
+    for labels in zip(*METHODS.values(), strict=True):
+        assert len(set(labels)) == len(METHODS)
+
+
+def test_the_zoo_is_repaid_when_saved_seconds_reach_its_cost(tmp_path: Path) -> None:
+    for index in range(3):
+        write_record(tmp_path, f"source-{index:03d}", {"seconds": 10.0})
+    runs = [run_of("mvp", 0, 0.5, seconds=2.0), run_of("taylor_10x", 0, 0.5, seconds=7.0)]
+    assert break_even(settings(), tmp_path, runs) == pytest.approx(30 / 5)
+
+
+@pytest.mark.parametrize("slower", [[], [run_of("taylor_10x", 0, 0.5, seconds=2.0)]])
+def test_a_zoo_that_saves_nothing_is_never_repaid(tmp_path: Path, slower: list[dict[str, Any]]) -> None:
+    assert break_even(settings(), tmp_path, [run_of("mvp", 0, 0.5, seconds=2.0), *slower]) is None
+
+
+def test_runs_are_loaded_in_the_order_of_methods_and_only_where_done(tmp_path: Path) -> None:
+    for method, target in (("dense", 0), ("mvp", 1)):
+        write_record(tmp_path, f"target-{target:03d}--{method}", run_of(method, target, 0.5))
+    split = {"classes_per_task": 3, "sources": 3, "targets": 2, "held_out_fraction": 0.0}
+    runs = load_runs(tmp_path, settings(split=split, methods=("mvp", "dense")))
+    assert [(run["method"], run["task"]) for run in runs] == [("mvp", "target-001"), ("dense", "target-000")]
