@@ -15,7 +15,27 @@ Example:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same to Python
+    from lightning_mvp.backbones.create import create_backbone
+    from lightning_mvp.backbones.groups import Groups, UnitGroup, find_groups
+    from lightning_mvp.backbones.masks import Masks, apply_masks
+    from lightning_mvp.backbones.surgery import shrink
+    from lightning_mvp.callbacks.mask_export import MaskExport
+    from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.modules.task import TaskModule
+    from lightning_mvp.tasks.data import ImageData, load_data
+    from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.tasks.facts import TaskFacts
+    from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+    from lightning_mvp.voting.merge import merge
+    from lightning_mvp.voting.similarity import leep
+    from lightning_mvp.voting.vote import vote
+    from lightning_mvp.voting.voted import VoteReport, voted_backbone
+    from lightning_mvp.zoo.entry import ZooEntry
+    from lightning_mvp.zoo.zoo import ModelZoo
 
 __version__ = "0.1.0"
 
@@ -41,7 +61,33 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
+__all__ = [
+    "Groups",
+    "ImageData",
+    "MVPCallback",
+    "MaskExport",
+    "Masks",
+    "MetaVoteModule",
+    "ModelZoo",
+    "TaskDataModule",
+    "TaskFacts",
+    "TaskModule",
+    "TaskSpec",
+    "TaskSplit",
+    "UnitGroup",
+    "VoteReport",
+    "ZooEntry",
+    "apply_masks",
+    "create_backbone",
+    "find_groups",
+    "leep",
+    "load_data",
+    "merge",
+    "shrink",
+    "split_tasks",
+    "vote",
+    "voted_backbone",
+]
 
 
 def __getattr__(name: str) -> Any:

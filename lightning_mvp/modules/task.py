@@ -130,7 +130,7 @@ class TaskModule(L.LightningModule):
         assert isinstance(metric, MulticlassAccuracy)
         metric(logits, labels)
         self.log(f"{stage}_loss", loss, prog_bar=stage == "train")
-        self.log(f"{stage}_accuracy", metric, prog_bar=stage != "test", on_step=stage == "train", on_epoch=True)
+        self.log(f"{stage}_accuracy", metric, prog_bar=stage != "test", on_step=False, on_epoch=True)
         return loss
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:

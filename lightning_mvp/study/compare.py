@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_mvp.study.check import refuse_bad_settings
-from lightning_mvp.study.parts import MORE_STEPS, run_part, start_worker
+from lightning_mvp.study.parts import MORE_STEPS
 from lightning_mvp.study.records import open_study, read_record
 from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.worker import run_part, start_worker
 
 # A step of a physically small model costs about this share of a dense one's; for the display of what is left.
 SMALL_STEP = 0.35

@@ -22,7 +22,7 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
-from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly, quiet_lightning
+from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import choose_masks
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, taylor_importance
@@ -308,21 +308,3 @@ def curve_steps(steps: int) -> list[int]:
         step //= 2
         points.append(step)
     return [0, *sorted(points)]
-
-
-_workshop: Workshop | None = None
-
-
-def start_worker(folder: str, settings: dict[str, Any]) -> None:
-    """Make this process a worker: one thread, one workshop."""
-    global _workshop
-    torch.set_num_threads(1)
-    quiet_lightning()
-    _workshop = Workshop(Path(folder), StudySettings(**{**settings, "methods": tuple(settings["methods"])}))
-
-
-def run_part(part: str) -> str:
-    """Run one part in a worker process started by :func:`start_worker`."""
-    assert _workshop is not None, "start_worker comes first"
-    _workshop.run(part)
-    return part
