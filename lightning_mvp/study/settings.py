@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 from lightning_mvp.pruning.schedule import require_ratio
@@ -88,8 +87,3 @@ class StudySettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as JSON reads them back."""
         return json.loads(json.dumps(asdict(self)))
-
-    @property
-    def hash(self) -> str:
-        """Eight hexadecimal digits that change with any setting."""
-        return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
