@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,14 +50,14 @@ def main(config: DictConfig) -> float:
 
     settings, folder = settings_of(config), Path(config.folder)
     run_study(folder, settings, workers=config.workers, console=console)
-    command = " ".join(["mvp-compare", *sys.argv[1:]])
+    command = shlex.join(["mvp-compare", *sys.argv[1:]])
     rows = write_report(folder, settings, note=config.note, command=command)
     console.print(results_table(rows, f"{config.data.name}: {settings.split['targets']} new tasks"))
     for sentence in verdicts(rows):
-        console.print(sentence, highlight=False)
-    console.print(config.note, highlight=False)
+        console.print(sentence, highlight=False, markup=False)
+    console.print(config.note, highlight=False, markup=False)
     for name in ("report.md", "results.json", *sorted(path.name for path in folder.glob("*.png"))):
-        console.print(f"wrote {folder / name}")
+        console.print(f"wrote {folder / name}", markup=False)
     return next((row.accuracy.mean for row in rows if row.method == "mvp"), rows[0].accuracy.mean)
 
 

@@ -44,7 +44,13 @@ def main(config: DictConfig) -> float | None:
         # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
         found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
         if name in found:
-            found[name]  # a damaged entry is named, not taken for done
+            there = found[name].facts  # a damaged entry is named, not taken for done
+            if there != datamodule.facts.to_dict():
+                raise ValueError(
+                    f"Expected the entry {name} of the zoo {zoo} to be about this task, but it is about other classes "
+                    f"or other data: {', '.join(there['classes'])}. Take another zoo=FOLDER, or a name of your own: "
+                    "'split.classes=[…]' with split.task=NAME."
+                )
             console.print(f"{name} is in {zoo} already: skipped")
             return None
     module = TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
@@ -52,8 +58,9 @@ def main(config: DictConfig) -> float | None:
     trainer = make_trainer(config.steps, [callback], **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
     accuracy = module.accuracy_on(*datamodule.val_images())
-    console.print(f"{name}: {accuracy:.1%} on validation images")
-    console.print(f"wrote {name} to the zoo {zoo}, which has {len(ModelZoo(zoo))} entries now")
+    if trainer.is_global_zero:
+        console.print(f"{name}: {accuracy:.1%} on validation images")
+        console.print(f"wrote {name} to the zoo {zoo}, which has {len(ModelZoo(zoo))} entries now")
     return accuracy
 
 

@@ -51,7 +51,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def for_people(app: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Show errors a person can mend without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it) and exit with 1."""
+    """Show errors a person can mend without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it) and exit with 1.
+
+    Ctrl-C is no error: it is answered in a sentence, with exit code 130.
+    """
 
     @wraps(app)
     def wrapped(config: DictConfig) -> Any:
@@ -64,6 +67,9 @@ def for_people(app: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
             console.print(str(error), markup=False, highlight=False)
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            console.print("Stopped. What is written stays; the same command goes on from there.")
+            raise SystemExit(130) from None
 
     return wrapped
 

@@ -44,7 +44,9 @@ def main(config: DictConfig) -> float:
     trainer.fit(module, datamodule=datamodule)
     accuracy = module.accuracy_on(*datamodule.test_images())
     output.mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(output / "model.ckpt")
+    trainer.save_checkpoint(output / "model.ckpt")  # by all ranks together
+    if not trainer.is_global_zero:
+        return accuracy
     save_weights(module.to_torch(), output / "model.safetensors")
     write_json(output / "recipe.json", {"recipe": module.hparams["recipe"], "facts": module.facts.to_dict()})
     write_json(output / "report.json", {**module.report, "steps": config.steps, "test_accuracy": accuracy})

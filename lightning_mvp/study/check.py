@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
+
+from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.backbones.groups import find_groups
+from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
@@ -35,6 +42,13 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, augment=settings.augment)
     backbone = create_backbone(settings.recipe, weights=settings.weights)
     TaskModule.for_task(backbone, datamodule.facts, **settings.optim)
+    if pruning.ratio_of != "units" or pruning.scope == "global":
+        # Whether the ratio can be reached depends on the backbone, and not on which units score best.
+        example = torch.zeros(1, *data.train.images.shape[1:])
+        groups = find_groups(backbone, example, check=False)
+        scores = {group.name: torch.ones(group.size) for group in groups}
+        cost = CostModel(backbone, groups, example)
+        pruning.choose(scores, Masks.full(groups), 1 - pruning.pruning_ratio, cost)
 
 
 def _refuse_bad_vote(settings: StudySettings) -> None:
@@ -44,6 +58,12 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
     neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")
     if not isinstance(neighbours, int) or neighbours < 1:
         raise ValueError(f"Expected `vote.neighbours` to be an integer of at least 1, but got {neighbours!r}.")
+    if neighbours > settings.split["sources"]:
+        warnings.warn(
+            f"Expected at least `vote.neighbours`={neighbours} source tasks to vote, but `split.sources` is "
+            f"{settings.split['sources']}: all of them vote.",
+            stacklevel=3,
+        )
     if temperature is not None and not temperature > 0:
         raise ValueError(f"Expected `vote.temperature` to be above 0 or null, but got {temperature!r}.")
     if vote.get("pruning_ratio") is not None:

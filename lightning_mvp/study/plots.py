@@ -34,6 +34,18 @@ def _of(runs: Runs, method: str) -> list[dict[str, Any]]:
     return [run for run in runs if run["method"] == method]
 
 
+def correlation(x: Any, y: Any) -> float:
+    """Pearson's, or NaN (quietly) where one of the two does not vary.
+
+    Example:
+        >>> correlation([0, 1, 2], [1, 3, 5]), correlation([0, 1], [2, 2])
+        (1.0, nan)
+    """
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return round(float(np.corrcoef(x, y)[0, 1]), 12)
+
+
 def accuracy_against_steps(runs: Runs) -> Figure:
     """Mean test accuracy with its 95 % interval against optimizer steps, a line for each method."""
     figure = Figure(figsize=(7.5, 6), layout="constrained")
@@ -58,8 +70,8 @@ def accuracy_against_steps(runs: Runs) -> Figure:
     return figure
 
 
-def similarity_against_shared_classes(runs: Runs) -> Figure:
-    """LEEP of every zoo task on every target against the number of classes the two share."""
+def similarity_against_shared_classes(runs: Runs, measure: str = "LEEP") -> Figure:
+    """Similarity of every zoo task to every target against the number of classes the two share."""
     points = [point for run in _of(runs, "mvp") for point in run["similarities"]]
     shared = np.array([point["shared_classes"] for point in points], dtype=float)
     scores = np.array([point["score"] for point in points])
@@ -71,16 +83,17 @@ def similarity_against_shared_classes(runs: Runs) -> Figure:
     axes.plot(
         levels, [scores[shared == level].mean() for level in levels], color=COLOURS["mvp"], marker="o", label="mean"
     )
-    correlation = np.corrcoef(shared, scores)[0, 1] if len(levels) > 1 else float("nan")
-    axes.set(xlabel="classes that zoo task and target share", ylabel="LEEP (0 is best)")
-    axes.set_title(f"Does LEEP find related tasks? correlation {correlation:.2f}", fontsize=11)
+    best = " (0 is best)" if measure == "LEEP" else ""
+    axes.set(xlabel="classes that zoo task and target share", ylabel=f"{measure}{best}")
+    title = f"Does {measure} find related tasks? correlation {correlation(shared, scores):.2f}"
+    axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def overlap_against_similarity(runs: Runs, zoo_masks: dict[str, Masks]) -> Figure:
-    """IoU of a target's own Taylor mask with each zoo mask, against LEEP, a panel for each group."""
+def overlap_against_similarity(runs: Runs, zoo_masks: dict[str, Masks], measure: str = "LEEP") -> Figure:
+    """IoU of a target's own Taylor mask with each zoo mask, against similarity, a panel for each group."""
     own = {run["task"]: _as_masks(run, zoo_masks) for run in _of(runs, "taylor_10x")}
     points: dict[str, list[tuple[float, float, float]]] = {}
     for run in _of(runs, "mvp"):
@@ -96,12 +109,12 @@ def overlap_against_similarity(runs: Runs, zoo_masks: dict[str, Masks]) -> Figur
         score, iou, expected = np.array(values).T
         axes.scatter(score, iou, s=8, alpha=0.5, color=COLOURS["nearest"], linewidths=0)
         axes.axhline(expected.mean(), color="black", linestyle="--", linewidth=1, label="random masks")
-        axes.set_title(f"{group} (mean {iou.mean():.2f}, r = {np.corrcoef(score, iou)[0, 1]:.2f})", fontsize=9)
+        axes.set_title(f"{group} (mean {iou.mean():.2f}, r = {correlation(score, iou):.2f})", fontsize=9)
         axes.grid(alpha=0.3)
     for axes in list(panels)[len(points) :]:
         axes.set_visible(False)
     figure.axes[0].legend(fontsize=7)
-    figure.supxlabel("LEEP of the zoo task on the target", fontsize=10)
+    figure.supxlabel(f"{measure} of the zoo task on the target", fontsize=10)
     figure.supylabel("IoU of their masks", fontsize=10)
     figure.suptitle("Masks of a target's own Taylor pruning and of zoo tasks", fontsize=11)
     return figure
@@ -146,16 +159,18 @@ def draw_all(folder: Path, settings: StudySettings, runs: Runs) -> list[tuple[st
     methods = {run["method"] for run in runs}
     figures = [("accuracy.png", "Test accuracy against optimizer steps on the new task.", accuracy_against_steps(runs))]
     if "mvp" in methods:
-        leep = "LEEP of each zoo task on each target against the number of classes they share."
-        figures.append(("leep.png", leep, similarity_against_shared_classes(runs)))
+        similarity = settings.vote.get("similarity", "leep")
+        measure = "LEEP" if similarity in ("leep", "farthest") else f"Similarity ({similarity})"
+        caption = f"{measure} of each zoo task on each target against the number of classes they share."
+        figures.append(("leep.png", caption, similarity_against_shared_classes(runs, measure)))
         if "taylor_10x" in methods:
             zoo = ModelZoo(folder / "zoo")
             masks = {entry.name: entry_masks(entry) for entry in zoo.entries()}
             caption = (
-                "IoU of a target's own iterative Taylor mask (10 × the steps) with each zoo task's mask against LEEP, "
-                "per group; dashed: expected of random masks of the same widths."
+                "IoU of a target's own iterative Taylor mask (10 × the steps) with each zoo task's mask against "
+                f"{measure}, per group; dashed: expected of random masks of the same widths."
             )
-            figures.append(("overlap.png", caption, overlap_against_similarity(runs, masks)))
+            figures.append(("overlap.png", caption, overlap_against_similarity(runs, masks, measure)))
         figures.append(("widths.png", "Units per group: dense, iterative Taylor, voted.", widths_per_group(runs)))
     for name, _, figure in figures:
         figure.savefig(folder / name, dpi=130)

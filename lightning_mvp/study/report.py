@@ -45,7 +45,7 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def _markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
     lines += ["| " + " | ".join(_cells(row, row.label)) + " |" for row in rows]
     return "\n".join(lines)
@@ -129,7 +129,7 @@ def _markdown(
         f"temperature {settings.vote.get('temperature')}. Every method starts from a ridge head, sees the same images "
         f"in the same order at batch {settings.batch_size}, and has the same peak learning rate "
         f"{settings.optim.get('learning_rate')}, which was tuned for none of them.",
-        _markdown_table(rows),
+        markdown_table(rows),
         "Accuracy is the mean on test images of the targets ± its 95 % interval (Student's t over targets). Seconds "
         "are medians over targets on one thread, from the task's images in memory to the trained model (similarity, "
         "vote, merge, head and steps), evaluation apart. Iterative Taylor trains at full size with zeroed units; its "

@@ -40,7 +40,8 @@ class StudySettings:
         recipe: the backbone's recipe.
         weights: safetensors of θ⁰; None pre-trains one on the split's seen classes.
         pretrained: take timm's own weights instead.
-        pretrain: ``steps``, ``batch_size``, ``learning_rate``, ``augment`` of pre-training.
+        pretrain: ``steps``, ``batch_size``, ``learning_rate`` (None: twice that of ``optim``), ``augment`` of
+            pre-training.
         pruning: arguments of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` (criterion, ratio, rounds, ...).
         vote: ``neighbours``, ``similarity``, ``temperature``, ``missing``.
         optim: of every fine-tuning and pruning run: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.

@@ -32,6 +32,7 @@ from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
 from lightning_mvp.zoo.zoo import ModelZoo
 
 REESTIMATION_BATCH = 128
+REESTIMATION_BATCHES = 50
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def voted_backbone(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     scoring_images: int = 500,
-    reestimate_batches: int = 50,
+    reestimate_batches: int = REESTIMATION_BATCHES,
     exclude: Collection[str] = (),
 ) -> tuple[nn.Module, VoteReport]:
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
@@ -267,6 +268,12 @@ class _Target:
         images = self.images[: most * REESTIMATION_BATCH]
         for part in images.tensor_split(math.ceil(len(images) / REESTIMATION_BATCH)):
             yield as_input(part, facts)
+
+
+def reestimation_batches(data: TaskDataModule, seed: int = 0) -> Iterator[Tensor]:
+    """The batches on which `voted_backbone` re-estimates batch-norm statistics, for a fair rival's."""
+    target = _Target.read(data, len(data.facts.classes), REESTIMATION_BATCHES, seed)
+    return target.batches(data.facts.to_dict(), REESTIMATION_BATCHES)
 
 
 def balanced_subset(labels: Tensor, n: int, seed: int = 0) -> Tensor:

@@ -20,6 +20,7 @@ COMPARE_ONLY = [
     ("vote.pruning_ratio=2", "`vote.pruning_ratio` to be a float in (0, 1), but got 2"),
     ("source_steps=1", "Expected a run of at least 2 optimizer steps"),
     ("steps=1", "Expected a run of at least 2 optimizer steps"),
+    ("pruning={pruning_ratio: 0.999, ratio_of: macs}", "Keeping 0.1% of the macs is out of reach: with 1 unit(s) left"),
     ("backbone.weights=nowhere.safetensors", "No weights at nowhere.safetensors. `mvp-pretrain` writes such a file"),
 ]
 BOTH = [
@@ -82,6 +83,17 @@ def test_weights_of_another_channel_count_are_refused(name: str, tmp_path: Path,
     message = refused(run, tmp_path / "home", name, *options, "pruning.rounds=2")
     assert "conv1.weight: expected (32, 3, 3, 3), got (32, 1, 3, 3)" in message
     assert "Use the recipe that the weights were made with." in message
+
+
+def test_ctrl_c_is_answered_in_a_sentence(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_mvp.tasks.data.load_data", interrupted)
+    done = run("prune", *TINY, home=tmp_path)
+    assert done.code == 130
+    assert "Stopped. What is written stays; the same command goes on from there." in done.line
+    assert "Traceback" not in done.text
 
 
 def test_a_missing_zoo_is_refused_with_how_to_fill_one(tmp_path: Path, run: Run) -> None:

@@ -88,6 +88,20 @@ def test_help_shows_groups_and_an_example_without_importing_torch(root: str) -> 
     assert done.stdout.rstrip().endswith("heavy imports: []")
 
 
+def test_pre_training_has_a_learning_rate_of_its_optimizer() -> None:
+    default, adamw = compose_for("pretrain")["optim"], compose_for("pretrain", "optim=adamw")["optim"]
+    assert default == {**compose_for("prune")["optim"], "learning_rate": 0.1}
+    assert adamw == compose_for("prune", "optim=adamw")["optim"]
+    assert compose_for("compare", "optim=adamw")["pretrain"]["learning_rate"] is None
+
+
+@pytest.mark.parametrize("root", ["pretrain", "prune", "vote", "compare"])
+def test_two_data_sets_of_torchvision_share_no_folder(root: str) -> None:
+    written = [compose_for(root, f"data={data}", "data.root=x") for data in ("cifar10", "cifar100")]
+    for key in {"output", "weights", "zoo", "folder"} & set(written[0]):
+        assert written[0][key] != written[1][key], key
+
+
 def test_a_weighted_vote_keeps_what_the_default_says() -> None:
     weighted = compose_for("vote", "vote=weighted")["vote"]
     assert weighted == {**compose_for("vote")["vote"], "temperature": 0.05}

@@ -76,6 +76,14 @@ def test_a_second_run_skips_what_is_there(home: Path, zoo: Path, run: Run) -> No
     assert modified(zoo) == before
 
 
+def test_an_entry_of_that_name_about_other_classes_is_refused(home: Path, zoo: Path, run: Run) -> None:
+    before = modified(zoo)
+    done = run("prune", *TINY, *TINY_ROUNDS, "split.seed=1", home=home)
+    assert done.code == 1
+    assert "to be about this task, but it is about other classes or other data: latin-" in done.line
+    assert modified(zoo) == before
+
+
 def test_a_vote_writes_its_four_files_and_says_what_it_did(voted: Path) -> None:
     assert {path.name for path in voted.iterdir()} == OUTPUTS
     report = json.loads((voted / "report.json").read_text())

@@ -1,0 +1,108 @@
+"""What makes the methods of a comparison comparable, and what a part does that was stopped half-way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.study import check, parts
+from lightning_mvp.study.parts import Workshop
+from lightning_mvp.study.plots import draw_all
+from lightning_mvp.study.records import read_record, record_path
+from lightning_mvp.voting import voted
+
+from .workshop import images_of, in_memory, settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """A study with its pre-training and two sources done."""
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    monkeypatch.setattr(parts, "load_data", lambda **_: data)
+    shop = Workshop(tmp_path, settings(methods=("mvp", "dense")))
+    for part in ("pretrain", "source-000", "source-001"):
+        shop.run(part)
+    return shop
+
+
+def test_all_methods_re_estimate_batch_norm_on_the_same_batches(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Tensor]] = []
+
+    def note(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
+        seen.append(list(batches))
+
+    monkeypatch.setattr(voted, "reestimate_batch_norm", note)
+    monkeypatch.setattr(parts, "reestimate_batch_norm", note)
+    monkeypatch.setattr(voted, "REESTIMATION_BATCH", 20)  # of 30 images
+    data = workshop.datamodule(workshop.split.get("target", 0))
+    for start in (workshop.start_mvp, workshop.start_dense, workshop.start_taylor, workshop.start_oneshot_magnitude):
+        start(data)
+    assert len(seen) == 4
+    for batches in seen:
+        assert [len(batch) for batch in batches] == [15, 15]
+        assert all(torch.equal(batch, first) for batch, first in zip(batches, seen[0], strict=True))
+
+
+def test_one_shot_taylor_is_scored_with_the_targets_batch_norm_statistics(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[dict[str, Tensor]] = []
+    score = parts.taylor_importance
+
+    def note(backbone: nn.Module, *others: Any) -> Any:
+        scored.append({name: tensor.clone() for name, tensor in backbone.state_dict().items()})
+        return score(backbone, *others)
+
+    monkeypatch.setattr(parts, "taylor_importance", note)
+    data = workshop.datamodule(workshop.split.get("target", 0))
+    workshop.start_oneshot_taylor(data)
+    dense = workshop.start_dense(data).backbone.state_dict()
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in scored[0].items())
+
+
+def test_an_entry_without_a_record_is_pruned_again_for_its_seconds_and_widths(workshop: Workshop) -> None:
+    before = read_record(workshop.folder, "source-001")
+    record_path(workshop.folder, "source-001").unlink()
+    workshop.run("source-001")
+    after = read_record(workshop.folder, "source-001")
+    assert before is not None
+    assert after is not None
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+    assert after["seconds"] > 0.2 * before["seconds"]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 0.04), (0.3, 0.3)])
+def test_pre_training_follows_the_optimizers_rate_unless_it_has_its_own(
+    own: float | None, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    monkeypatch.setattr(parts, "load_data", lambda **_: data)
+    rates: list[float] = []
+    monkeypatch.setattr(TaskModule, "accuracy_on", lambda module, *_: rates.append(module.hparams.learning_rate) or 0.5)
+    pretrain = {"steps": 1, "batch_size": 16, "learning_rate": own, "augment": "none"}
+    Workshop(tmp_path, settings(pretrain=pretrain)).run("pretrain")
+    assert rates == [expected]
+
+
+def test_fewer_sources_than_neighbours_are_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    monkeypatch.setattr(check, "load_data", lambda **_: data)
+    with pytest.warns(UserWarning, match="`vote.neighbours`=9 source tasks to vote, but `split.sources` is 3: all"):
+        check.refuse_bad_settings(settings(vote={"neighbours": 9}))
+
+
+def test_pictures_name_the_similarity_that_was_used(tmp_path: Path) -> None:
+    run = {"method": "mvp", "task": "target-000", "curve": [[0, 0.5]], "widths": {"conv": 2}}
+    run |= {"similarities": [{"name": "a", "score": 0.5, "shared_classes": shared} for shared in (1, 2)]}
+    captions = [caption for _, caption in draw_all(tmp_path, settings(vote={"similarity": "prototypes"}), [run])]
+    assert "Similarity (prototypes) of each zoo task on each target" in captions[1]
