@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
+from lightning_mvp.errors import SelfCheckError
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True)
 
 # What a person can mend: shown as one message. Everything else is a bug of ours and keeps its traceback.
-FOR_PEOPLE = (ValueError, OSError, FloatingPointError, ImportError, OmegaConfBaseException)
+FOR_PEOPLE = (ValueError, OSError, FloatingPointError, ImportError, OmegaConfBaseException, SelfCheckError)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

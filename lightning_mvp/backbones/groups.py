@@ -294,7 +294,7 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
 
     Raises:
         ValueError: the example is no batch of images, the backbone returns no tensor, or nothing in it can be pruned.
-        RuntimeError: the self-check found a group whose zeroed and cut versions disagree; it is named.
+        SelfCheckError: the self-check found a group whose zeroed and cut versions disagree; it is named.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_mvp.backbones.groups import Groups, cpu_copy
 from lightning_mvp.backbones.masks import Masks, apply_masks
 from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.errors import SelfCheckError
 
 TOLERANCE = 1e-9
 
@@ -93,7 +94,7 @@ def check_exact(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], e
         The relative difference found.
 
     Raises:
-        RuntimeError: it is above 1e-9, or the small backbone does not run; the first wrong group is named.
+        SelfCheckError: it is above 1e-9, or the small backbone does not run; the first wrong group is named.
 
     Example:
         >>> from lightning_mvp.backbones import find_groups, random_masks
@@ -115,12 +116,12 @@ def check_exact(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], e
             alone = Masks({**Masks.full(groups), group.name: masks[group.name]})
             difference, reason = _worst(clone, groups, alone, images)
             if difference > TOLERANCE:
-                raise RuntimeError(
+                raise SelfCheckError(
                     f"Self-check failed in group `{group.name}` ({group.kind}, {group.size} units): zeroed and cut "
                     f"backbone differ by {difference:.1e} of the largest output{reason}. It can't be pruned exactly; "
                     f"leave the group out: `find_groups(..., check=False).select(exclude=[{group.name!r}])`."
                 )
-        raise RuntimeError(
+        raise SelfCheckError(
             f"Self-check failed: zeroed and cut backbone differ by {worst:.1e} of the largest output{error}, though "
             "each group alone is exact. This architecture can't be pruned exactly."
         )

@@ -56,6 +56,11 @@ class Pruner:
                         "frozen. Unfreeze the backbone before fit: units that don't learn can't be scored."
                     )
         self.cost = CostModel(backbone, self.groups, example)
+        # A ratio out of reach is refused now, not in the round that can't reach it.
+        full = Masks.full(self.groups)
+        settings.choose(
+            {name: mask.float() for name, mask in full.items()}, full, 1 - settings.pruning_ratio, self.cost
+        )
         self.scores = TaylorScores(self.groups)
         self.importance: Scores = {group.name: torch.zeros(group.size) for group in self.groups}
         self.round = 0

@@ -24,6 +24,7 @@ from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.voting.similarity import class_means
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -111,7 +112,7 @@ def class_prototypes(
     features, labels = features_of(dense, images.cpu()), labels.cpu()
     if features.ndim != 2 or set(labels.tolist()) != set(range(n_classes)):
         return None
-    return torch.stack([features[labels == label].mean(0) for label in range(n_classes)])
+    return class_means(features, labels)
 
 
 def write_to_zoo(

@@ -14,7 +14,7 @@ from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import Similarity
-from lightning_mvp.voting.voted import VoteReport, voted_backbone
+from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -91,16 +91,8 @@ class MetaVoteModule(TaskModule):
             seed=seed,
             exclude=exclude,
         )
-        module = cls.for_vote(small, report, datamodule, **options)
-        module.initialise_head(datamodule, head_init)
-        rank_zero_info(report.summary())
-        return module
-
-    @classmethod
-    def for_vote(
-        cls, small: nn.Module, report: VoteReport, datamodule: TaskDataModule, **options: Any
-    ) -> MetaVoteModule:
-        """A module around a voted backbone."""
         module = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
         assert isinstance(module, cls)
+        module.initialise_head(datamodule, head_init)
+        rank_zero_info(report.summary())
         return module

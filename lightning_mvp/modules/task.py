@@ -166,7 +166,8 @@ def _feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tens
     if channels != expected:
         raise ValueError(
             f"Expected images of {expected} channel(s), as the backbone {recipe['model']} takes, but the task's have "
-            f"{channels}. Convert the images, or create a backbone with in_chans={channels}."
+            f"{channels}. Convert the images (grey ones by repeating the channel), or use a backbone whose recipe, its "
+            f"replaced modules included, is made for {channels}."
         )
     try:
         with evaluating(backbone):

@@ -14,7 +14,6 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
-from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -67,4 +66,7 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
     if temperature is not None and not temperature > 0:
         raise ValueError(f"Expected `vote.temperature` to be above 0 or null, but got {temperature!r}.")
     if vote.get("pruning_ratio") is not None:
-        require_ratio(vote["pruning_ratio"], "vote.pruning_ratio")
+        raise ValueError(
+            f"Expected `vote.pruning_ratio` to be null, but got {vote['pruning_ratio']!r}: voted models would be of "
+            "another size than those they are compared with. Set `pruning.pruning_ratio`, which holds for all."
+        )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import comb
 
+import torch
+
+from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.pruning.choose import top_units
+from lightning_mvp.pruning.importance import magnitude_importance
+from lightning_mvp.zoo.rebuild import dense_backbone
+from lightning_mvp.zoo.zoo import ModelZoo
 
 
 def expected_random_iou(units: int, kept_a: int, kept_b: int) -> float:
@@ -50,3 +57,17 @@ def overlap(a: Masks, b: Masks) -> dict[str, tuple[float, float]]:
     """
     iou: Mapping[str, float] = a.iou(b)
     return {name: (iou[name], expected_random_iou(len(a[name]), a.kept[name], b.kept[name])) for name in a}
+
+
+def magnitude_masks(zoo: ModelZoo, kept: Mapping[str, int]) -> Masks:
+    """θ⁰'s own magnitude masks of given widths: what two tasks have in common without either of them.
+
+    Args:
+        zoo: not empty, of a backbone that its recipe rebuilds.
+        kept: units kept in each group.
+    """
+    backbone = dense_backbone(zoo)
+    facts = next(iter(zoo.entries())).facts
+    example = torch.zeros(1, len(facts["mean"]), facts["input_size"], facts["input_size"])
+    groups = find_groups(backbone, example, check=False)
+    return top_units(magnitude_importance(backbone.state_dict(), groups), kept)

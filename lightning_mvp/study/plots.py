@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.study.overlap import overlap
+from lightning_mvp.study.overlap import magnitude_masks, overlap
 from lightning_mvp.study.results import interval
 from lightning_mvp.study.settings import METHODS, StudySettings
 from lightning_mvp.zoo.rebuild import entry_masks
@@ -92,8 +92,13 @@ def similarity_against_shared_classes(runs: Runs, measure: str = "LEEP") -> Figu
     return figure
 
 
-def overlap_against_similarity(runs: Runs, zoo_masks: dict[str, Masks], measure: str = "LEEP") -> Figure:
-    """IoU of a target's own Taylor mask with each zoo mask, against similarity, a panel for each group."""
+def overlap_against_similarity(
+    runs: Runs, zoo_masks: dict[str, Masks], theta0_mask: Masks, measure: str = "LEEP"
+) -> Figure:
+    """IoU of a target's own Taylor mask with each zoo mask, against similarity, a panel for each group.
+
+    Beside it the value expected of random masks, and the IoU of the target's mask with θ⁰'s own magnitude mask.
+    """
     own = {run["task"]: _as_masks(run, zoo_masks) for run in _of(runs, "taylor_10x")}
     points: dict[str, list[tuple[float, float, float]]] = {}
     for run in _of(runs, "mvp"):
@@ -109,6 +114,8 @@ def overlap_against_similarity(runs: Runs, zoo_masks: dict[str, Masks], measure:
         score, iou, expected = np.array(values).T
         axes.scatter(score, iou, s=8, alpha=0.5, color=COLOURS["nearest"], linewidths=0)
         axes.axhline(expected.mean(), color="black", linestyle="--", linewidth=1, label="random masks")
+        magnitude = fmean(mask.iou(theta0_mask)[group] for mask in own.values())
+        axes.axhline(magnitude, color=COLOURS["mvp"], linestyle=":", linewidth=1.5, label="θ⁰'s magnitude mask")
         axes.set_title(f"{group} (mean {iou.mean():.2f}, r = {correlation(score, iou):.2f})", fontsize=9)
         axes.grid(alpha=0.3)
     for axes in list(panels)[len(points) :]:
@@ -166,11 +173,13 @@ def draw_all(folder: Path, settings: StudySettings, runs: Runs) -> list[tuple[st
         if "taylor_10x" in methods:
             zoo = ModelZoo(folder / "zoo")
             masks = {entry.name: entry_masks(entry) for entry in zoo.entries()}
+            theta0_mask = magnitude_masks(zoo, _of(runs, "taylor_10x")[0]["widths"])
             caption = (
                 "IoU of a target's own iterative Taylor mask (10 × the steps) with each zoo task's mask against "
-                f"{measure}, per group; dashed: expected of random masks of the same widths."
+                f"{measure}, per group; dashed: expected of random masks of the same widths; dotted: the "
+                "target's mask with θ⁰'s own magnitude mask."
             )
-            figures.append(("overlap.png", caption, overlap_against_similarity(runs, masks, measure)))
+            figures.append(("overlap.png", caption, overlap_against_similarity(runs, masks, theta0_mask, measure)))
         figures.append(("widths.png", "Units per group: dense, iterative Taylor, voted.", widths_per_group(runs)))
     for name, _, figure in figures:
         figure.savefig(folder / name, dpi=130)

@@ -17,7 +17,7 @@ import lightning_mvp
 from lightning_mvp.files import write_whole
 from lightning_mvp.study.plots import draw_all
 from lightning_mvp.study.records import read_record, write_json
-from lightning_mvp.study.results import Row, break_even, load_runs, summarise, verdict
+from lightning_mvp.study.results import Row, break_even, hubs, load_runs, summarise, verdict
 from lightning_mvp.study.settings import METHODS, StudySettings
 
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
@@ -92,11 +92,12 @@ def write_report(folder: Path, settings: StudySettings, *, note: str, command: s
             "pretrain": pretrain,
             "summary": [asdict(row) for row in rows],
             "break_even_tasks": payback,
+            "hubs": dict(hubs(runs)),
             "runs": runs,
         },
         overwrite=True,
     )
-    text = _markdown(settings, rows, pretrain, payback, pictures, note, command)
+    text = _markdown(settings, rows, pretrain, payback, hubs(runs), pictures, note, command)
     write_whole(folder / "report.md", text.encode(), overwrite=True)
     return rows
 
@@ -106,6 +107,7 @@ def _markdown(
     rows: Sequence[Row],
     pretrain: dict[str, Any],
     payback: float | None,
+    chosen: Sequence[tuple[str, int]],
     pictures: Sequence[tuple[str, str]],
     note: str,
     command: str,
@@ -133,7 +135,8 @@ def _markdown(
         "Accuracy is the mean on test images of the targets ± its 95 % interval (Student's t over targets). Seconds "
         "are medians over targets on one thread, from the task's images in memory to the trained model (similarity, "
         "vote, merge, head and steps), evaluation apart. Iterative Taylor trains at full size with zeroed units; its "
-        "parameters and MACs are those after cutting.",
+        "parameters and MACs are those after cutting. One-shot Taylor's scores take ten batches that its steps do not "
+        "count.",
         "## Where MVP wins, and where not",
         "Paired over targets: MVP's accuracy minus the other's, 95 % interval in brackets.",
         "\n".join(f"- {sentence}" for sentence in verdicts(rows)),
@@ -143,6 +146,13 @@ def _markdown(
             if payback is not None
             else "MVP saved no seconds against iterative Taylor with 10 × the steps, or one of the two was not run: no "
             "number of tasks repays the zoo."
+        ),
+        (
+            f"{len(chosen)} of {split['sources']} zoo entries voted for some target; most often "
+            + ", ".join(f"{name} ({times} ×)" for name, times in chosen[:3])
+            + "."
+            if chosen
+            else "No vote was run."
         ),
         "## Pictures",
         *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +126,14 @@ def break_even(settings: StudySettings, folder: Path, runs: Sequence[dict[str, A
     names = [f"source-{index:03d}" for index in range(settings.split["sources"])]
     zoo = sum(record["seconds"] for name in names if (record := read_record(folder, name)) is not None)
     return zoo / (seconds["taylor_10x"] - seconds["mvp"])
+
+
+def hubs(runs: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+    """How often each zoo entry was among MVP's neighbours, the most chosen first.
+
+    Example:
+        >>> hubs([{"method": "mvp", "neighbours": [{"name": "cats"}]}, {"method": "dense"}])
+        [('cats', 1)]
+    """
+    chosen = Counter(neighbour["name"] for run in runs if run["method"] == "mvp" for neighbour in run["neighbours"])
+    return sorted(chosen.items(), key=lambda item: (-item[1], item[0]))

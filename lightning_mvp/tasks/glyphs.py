@@ -223,14 +223,3 @@ def _colour(ink: Tensor, generator: torch.Generator) -> Tensor:
     noise = _uniform(n, 0.02, 0.06, generator).view(n, 1, 1, 1) * torch.randn(n, 3, size, size, generator=generator)
     image = paper * (1 - ink) + pen * ink + noise
     return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-
-
-def contact_sheet(part: Part, columns: int = 10) -> Image.Image:
-    """The first `columns` images of every class, one row per class: look at your data."""
-    rows = [
-        part.images[(part.labels == label).nonzero().flatten()[:columns]] for label in part.labels.unique().tolist()
-    ]
-    full = [row for row in rows if len(row) == columns]
-    side = part.images.shape[-1]
-    sheet = torch.stack(full).permute(0, 3, 1, 4, 2).reshape(len(full) * side, columns * side, -1)
-    return Image.fromarray(sheet.numpy())

@@ -86,6 +86,7 @@ class VoteReport:
             table.add_row(f"entries from {words}", f"{self.shares[count]:.1%}")
         table.add_section()
         for label, small, dense in (
+            ("units", sum(self.widths.values()), sum(self.sizes.values())),
             ("parameters", self.parameters, self.dense_parameters),
             ("MACs", self.macs, self.dense_macs),
         ):

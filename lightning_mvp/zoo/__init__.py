@@ -6,7 +6,6 @@ from lightning_mvp.zoo.entry import (
     config_hash,
     entry_id,
     read_entry,
-    read_facts,
     write_entry,
 )
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -18,6 +17,5 @@ __all__ = [
     "config_hash",
     "entry_id",
     "read_entry",
-    "read_facts",
     "write_entry",
 ]

@@ -111,15 +111,6 @@ def write_entry(path: str | Path, entry: ZooEntry, *, overwrite: bool = False) -
     return write_whole(path, save(tensors, metadata), overwrite=overwrite)
 
 
-def read_facts(path: str | Path) -> dict[str, Any]:
-    """The header of an entry alone: `name`, `facts`, `config`, `groups` (name → size) and `info`. Tensors stay unread.
-
-    Raises:
-        DamagedEntryError: the file is not an entry, or cut off.
-    """
-    return _open(Path(path))[0]
-
-
 def read_entry(path: str | Path) -> ZooEntry:
     """Read and verify an entry: payload hash, names, shapes, finite values. It is never loaded in part.
 

@@ -123,6 +123,19 @@ def test_a_terminal_shows_the_vote_once_and_nothing_of_lightnings_own(home: Path
         assert noise not in shown
 
 
+@pytest.mark.parametrize("app", ["prune", "vote"])
+def test_under_ddp_one_rank_writes_and_speaks(app: str, home: Path, zoo: Path) -> None:
+    own = ("split.seed=2", f"zoo={home}/ddp") if app == "prune" else ("vote.neighbours=2", f"output={home}/ddp-voted")
+    options = [*TINY, *(TINY_ROUNDS if app == "prune" else ()), "strategy=ddp_cpu", *own]
+    environment = {**os.environ, "LIGHTNING_MVP_HOME": str(home)}
+    command = [sys.executable, "-m", f"lightning_mvp.apps.{app}", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0, shown
+    assert "Error" not in shown
+    assert shown.count("wrote ") == (1 if app == "prune" else len(OUTPUTS))
+
+
 def test_a_task_of_ones_own_classes_is_pruned_under_its_name(home: Path, pretrained: Path, run: Run) -> None:
     classes = "split.classes=[latin-capital-a, latin-capital-k]"
     done = run("prune", *TINY, *TINY_ROUNDS, classes, "split.task=mine", f"zoo={home}/own", home=home)
