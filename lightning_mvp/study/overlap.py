@@ -63,11 +63,11 @@ def magnitude_masks(zoo: ModelZoo, kept: Mapping[str, int]) -> Masks:
     """θ⁰'s own magnitude masks of given widths: what two tasks have in common without either of them.
 
     Args:
-        zoo: not empty, of a backbone that its recipe rebuilds.
+        zoo: of a backbone that its recipe rebuilds.
         kept: units kept in each group.
     """
-    backbone = dense_backbone(zoo)
-    facts = next(iter(zoo.entries())).facts
-    example = torch.zeros(1, len(facts["mean"]), facts["input_size"], facts["input_size"])
+    backbone, recipe = dense_backbone(zoo), zoo.recipe
+    assert recipe is not None, "dense_backbone needs it too"
+    example = torch.zeros(1, recipe["in_chans"], recipe["input_size"], recipe["input_size"])
     groups = find_groups(backbone, example, check=False)
     return top_units(magnitude_importance(backbone.state_dict(), groups), kept)

@@ -102,6 +102,14 @@ def write_report(folder: Path, settings: StudySettings, *, note: str, command: s
     return rows
 
 
+def _sizes_differ(rows: Sequence[Row]) -> list[str]:
+    """A warning where pruned models are not of one size, as with global scope or a ratio of MACs."""
+    pruned = [row for row in rows if not row.method.startswith("dense")]
+    if len({(row.parameters, row.macs) for row in pruned}) < 2:
+        return []
+    return ["**The pruned models are not of one size**: read the accuracies beside their parameters and MACs."]
+
+
 def _markdown(
     settings: StudySettings,
     rows: Sequence[Row],
@@ -137,6 +145,7 @@ def _markdown(
         "vote, merge, head and steps), evaluation apart. Iterative Taylor trains at full size with zeroed units; its "
         "parameters and MACs are those after cutting. One-shot Taylor's scores take ten batches that its steps do not "
         "count.",
+        *_sizes_differ(rows),
         "## Where MVP wins, and where not",
         "Paired over targets: MVP's accuracy minus the other's, 95 % interval in brackets.",
         "\n".join(f"- {sentence}" for sentence in verdicts(rows)),

@@ -60,6 +60,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         monkeypatch.setenv("LIGHTNING_MVP_HOME", str(home))
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr(sys, "argv", [f"mvp-{name}", *overrides])
+        # Hydra takes the tracer of a coverage run for a debugger, and then shows no errors but raises them.
+        monkeypatch.setattr(sys, "gettrace", lambda: None)
         capfd.readouterr()
         try:
             import_module(f"lightning_mvp.apps.{name}").main()

@@ -17,7 +17,7 @@ COMPARE_ONLY = [
     ("vote.missing=mean", "`vote.missing` to be one of 'theta0'"),
     ("vote.neighbours=0", "`vote.neighbours` to be an integer of at least 1, but got 0"),
     ("vote.temperature=0", "`vote.temperature` to be above 0 or null, but got 0"),
-    ("vote.pruning_ratio=2", "`vote.pruning_ratio` to be a float in (0, 1), but got 2"),
+    ("vote.pruning_ratio=0.5", "Expected `vote.pruning_ratio` to be null, but got 0.5"),
     ("source_steps=1", "Expected a run of at least 2 optimizer steps"),
     ("steps=1", "Expected a run of at least 2 optimizer steps"),
     ("pruning={pruning_ratio: 0.999, ratio_of: macs}", "Keeping 0.1% of the macs is out of reach: with 1 unit(s) left"),
@@ -107,3 +107,12 @@ def test_a_traceback_is_there_on_request(tmp_path: Path, run: Run, monkeypatch: 
     done = run("prune", *TINY, "data.name=glyphz", home=tmp_path)
     assert done.code == 1
     assert "Traceback" in done.text
+
+
+def test_a_backbone_that_fails_the_self_check_is_refused_in_a_sentence(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Any real architecture would do that Torch-Pruning maps wrongly; those are large.
+    monkeypatch.setattr("lightning_mvp.backbones.selfcheck.TOLERANCE", -1.0)
+    message = refused(run, tmp_path / "home", "prune", *TINY, *TINY_ROUNDS, "weights=null")
+    assert "SelfCheckError: Self-check failed in group `layer1.residual`" in message

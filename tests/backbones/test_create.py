@@ -34,7 +34,8 @@ def test_every_shipped_recipe_builds(name: str, parameters: int):
 
 
 def test_all_shipped_recipes_are_tested_above():
-    assert len(list(CONF.glob("*.yaml"))) == 7
+    named = {path.stem for path in CONF.glob("*.yaml")} - {"timm"}  # whose model the user names
+    assert len(named) == 7
 
 
 @pytest.mark.parametrize("name", ["resnet_mini", "vit_mini"])

@@ -189,3 +189,8 @@ def test_a_foreign_zoo_is_refused_before_any_step(zoo: Path, entries: Callable[[
     refused(ValueError, "another backbone or θ⁰.*backbone recipe", wide, callback(**options, task=other_task))
     assert content(zoo) == before
     assert entries() == 1
+
+
+def test_a_ratio_out_of_reach_is_refused_before_any_step():
+    unreachable = callback(ratio_of="macs", pruning_ratio=0.999)
+    refused(ValueError, "out of reach: with 1 unit.*Choose a smaller `pruning_ratio`", UserModule(), unreachable)

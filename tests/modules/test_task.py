@@ -98,7 +98,7 @@ def test_losses_and_accuracies_are_logged(target: TaskDataModule):
     trainer = make_trainer(8, **QUIET)
     trainer.fit(module, datamodule=target)
     metrics = trainer.callback_metrics
-    assert {"train_loss", "train_accuracy_epoch", "val_loss", "val_accuracy"} <= metrics.keys()
+    assert {"train_loss", "train_accuracy", "val_loss", "val_accuracy"} <= metrics.keys()
     tested = trainer.test(module, datamodule=target, verbose=False)[0]
     assert tested["test_accuracy"] == pytest.approx(module.accuracy_on(*target.test_images()), abs=0.05)
 

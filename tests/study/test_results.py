@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_mvp.study.records import write_record
-from lightning_mvp.study.report import results_table, verdicts
+from lightning_mvp.study.report import _sizes_differ, results_table, verdicts
 from lightning_mvp.study.results import Interval, Row, break_even, interval, load_runs, summarise, verdict
 from lightning_mvp.study.settings import METHODS
 
@@ -107,6 +108,12 @@ def test_the_table_fits_80_columns_with_every_method_at_imagenet_size() -> None:
     assert not any("…" in line for line in lines)
     cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
     assert cells == [label.short for label in METHODS.values()], "a line for each, its label unbroken"
+
+
+def test_pruned_models_of_other_sizes_are_pointed_out() -> None:
+    same = [replace(row(0, 1), method=method) for method in ("mvp", "taylor")]
+    assert _sizes_differ([*same, replace(same[0], method="dense", macs=99)]) == []
+    assert "not of one size" in _sizes_differ([same[0], replace(same[1], macs=9)])[0]
 
 
 def test_labels_are_told_apart() -> None:
