@@ -20,6 +20,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import Similarity
+from lightning_mvp.voting.vote import require_temperature
 
 
 def refuse_bad_settings(settings: StudySettings) -> None:
@@ -63,8 +64,7 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
             f"{settings.split['sources']}: all of them vote.",
             stacklevel=3,
         )
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"Expected `vote.temperature` to be above 0 or null, but got {temperature!r}.")
+    require_temperature(temperature)
     if vote.get("pruning_ratio") is not None:
         raise ValueError(
             f"Expected `vote.pruning_ratio` to be null, but got {vote['pruning_ratio']!r}: voted models would be of "

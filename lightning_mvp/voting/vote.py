@@ -11,6 +11,16 @@ import torch
 
 from lightning_mvp.backbones.masks import Masks, widths
 from lightning_mvp.fingerprint import to_array
+from lightning_mvp.pruning.schedule import require_ratio
+
+
+def require_temperature(temperature: float | None) -> None:
+    """Refuse a temperature that is neither None nor above 0."""
+    if temperature is not None and not temperature > 0:
+        raise ValueError(
+            f"Expected argument `temperature` to be above 0 or None, but got {temperature!r}. None counts all "
+            "neighbours alike."
+        )
 
 
 def coefficients(scores: Mapping[str, float], temperature: float | None = None) -> dict[str, float]:
@@ -29,12 +39,9 @@ def coefficients(scores: Mapping[str, float], temperature: float | None = None) 
     """
     if not scores or not all(math.isfinite(score) for score in scores.values()):
         raise ValueError(f"Expected argument `scores` to hold finite scores, but got {dict(scores)}.")
+    require_temperature(temperature)
     if temperature is None:
         return dict.fromkeys(scores, 1.0)
-    if not temperature > 0:
-        raise ValueError(
-            f"Expected argument `temperature` to be above 0, but got {temperature}. None counts all neighbours alike."
-        )
     best = max(scores.values())
     powers = {name: math.exp((score - best) / temperature) for name, score in scores.items()}
     total = math.fsum(powers.values())
@@ -56,12 +63,7 @@ def vote_widths(masks: Mapping[str, Masks], pruning_ratio: float | None = None, 
     """
     sizes = _sizes(masks)
     if pruning_ratio is not None:
-        if not 0 < pruning_ratio < 1:
-            raise ValueError(
-                f"Expected argument `pruning_ratio` to be a float in (0, 1), but got {pruning_ratio}. "
-                "Leave it out to take the neighbours' mean width."
-            )
-        return widths(sizes, 1 - pruning_ratio, floor)
+        return widths(sizes, 1 - require_ratio(pruning_ratio), floor)
     total = {group: sum(each.kept[group] for each in masks.values()) for group in sizes}
     # In integers: floor(total / n + 1/2) without a rounding error at the half.
     return {group: max(floor, (2 * total[group] + len(masks)) // (2 * len(masks))) for group in sizes}

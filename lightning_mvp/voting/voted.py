@@ -23,11 +23,13 @@ from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
+from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.importance import magnitude_importance
+from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing, merge
 from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours
-from lightning_mvp.voting.vote import coefficients, vote, vote_widths
+from lightning_mvp.voting.vote import coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -156,11 +158,11 @@ def voted_backbone(
         ValueError: the zoo is empty or of another backbone, the loader gives no usable batch, or an argument is out of
             its range.
     """
-    if pruning_ratio is not None and not 0 < pruning_ratio < 1:
-        raise ValueError(
-            f"Expected argument `pruning_ratio` to be a float in (0, 1), but got {pruning_ratio}. "
-            "Leave it out to take the neighbours' mean width."
-        )
+    if pruning_ratio is not None:
+        require_ratio(pruning_ratio)
+    require_choice("similarity", similarity, Similarity)
+    require_choice("missing", missing, Missing)
+    require_temperature(temperature)
     if isinstance(neighbours, Sequence) and not neighbours:
         raise ValueError("Expected argument `neighbours` to hold at least one neighbour, but the ranking is empty.")
     zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
@@ -169,18 +171,9 @@ def voted_backbone(
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
         target = _Target.read(loader, scoring_images, max(1, reestimate_batches), seed)
-        dense = dense_backbone(zoo, backbone)
         # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
-        facts = target.facts or _any_facts(zoo)
-        example = as_input(target.images[:1], facts)
-        channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
-        if example.shape[1] != channels:
-            raise ValueError(f"Expected images with {channels} channels for this backbone, but got {example.shape[1]}.")
-        groups = find_groups(dense, example) if groups is None else groups
-        if groups.sizes != zoo.group_sizes:
-            raise ValueError(
-                f"Expected the groups of the zoo at {zoo.path}, {zoo.group_sizes}, but the backbone has {groups.sizes}."
-            )
+        example = as_input(target.images[:1], target.facts or _any_facts(zoo))
+        dense, groups = _structure(zoo, backbone, groups, example)
     with _timed(seconds, "rank"):
         ranked = (
             list(neighbours)
@@ -236,6 +229,22 @@ def voted_backbone(
         seconds=seconds,
     )
     return small.eval(), report
+
+
+def _structure(
+    zoo: ModelZoo, backbone: nn.Module | None, groups: Groups | None, example: Tensor
+) -> tuple[nn.Module, Groups]:
+    """The zoo's dense backbone and its groups; refuses images or a backbone that are not the zoo's."""
+    channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
+    if example.shape[1] != channels:
+        raise ValueError(f"Expected images with {channels} channels for this backbone, but got {example.shape[1]}.")
+    dense = dense_backbone(zoo, backbone)
+    groups = find_groups(dense, example) if groups is None else groups
+    if groups.sizes != zoo.group_sizes:
+        raise ValueError(
+            f"Expected the groups of the zoo at {zoo.path}, {zoo.group_sizes}, but the backbone has {groups.sizes}."
+        )
+    return dense, groups
 
 
 @dataclass(frozen=True)

@@ -167,3 +167,15 @@ def test_bad_input_is_refused_before_any_work(world: World, made: ModelZoo, tmp_
     empty = ModelZoo.create(tmp_path / "empty", made.recipe, made.theta0(), made.group_sizes)
     with pytest.raises(ValueError, match="is empty"):
         voted_backbone(empty, module)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"missing": "mean"}, {"similarity": "leap"}, {"temperature": 0.0}, {"pruning_ratio": 2.0}]
+)
+def test_arguments_out_of_range_are_refused_before_the_loader_is_read(bad: dict, made: ModelZoo) -> None:
+    def loader():
+        raise AssertionError("the loader was read")
+        yield
+
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}`"):
+        voted_backbone(made, loader(), **bad)
