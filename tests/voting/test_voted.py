@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -173,7 +173,7 @@ def test_bad_input_is_refused_before_any_work(world: World, made: ModelZoo, tmp_
     "bad", [{"missing": "mean"}, {"similarity": "leap"}, {"temperature": 0.0}, {"pruning_ratio": 2.0}]
 )
 def test_arguments_out_of_range_are_refused_before_the_loader_is_read(bad: dict, made: ModelZoo) -> None:
-    def loader():
+    def loader() -> Iterator[None]:
         raise AssertionError("the loader was read")
         yield
 
