@@ -127,7 +127,7 @@ class Workshop:
         settings = self.settings
         options = {"steps": 300, "batch_size": 128, "learning_rate": None, "augment": "crop", **settings.pretrain}
         # Large batches bear a higher rate; what is right depends on the optimizer.
-        rate = options["learning_rate"] or 2 * settings.optim.get("learning_rate", 0.05)
+        rate = options["learning_rate"] or 4 * settings.optim.get("learning_rate", 0.05)
         backbone = create_backbone(settings.recipe, pretrained=settings.pretrained, weights=settings.weights)
         if settings.weights is not None or settings.pretrained:
             save_weights(backbone, self.theta0_path)

@@ -40,7 +40,7 @@ class StudySettings:
         recipe: the backbone's recipe.
         weights: safetensors of θ⁰; None pre-trains one on the split's seen classes.
         pretrained: take timm's own weights instead.
-        pretrain: ``steps``, ``batch_size``, ``learning_rate`` (None: twice that of ``optim``), ``augment`` of
+        pretrain: ``steps``, ``batch_size``, ``learning_rate`` (None: four times that of ``optim``), ``augment`` of
             pre-training.
         pruning: arguments of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` (criterion, ratio, rounds, ...).
         vote: ``neighbours``, ``similarity``, ``temperature``, ``missing``.

@@ -90,7 +90,7 @@ def test_help_shows_groups_and_an_example_without_importing_torch(root: str) -> 
 
 def test_pre_training_has_a_learning_rate_of_its_optimizer() -> None:
     default, adamw = compose_for("pretrain")["optim"], compose_for("pretrain", "optim=adamw")["optim"]
-    assert default == {**compose_for("prune")["optim"], "learning_rate": 0.1}
+    assert default == {**compose_for("prune")["optim"], "learning_rate": 0.2}
     assert adamw == compose_for("prune", "optim=adamw")["optim"]
     assert compose_for("compare", "optim=adamw")["pretrain"]["learning_rate"] is None
 

@@ -81,7 +81,7 @@ def test_an_entry_without_a_record_is_pruned_again_for_its_seconds_and_widths(wo
     assert after["seconds"] > 0.2 * before["seconds"]
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, 0.04), (0.3, 0.3)])
+@pytest.mark.parametrize(("own", "expected"), [(None, 0.08), (0.3, 0.3)])
 def test_pre_training_follows_the_optimizers_rate_unless_it_has_its_own(
     own: float | None, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
