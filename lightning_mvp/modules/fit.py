@@ -23,8 +23,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 def resolve_precision(precision: str, accelerator: str = "cpu") -> str:
     """``"auto"`` becomes ``"bf16-mixed"`` where the hardware multiplies bfloat16 natively, else ``"32-true"``.
 
-    On a CPU without it bf16 is emulated and slower; with it (and channels_last) a training step of ``resnet_mini`` at
-    batch 32 took 38 ms against 65 ms, one thread, measured side by side.
+    On a CPU without it bf16 is emulated, and slower than float32.
 
     In torch 2.15 on the CPU the bf16 weight gradient of a 3×3 stride-2 convolution on a 1×1 image is garbage (seen with
     timm's resnet18 on 16-pixel images): choose ``"32-true"`` where a run of such small images ends in NaN.
