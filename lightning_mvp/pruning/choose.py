@@ -72,8 +72,8 @@ def _global_order(scores: Mapping[str, Tensor], current: Masks, floor: int) -> l
     for name, score in normalised(scores, current).items():
         alive = torch.where(current[name])[0]
         by_score = alive[torch.sort(score[alive], stable=True, descending=True).indices].tolist()
-        order += [(float(score[unit]), name, -unit, unit) for unit in by_score[floor:]]
-    return [(name, unit) for _, name, _, unit in sorted(order)]
+        order += [(float(score[unit]), name, -unit) for unit in by_score[floor:]]
+    return [(name, -last_first) for _, name, last_first in sorted(order)]
 
 
 def choose_masks(
@@ -111,8 +111,7 @@ def choose_masks(
     """
     require_choice("scope", scope, Scope)
     require_choice("ratio_of", ratio_of, RatioOf)
-    full = Masks({name: torch.ones(len(mask), dtype=torch.bool) for name, mask in current.items()})
-    sizes = {name: len(mask) for name, mask in current.items()}
+    sizes = current.sizes
 
     if scope == "layer" and ratio_of == "units":
         return top_units(scores, widths(sizes, kept_fraction, floor), current)
@@ -142,7 +141,8 @@ def choose_masks(
                 masks[name][unit] = False
             return Masks(masks)
 
-    target = kept_fraction * amount(full)
+    dense = amount(Masks.full(sizes))
+    target = kept_fraction * dense
     if ratio_of == "units":
         target = int(target + 0.5)
     low, high = 0, last
@@ -153,6 +153,6 @@ def choose_masks(
     if amount(chosen) > target:
         raise ValueError(
             f"Keeping {kept_fraction:.1%} of the {ratio_of} is out of reach: with {floor} unit(s) left in every group "
-            f"{amount(chosen) / amount(full):.1%} remain. Choose a smaller `pruning_ratio`."
+            f"{amount(chosen) / dense:.1%} remain. Choose a smaller `pruning_ratio`."
         )
     return chosen

@@ -22,9 +22,9 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
+from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.pruning.choose import choose_masks
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, taylor_importance
 from lightning_mvp.study.records import read_record, write_record
 from lightning_mvp.study.settings import StudySettings
@@ -46,7 +46,6 @@ class Start:
     """Where a method's fine-tuning starts: a backbone, how it is pruned while it trains, and what got it here."""
 
     backbone: nn.Module
-    steps: int
     prune: bool = False
     notes: dict[str, Any] | None = None
 
@@ -98,6 +97,9 @@ class Workshop:
         options = {"gradient_clip_val": self.settings.gradient_clip, **options}
         fit_quietly(module, data, steps, callbacks, precision=self.settings.precision, **options)
 
+    def pruner(self, **options: Any) -> MVPCallback:
+        return MVPCallback(**self.settings.pruning, head="head", seed=self.settings.seed, **options)
+
     # Parts ------------------------------------------------------------------------------------------------------------
 
     def run(self, part: str) -> None:
@@ -130,7 +132,7 @@ class Workshop:
         rate = options["learning_rate"] or 4 * settings.optim.get("learning_rate", 0.05)
         backbone = create_backbone(settings.recipe, pretrained=settings.pretrained, weights=settings.weights)
         if settings.weights is not None or settings.pretrained:
-            save_weights(backbone, self.theta0_path)
+            save_weights(backbone, self.theta0_path, overwrite=True)
             return {"weights": settings.weights or "timm", "steps": 0}
         data = self.datamodule(
             TaskSpec("pretrain", self.split.seen), batch_size=options["batch_size"], augment=options["augment"]
@@ -138,7 +140,8 @@ class Workshop:
         module = TaskModule.for_task(backbone, data.facts, **{**settings.optim, "learning_rate": rate})
         self.fit(module, data, options["steps"], gradient_clip_val=None)
         accuracy = module.accuracy_on(*data.val_images())
-        save_weights(module.backbone, self.theta0_path)
+        # A file without a record is of a run stopped in between.
+        save_weights(module.backbone, self.theta0_path, overwrite=True)
         return {"classes": len(self.split.seen), "steps": options["steps"], "val_accuracy": accuracy}
 
     def prune(self, task: TaskSpec, zoo: Path) -> dict[str, Any]:
@@ -146,7 +149,7 @@ class Workshop:
         data = self.datamodule(task)
         module = TaskModule.for_task(self.dense(), data.facts, **self.settings.optim)
         module.initialise_head(data)
-        callback = MVPCallback(**self.settings.pruning, head="head", task=data.facts, zoo=zoo)
+        callback = self.pruner(task=data.facts, zoo=zoo)
         steps = self.settings.source_steps
         name = entry_id(task.name, callback.config(steps))
         if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
@@ -167,12 +170,12 @@ class Workshop:
         _ = self.cost  # found once in a process: no method's seconds, whichever comes first
         begin = time.perf_counter()
         start = getattr(self, f"start_{method.removesuffix('_10x')}")(data)
-        steps = start.steps * (MORE_STEPS if method.endswith("_10x") else 1)
+        steps = self.settings.steps * (MORE_STEPS if method.endswith("_10x") else 1)
         module = TaskModule.for_task(start.backbone, data.facts, **self.settings.optim)
         module.initialise_head(data)
         ready = time.perf_counter()
         curve = AccuracyCurve(*data.test_images(), steps=curve_steps(steps))
-        pruner = [MVPCallback(**self.settings.pruning, head="head")] if start.prune else []
+        pruner = [self.pruner()] if start.prune else []
         self.fit(module, data, steps, *pruner, curve)
         fitted = time.perf_counter() - ready - curve.seconds
         notes = dict(start.notes or {})
@@ -207,10 +210,10 @@ class Workshop:
     # How each method starts -------------------------------------------------------------------------------------------
 
     def start_dense(self, data: TaskDataModule) -> Start:
-        return Start(self._reestimated(self.dense(), data), self.settings.steps, notes=self.size_of(None))
+        return Start(self._reestimated(self.dense(), data), notes=self.size_of(None))
 
     def start_taylor(self, data: TaskDataModule) -> Start:
-        return Start(self._reestimated(self.dense(), data), self.settings.steps, prune=True)
+        return Start(self._reestimated(self.dense(), data), prune=True)
 
     def start_mvp(self, data: TaskDataModule) -> Start:
         return self._vote_of_nearest(data, self.settings.vote.get("neighbours", 8))
@@ -244,18 +247,10 @@ class Workshop:
             yield from loader
 
     def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores) -> Start:
-        pruning = self.settings.pruning
-        masks = choose_masks(
-            scores,
-            Masks.full(self.groups),
-            1 - pruning["pruning_ratio"],
-            scope=pruning.get("scope", "layer"),
-            ratio_of=pruning.get("ratio_of", "units"),
-            cost=self.cost,
-            floor=pruning.get("floor", 1),
-        )
+        pruning = PruningSettings(**self.settings.pruning)
+        masks = pruning.choose(scores, Masks.full(self.groups), 1 - pruning.pruning_ratio, self.cost)
         small = self._reestimated(shrink(backbone, self.groups, masks), data)
-        return Start(small, self.settings.steps, notes=self.size_of(masks))
+        return Start(small, notes=self.size_of(masks))
 
     def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
         """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
@@ -288,7 +283,7 @@ class Workshop:
         notes = self.size_of(report.masks)
         notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
         notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
-        return Start(small, self.settings.steps, notes=notes)
+        return Start(small, notes=notes)
 
 
 def curve_steps(steps: int) -> list[int]:

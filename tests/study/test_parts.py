@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,22 @@ def test_pre_training_follows_the_optimizers_rate_unless_it_has_its_own(
     pretrain = {"steps": 1, "batch_size": 16, "learning_rate": own, "augment": "none"}
     Workshop(tmp_path, settings(pretrain=pretrain)).run("pretrain")
     assert rates == [expected]
+
+
+def test_pre_training_stopped_between_weights_and_record_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    monkeypatch.setattr(parts, "load_data", lambda **_: data)
+    shop = Workshop(tmp_path, settings())
+    shop.theta0_path.write_bytes(b"of another life")
+    shop.run("pretrain")
+    assert sum(parameter.numel() for parameter in shop.dense().parameters()) > 0
+    assert read_record(tmp_path, "pretrain") is not None
+
+
+def test_random_scores_follow_the_studys_seed(tmp_path: Path) -> None:
+    assert Workshop(tmp_path, replace(settings(), seed=7)).pruner().settings.seed == 7
 
 
 def test_fewer_sources_than_neighbours_are_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
