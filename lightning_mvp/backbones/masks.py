@@ -198,6 +198,51 @@ def zero_entries(tensors: Mapping[str, Tensor], dead: Dead) -> None:
                 tensors[name].index_fill_(axis, entries, 0)
 
 
+class Keeper:
+    """Zeroes dead entries of the same tensors again and again, all with one fused operation.
+
+    What is not finite stays so (0 × inf is NaN); :func:`zero_entries` clears that, too, and takes longer.
+
+    Args:
+        parameters: by name; :meth:`zero` and :meth:`zero_gradients` work on these very tensors.
+        dead: from :func:`dead_entries`, on the parameters' device.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(3))
+        >>> Keeper({"bn.weight": weight}, {"bn.weight": [(0, torch.tensor([1]))]}).zero()
+        >>> weight.tolist()
+        [1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], dead: Dead) -> None:
+        self._parameters: list[Tensor] = [parameters[name] for name in dead]
+        self._factors = [self._factor(parameters[name], parts) for name, parts in dead.items()]
+
+    @staticmethod
+    def _factor(parameter: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:
+        """1 for what stays and 0 for what is dead, of a shape that broadcasts: 1 but on the axes that lose entries."""
+        factor = torch.ones([1] * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
+        for axis, entries in parts:
+            along = torch.ones(parameter.shape[axis], dtype=parameter.dtype, device=parameter.device)
+            shape = [-1 if dim == axis else 1 for dim in range(parameter.ndim)]
+            factor = factor * along.index_fill(0, entries, 0).view(shape)
+        return factor
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        """Zero the parameters' dead entries."""
+        if self._parameters:
+            torch._foreach_mul_(self._parameters, self._factors)
+
+    @torch.no_grad()
+    def zero_gradients(self) -> None:
+        """Zero the dead entries of the gradients that there are."""
+        pairs = zip(self._parameters, self._factors, strict=True)
+        there = [(parameter.grad, factor) for parameter, factor in pairs if parameter.grad is not None]
+        if there:
+            torch._foreach_mul_([gradient for gradient, _ in there], [factor for _, factor in there])
+
+
 def apply_masks(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
     """Zero the producer and norm entries of removed units in place: the backbone computes as if they were gone.
 

@@ -7,35 +7,70 @@ from collections.abc import Sequence
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.pruning.schedule import Schedule
+from lightning_mvp.pruning.zeros import masks_from_zeros
 
 LOW_RATE = 0.05
 
 
 def refuse_what_cannot_work(trainer: L.Trainer) -> None:
-    """Refuse, by name, what would be silently wrong together with pruning."""
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+    """Refuse, by name, what would be silently wrong together with pruning.
+
+    Callbacks with a true attribute ``waits_for_pruning`` do nothing before the last round, and pass.
+    """
+    if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(
             f"Expected a strategy in which each rank holds whole parameters (ddp or a single device), but got "
             f"{type(trainer.strategy).__name__}, which splits them. Use strategy='ddp'."
         )
     callbacks: Sequence[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
-        if isinstance(callback, (EarlyStopping, StochasticWeightAveraging, WeightAveraging)):
+        name = type(callback).__name__
+        if getattr(callback, "waits_for_pruning", False):
+            continue
+        if isinstance(callback, EarlyStopping):
             raise ValueError(
-                f"Expected no {type(callback).__name__} beside MVPCallback: it would stop before, or average across, "
-                "pruning rounds. Take it out of the Trainer's callbacks."
+                f"Expected no {name} beside MVPCallback: it could stop before the last pruning round. Use "
+                "lightning_mvp.PrunedEarlyStopping with the same arguments, whose patience begins after that round."
+            )
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ValueError(
+                f"Expected no {name} beside MVPCallback: it would average across pruning rounds. Use Lightning's "
+                "WeightAveraging or EMAWeightAveraging, whose average begins anew after each round."
+            )
+        if isinstance(callback, ModelPruning):
+            raise ValueError(
+                f"Expected no {name} beside MVPCallback: both would prune the same weights. Use one of them; masks of "
+                "a model that ModelPruning pruned are written by MaskExport."
             )
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             rank_zero_warn(
-                f"ModelCheckpoint(monitor={callback.monitor!r}) may pick an epoch before the last pruning round, that "
-                "is, an unpruned model. Use its last checkpoint."
+                f"{name}(monitor={callback.monitor!r}) may pick an epoch before the last pruning round, that is, an "
+                "unpruned model. Use lightning_mvp.PrunedCheckpoint with the same arguments, or its last checkpoint."
+            )
+
+
+def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> None:
+    """Refuse ``sync_batchnorm=True`` where the conversion would drop what timm put inside a norm: its activation.
+
+    Raises:
+        ValueError: a batch norm has submodules, named.
+    """
+    if getattr(trainer.strategy, "_layer_sync", None) is None:
+        return
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(True for _ in module.children()):
+            raise ValueError(
+                f"Expected plain batch norms with sync_batchnorm=True, but `{name}` is a {type(module).__name__} with "
+                "an activation inside, which Lightning's conversion drops. Convert the backbone yourself with "
+                "timm.layers.convert_sync_batchnorm and leave sync_batchnorm off."
             )
 
 
@@ -70,11 +105,20 @@ def warn_of_low_rate(rate: float, peak: float) -> None:
         )
 
 
-def require_equal_on_all_ranks(trainer: L.Trainer, masks: Masks, round_: int) -> None:
-    """Ranks that decide differently diverge silently: compare one hash, and raise on all of them."""
+def require_equal_on_all_ranks(trainer: L.Trainer, decision: str, round_: int) -> None:
+    """Ranks that decide differently diverge silently: compare one hash, and raise on all of them.
+
+    Args:
+        trainer: the ranks.
+        decision: what this rank decided, such as the masks' fingerprint.
+        round_: the pruning round, for the message.
+
+    Raises:
+        RuntimeError: the decisions differ; the message names the ranks.
+    """
     if trainer.world_size == 1:
         return
-    digest = hashlib.sha256(masks.fingerprint.encode()).digest()
+    digest = hashlib.sha256(decision.encode()).digest()
     own = torch.tensor(list(digest), dtype=torch.int64, device=trainer.strategy.root_device)
     gathered = trainer.strategy.all_gather(own)
     assert isinstance(gathered, Tensor)
@@ -83,4 +127,25 @@ def require_equal_on_all_ranks(trainer: L.Trainer, masks: Masks, round_: int) ->
         raise RuntimeError(
             f"The masks of pruning round {round_} differ between ranks: rank(s) {differing} disagree with rank 0. "
             "Gradients were not the same on all ranks; look for parameters that DDP does not synchronise."
+        )
+
+
+def warn_of_dead_units(backbone: nn.Module, groups: Groups) -> None:
+    """Say so if units are zero before pruning begins: the backbone was pruned already."""
+    masks = masks_from_zeros(backbone, groups)
+    dead = sum(masks.sizes.values()) - sum(masks.kept.values())
+    if dead:
+        rank_zero_warn(
+            f"{dead} of the backbone's {sum(masks.sizes.values())} units are zero before pruning begins, as after an "
+            "earlier fit. Pruning begins anew and counts them as units; load the dense weights if that is not meant, "
+            "or resume with ckpt_path to go on."
+        )
+
+
+def warn_of_forgetful_loaders(trainer: L.Trainer) -> None:
+    """Say so if a resumed run can't go on with the next images, because a loader has no state."""
+    if not all(hasattr(loader, "load_state_dict") for loader in CombinedLoader(trainer.train_dataloader).flattened):
+        rank_zero_warn(
+            "Masks, scores and schedule go on where the checkpoint left them, but a loader without state_dict can't: "
+            "the images come in another order than in a run without interruption. TaskDataModule's loader can."
         )

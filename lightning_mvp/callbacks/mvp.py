@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import rich
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.table import Table
 from torch import Tensor, nn
@@ -17,20 +18,36 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
-from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.masks import Masks, apply_masks
 from lightning_mvp.backbones.surgery import shrink
-from lightning_mvp.callbacks.finite_loss import require_finite
+from lightning_mvp.callbacks.averaging import restart_averages
+from lightning_mvp.callbacks.finite_loss import LossWatch
 from lightning_mvp.callbacks.guards import (
+    refuse_lossy_sync_batch_norm,
     refuse_what_cannot_work,
     require_equal_on_all_ranks,
     require_time_for,
+    warn_of_dead_units,
+    warn_of_forgetful_loaders,
     warn_of_low_rate,
 )
+from lightning_mvp.callbacks.interrupt import save_interrupted
+from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, require_owned
+from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.pruner import Pruner
+from lightning_mvp.callbacks.random_state import random_states, set_random_states
 from lightning_mvp.callbacks.resolve import check_head, first_tensor, resolve_module
 from lightning_mvp.callbacks.settings import Criterion, PruningSettings, RoundPlan, plan_rounds
 from lightning_mvp.callbacks.table import pruning_table
-from lightning_mvp.callbacks.zoo_export import open_zoo, own_state, require_new_entry, small_head, write_to_zoo
+from lightning_mvp.callbacks.time_limit import TimeLimit
+from lightning_mvp.callbacks.zoo_export import (
+    on_rank_zero,
+    open_zoo,
+    own_state,
+    require_new_entry,
+    small_head,
+    write_to_zoo,
+)
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.schedule import Schedule
@@ -55,7 +72,8 @@ class MVPCallback(L.Callback):
         backbone: dotted name of the backbone in the LightningModule.
         head: dotted name of the linear layer that follows it. Without it (and without a timm classifier inside the
             backbone) units that are the backbone's output stay, since nobody knows who reads them.
-        example_input: a batch of images; default: ``module.example_input_array``, else the backbone's first input.
+        example_input: a batch of images or its shape; default: ``module.example_input_array``, else the backbone's
+            first input.
         task: facts of the task; required with ``zoo``.
         zoo: folder of the zoo to which the pruned model is added when fit ends.
         floor: the least number of units a group keeps.
@@ -115,10 +133,15 @@ class MVPCallback(L.Callback):
         self._config: dict[str, Any] = {}
         self._module: L.LightningModule | None = None
         self._pruner: Pruner | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
         self._resumed: Mapping[str, Any] | None = None
+        self._random_states: list[Tensor] | None = None
         self._example: Tensor | None = None
         self._hook: RemovableHandle | None = None
-        self._stepped = False
+        self._watch = LossWatch()
+        self._time_limit: TimeLimit | None = None
+        self._pending = 0  # optimizer steps in the present batch
+        self._dev_run = False
         self._rate = self._peak_rate = 0.0
 
     # What a user reads ------------------------------------------------------------------------------------------------
@@ -210,27 +233,30 @@ class MVPCallback(L.Callback):
         if stage != "fit":
             return
         self._reset()
+        self._dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         refuse_what_cannot_work(trainer)
         if sum(isinstance(callback, MVPCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError(
                 "Expected one MVPCallback in the Trainer, but got several: they would undo each other's masks."
             )
         self._module = pl_module
-        backbone, example = self._backbone(pl_module), self._first_example(pl_module)
-        if self.head_name is not None:
-            resolve_module(pl_module, self.head_name, "head")
-        if example is not None:
-            self._bind(pl_module, backbone, example)
+        if not is_overridden("configure_model", pl_module):  # else the backbone may not be there yet
+            self._prepare(trainer, pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if is_overridden("configure_model", pl_module):
+            self._prepare(trainer, pl_module)
         backbone = self._backbone(pl_module)
-        steps = float(trainer.estimated_stepping_batches)
+        self._optimizer = optimizer_of(trainer, backbone)
+        steps = planned_steps(trainer)
         if self.schedule is None:  # a resumed run goes on with its checkpoint's
             self.schedule = self.settings.schedule(steps)
-        require_time_for(self.schedule, steps)
+        if not self._dev_run:
+            require_time_for(self.schedule, steps)
+        self._time_limit = TimeLimit(trainer, self.step, self.schedule.last_step)
         if self.theta0 is None:  # a resumed run has it from its checkpoint
             self.theta0 = {name: tensor.detach().cpu().clone() for name, tensor in own_state(backbone).items()}
-        if self.zoo is not None:
+        if self.zoo is not None and not self._dev_run:
             assert self.task is not None
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
@@ -239,7 +265,16 @@ class MVPCallback(L.Callback):
         if self._pruner is None:
             self._hook = backbone.register_forward_pre_hook(self._see_first_input)
         else:
-            self._open_zoo(backbone)
+            self._begin(trainer, backbone)
+
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse what can't be pruned, as far as it is known already."""
+        backbone, example = self._backbone(pl_module), self._first_example(pl_module)
+        refuse_lossy_sync_batch_norm(trainer, backbone)
+        if self.head_name is not None:
+            resolve_module(pl_module, self.head_name, "head")
+        if example is not None:
+            self._bind(pl_module, backbone, example)
 
     def _see_first_input(self, backbone: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._example = first_tensor(inputs[0])[:2].detach().cpu().clone()
@@ -255,8 +290,14 @@ class MVPCallback(L.Callback):
         if self._resumed is not None:
             self._pruner.load_state_dict(self._resumed)
 
-    def _open_zoo(self, backbone: nn.Module) -> None:
-        if self.zoo is not None:
+    def _begin(self, trainer: L.Trainer, backbone: nn.Module) -> None:
+        """What is left to do once groups and optimizer are known."""
+        assert self._optimizer is not None
+        require_owned(self._optimizer, backbone, self.groups)
+        if self._resumed is None:
+            warn_of_dead_units(backbone, self.groups)
+        apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
+        if self.zoo is not None and not self._dev_run:
             assert self.theta0 is not None
             open_zoo(self.zoo, backbone, self.theta0, self.pruner.all_groups)
 
@@ -269,47 +310,80 @@ class MVPCallback(L.Callback):
 
     # While it trains --------------------------------------------------------------------------------------------------
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._resumed is not None:
+            warn_of_forgetful_loaders(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
+            set_random_states(trainer, self._random_states)
+            self._random_states = None
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        if optimizer is not self._optimizer:
+            return
         backbone = self._backbone(pl_module)
         if self._pruner is None:
             assert self._example is not None, "the backbone ran, so its input was seen"
             self._bind(pl_module, backbone, self._example)
-            self._open_zoo(backbone)
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in owned for parameter in backbone.parameters()):
-            return
-        self._stepped = True
+            self._begin(trainer, backbone)
         self._rate = max(float(group["lr"]) for group in optimizer.param_groups)
         self._peak_rate = max(self._peak_rate, self._rate)
-        if self.step >= self.settings.warmup_steps:
+        if self.step + self._pending >= self.settings.warmup_steps or self._dev_run:
             self.pruner.observe(backbone)
         self.pruner.zero_gradients(backbone)
+        self._pending += 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        require_finite(outputs, self.step + 1)
-        if not self._stepped:  # gradients are still being accumulated
+        if getattr(trainer.precision_plugin, "scaler", None) is None:  # a scaler leaves such steps out by itself
+            self._watch.see(outputs, self.step + 1)
+        if not self._pending:  # gradients are still being accumulated
             return
-        self._stepped = False
-        self.step += 1
-        backbone = self._backbone(pl_module)
         assert self.schedule is not None
-        round_ = self.schedule.round_at(self.step)
-        if round_ is not None:
+        assert self._time_limit is not None
+        begins, self._pending, self.step = self.step == 0, 0, self.step + self._pending
+        self._time_limit.check(trainer, self.step)
+        due = self.settings.rounds if self._dev_run else self.schedule.rounds_due(self.step)
+        if due > self.pruner.round and self._prune(trainer, pl_module, due):
+            begins = True
+        else:
+            self.pruner.zero_removed(self._backbone(pl_module))
+        if begins:
+            log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
+
+    def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:
+        """One round, alike on all ranks; held back while every step so far had gradients that were not finite."""
+        assert self.schedule is not None
+        assert self._optimizer is not None
+        backbone, can_score = self._backbone(pl_module), self.pruner.can_score()
+        if can_score:
+            self._watch.check()
             self.pruner.prune(backbone, round_, self.schedule.kept_fraction(round_))
-            require_equal_on_all_ranks(trainer, self.masks, round_)
-            self.pruner.zero_optimizer_state(backbone, trainer.optimizers)
+        require_equal_on_all_ranks(trainer, self.masks.fingerprint if can_score else "held back", round_)
+        if can_score:
+            self.pruner.zero_optimizer_state(backbone, self._optimizer)
+            restart_averages(trainer, pl_module)
             if self.finished:
                 warn_of_low_rate(self._rate, self._peak_rate)
-        self.pruner.zero_removed(backbone)
-        pl_module.log("mvp/round", float(self.pruner.round), prog_bar=True)
-        for what, fraction in self.pruner.kept.items():
-            pl_module.log(f"mvp/kept_{what}", fraction, prog_bar=what == "units")
+        return can_score
 
     # After ------------------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._watch.check()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt) or not self.step:
+            return
+        save_interrupted(
+            trainer, f"step {self.step}, {self.pruner.round} of {self.settings.rounds} pruning rounds done"
+        )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.finished:
@@ -320,13 +394,12 @@ class MVPCallback(L.Callback):
                 + (" Nothing was added to the zoo." if self.zoo is not None else "")
             )
             return
+        apply_masks(self._backbone(pl_module), self.groups, self.masks)  # averaged weights may have come in
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             rich.print(self.table())
-        if self.zoo is None:
+        if self.zoo is None or self._dev_run:
             return
-        if trainer.is_global_zero:
-            self._write_entry(trainer, pl_module)
-        trainer.strategy.barrier("lightning_mvp zoo entry written")
+        on_rank_zero(trainer, lambda: self._write_entry(trainer, pl_module))
 
     def _write_entry(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.zoo is not None
@@ -360,6 +433,13 @@ class MVPCallback(L.Callback):
             "pruner": None if self._pruner is None else self._pruner.state_dict(),
             "theta0": self.theta0,
         }
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._watch.check()
+        checkpoint["lightning_mvp_random_states"] = random_states(trainer)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random_states = checkpoint.get("lightning_mvp_random_states")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if state_dict["pruner"] is None:  # saved before the first batch

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from lightning_mvp.backbones.cost import CostModel
-from lightning_mvp.backbones.groups import find_groups
-from lightning_mvp.backbones.masks import Dead, Masks, dead_entries, zero_entries
+from lightning_mvp.backbones.groups import Groups, find_groups
+from lightning_mvp.backbones.masks import Keeper, Masks, dead_entries, zero_entries
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.pruning.importance import (
     Scores,
@@ -20,6 +21,41 @@ from lightning_mvp.pruning.importance import (
     normalised,
     random_importance,
 )
+
+
+def require_plain(backbone: nn.Module) -> None:
+    """Refuse weights that are computed from others: zeroing and cutting would not reach what they are made of.
+
+    Raises:
+        ValueError: a module is under torch.nn.utils.prune or a parametrization, named.
+    """
+    for name, module in backbone.named_modules():
+        if parametrize.is_parametrized(module):
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
+        elif any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+            remedy = "torch.nn.utils.prune.remove"
+        else:
+            continue
+        raise ValueError(
+            f"Expected the backbone's weights to be plain parameters, but those of `{name}` are computed, by "
+            f"torch.nn.utils.prune or a parametrization. Make them plain first: {remedy}."
+        )
+
+
+def require_trainable(backbone: nn.Module, groups: Groups) -> None:
+    """Refuse units that training won't move: they can't be scored.
+
+    Raises:
+        ValueError: a unit's gate is frozen.
+    """
+    parameters = dict(backbone.named_parameters())
+    for group in groups:
+        for member in group.members:
+            if member.gate and not parameters[member.tensor].requires_grad:
+                raise ValueError(
+                    f"Expected the units of group `{group.name}` to be trainable, but `{member.tensor}` is "
+                    "frozen. Unfreeze the backbone before fit: units that don't learn can't be scored."
+                )
 
 
 class Pruner:
@@ -34,10 +70,11 @@ class Pruner:
         keep_features: leave the group that is the backbone's output whole, because nobody knows who reads it.
 
     Raises:
-        ValueError: nothing in the backbone can be pruned, or a unit is frozen.
+        ValueError: nothing in the backbone can be pruned, a unit is frozen, or a weight is computed from others.
     """
 
     def __init__(self, backbone: nn.Module, example: Tensor, settings: PruningSettings, keep_features: bool) -> None:
+        require_plain(backbone)
         self.settings = settings
         self.all_groups = self.groups = find_groups(backbone, example)
         feature_group = self.all_groups.feature_group
@@ -47,14 +84,7 @@ class Pruner:
                 "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
             )
             self.groups = self.all_groups.select(exclude=[feature_group.name])
-        parameters = dict(backbone.named_parameters())
-        for group in self.groups:
-            for member in group.members:
-                if member.gate and not parameters[member.tensor].requires_grad:
-                    raise ValueError(
-                        f"Expected the units of group `{group.name}` to be trainable, but `{member.tensor}` is "
-                        "frozen. Unfreeze the backbone before fit: units that don't learn can't be scored."
-                    )
+        require_trainable(backbone, self.groups)
         self.cost = CostModel(backbone, self.groups, example)
         # A ratio out of reach is refused now, not in the round that can't reach it.
         full = Masks.full(self.groups)
@@ -74,12 +104,15 @@ class Pruner:
             "params": self.cost.parameters(masks) / self.cost.parameters(full),
             "macs": self.cost.macs(masks) / self.cost.macs(full),
         }
-        self._dead: Dead | None = None
+        self._keeper: Keeper | None = None
 
-    def _dead_entries(self, backbone: nn.Module) -> Dead:
-        if self._dead is None:  # changes at rounds only
-            self._dead = dead_entries(self.groups, self.masks, next(backbone.parameters()).device)
-        return self._dead
+    def _keeper_of(self, backbone: nn.Module) -> Keeper:
+        if self._keeper is None:  # changes at rounds only
+            self._parameters = dict(backbone.named_parameters())
+            device = next(iter(self._parameters.values())).device
+            self._dead = dead_entries(self.groups, self.masks, device)
+            self._keeper = Keeper(self._parameters, self._dead)
+        return self._keeper
 
     @property
     def finished(self) -> bool:
@@ -89,36 +122,51 @@ class Pruner:
     def observe(self, backbone: nn.Module) -> None:
         """Take scores of one step from its gradients, where the next round will want them."""
         if self.settings.criterion == "taylor" and not self.finished:
-            parameters = dict(backbone.named_parameters())
-            self.scores.update(parameters, {name: parameter.grad for name, parameter in parameters.items()})
+            self._keeper_of(backbone)
+            gradients = {name: self._parameters[name].grad for name in self.scores.gates.tensors}
+            self.scores.update(self._parameters, gradients)
 
     def zero_gradients(self, backbone: nn.Module) -> None:
         """Removed units get no gradient, so that they count in no norm and no momentum."""
-        gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
-        zero_entries({name: grad for name, grad in gradients.items() if grad is not None}, self._dead_entries(backbone))
+        self._keeper_of(backbone).zero_gradients()
 
     def zero_removed(self, backbone: nn.Module) -> None:
         """Zero removed units: an optimizer may move what was zero."""
-        zero_entries(dict(backbone.named_parameters()), self._dead_entries(backbone))
+        self._keeper_of(backbone).zero()
 
-    def zero_optimizer_state(self, backbone: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Zero what optimizers remember of removed units: momentum and the like, of the parameter's own shape."""
-        for name, parameter in backbone.named_parameters():
-            dead = {name: self._dead_entries(backbone).get(name, [])}
-            for optimizer in optimizers:
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        zero_entries({name: value}, dead)
+    def zero_optimizer_state(self, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Zero what an optimizer remembers of removed units: momentum and the like, of the parameter's own shape."""
+        self._keeper_of(backbone)
+        for name, parts in self._dead.items():
+            parameter = self._parameters[name]
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    zero_entries({name: value}, {name: parts})
+
+    def can_score(self) -> bool:
+        """Whether a round could be decided now: for Taylor scores, whether a step with finite gradients was seen.
+
+        Waits for the device.
+        """
+        scores = self.scores
+        return self.settings.criterion != "taylor" or bool(scores.count) or scores.without_gradient is not None
 
     def prune(self, backbone: nn.Module, round_: int, kept_fraction: float) -> None:
-        """Decide one round; scores start afresh."""
+        """Decide one round and zero what it removes; scores start afresh.
+
+        Raises:
+            RuntimeError: there are no scores, or they are not finite; nothing has changed then.
+        """
         scores = self._scores_of(backbone, round_)
+        masks = self.settings.choose(scores, self.masks, kept_fraction, self.cost)
         for name, score in normalised(scores, self.masks).items():
             # A unit keeps the score it had in the last round that it took part in.
             self.importance[name] = torch.where(self.masks[name], score, self.importance[name]).float()
-        self._set_masks(self.settings.choose(scores, self.masks, kept_fraction, self.cost))
+        self._set_masks(masks)
         self.round = round_
         self.scores.reset()
+        self._keeper_of(backbone)
+        zero_entries(self._parameters, self._dead)
 
     def _scores_of(self, backbone: nn.Module, round_: int) -> Scores:
         if self.settings.criterion == "taylor":
@@ -139,8 +187,7 @@ class Pruner:
             "round": self.round,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "importance": dict(self.importance),
-            "sums": {name: value.cpu() for name, value in self.scores.sums.items()},
-            "count": float(self.scores.count),
+            **self.scores.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,5 +195,4 @@ class Pruner:
         self.round = state["round"]
         self._set_masks(Masks(state["masks"]))
         self.importance = dict(state["importance"])
-        self.scores.sums = dict(state["sums"])
-        self.scores.count = torch.tensor(float(state["count"]))
+        self.scores.load_state_dict(state)

@@ -12,7 +12,7 @@ from lightning_mvp.backbones.features import evaluating
 
 
 def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
-    """The submodule at a dotted path.
+    """The submodule at a dotted path, without the wrapper of ``torch.compile``.
 
     Raises:
         ValueError: there is none; the message lists what ``root`` has.
@@ -22,26 +22,35 @@ def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
         ReLU()
     """
     try:
-        return root.get_submodule(path)
+        module = root.get_submodule(path)
     except AttributeError:
         names = ", ".join(f"`{name}`" for name, _ in root.named_children()) or "no submodules"
         raise ValueError(
             f"Expected argument `{argument}` to be the dotted name of a submodule of {type(root).__name__}, "
             f"but got {path!r}. It has {names}."
         ) from None
+    # torch.compile(module) is a wrapper that shares the module's parameters under other names.
+    original = getattr(module, "_orig_mod", module)
+    assert isinstance(original, nn.Module)
+    return original
 
 
 def first_tensor(example: Any, argument: str = "example_input") -> Tensor:
-    """The batch of images in an example that may be a tensor or a tuple that starts with one.
+    """The batch of images in an example: a tensor, a tuple that starts with one, or a shape, for a batch of zeros.
 
     Raises:
-        ValueError: neither.
+        ValueError: none of these.
+
+    Example:
+        >>> first_tensor([2, 3, 32, 32]).shape
+        torch.Size([2, 3, 32, 32])
     """
     if isinstance(example, Sequence) and example:
-        example = example[0]
+        shape = all(isinstance(length, int) for length in example)
+        example = torch.zeros(*example) if shape else example[0]
     if not isinstance(example, Tensor) or example.ndim < 2:
         raise ValueError(
-            f"Expected argument `{argument}` to be a batch of images (a tensor of shape (N, C, H, W)), "
+            f"Expected argument `{argument}` to be a batch of images (a tensor of shape (N, C, H, W)) or its shape, "
             f"but got {type(example).__name__}."
         )
     return example

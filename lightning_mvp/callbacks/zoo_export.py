@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,25 @@ def class_prototypes(
     if features.ndim != 2 or set(labels.tolist()) != set(range(n_classes)):
         return None
     return class_means(features, labels)
+
+
+def on_rank_zero(trainer: L.Trainer, write: Callable[[], object]) -> None:
+    """Let rank 0 write; all ranks wait for it, and all fail if it does.
+
+    Raises:
+        RuntimeError: on all ranks, with what went wrong on rank 0.
+    """
+    problem = None
+    if trainer.is_global_zero:
+        try:
+            write()
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+    problem = trainer.strategy.broadcast(problem)
+    if problem is not None:
+        raise RuntimeError(f"The zoo entry could not be written, and the zoo is as it was. {problem}")
 
 
 def write_to_zoo(

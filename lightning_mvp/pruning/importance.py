@@ -6,6 +6,7 @@ A score is a float32 tensor of shape ``(units,)`` for each group; more is more i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_mvp.backbones.groups import Groups, UnitGroup
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.pruning.gates import GateGradients
 
 Scores = dict[str, Tensor]
 
@@ -37,45 +39,11 @@ def sum_by_unit(values: Tensor, axis: int, index: Tensor) -> Tensor:
     return along[index].sum(dim=1)
 
 
-def gate_gradients(
-    parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], group: UnitGroup
-) -> Tensor | None:
-    r"""The loss's derivative by a gate of value 1 on each unit's output, from gradients that exist anyway.
-
-    For a gate z on the output of a tensor that is linear in its weights w, :math:`\partial L / \partial z_k =
-    \sum_{i \in k} w_i\, \partial L / \partial w_i` (Molchanov et al., "Importance Estimation for Neural Network
-    Pruning", CVPR 2019, section 3.1 on gates). Where a unit ends in a norm these are its γ and β; where not, the
-    producer's weights and bias; for an MLP's hidden unit the second layer's columns; for a head the output
-    projection's. Over the members of a residual group the derivatives add up. Summing w·g over a convolution's
-    filters in front of a train-mode batch norm would be zero by scale invariance.
-
-    Args:
-        parameters: the backbone's parameters by name.
-        gradients: their gradients by the same names; None where there is none.
-        group: the units; its members with ``gate=True`` are used.
-
-    Returns:
-        float32 ``(units,)``, or None where a needed gradient is missing.
-    """
-    total: Tensor | None = None
-    for member in group.members:
-        if not member.gate:
-            continue
-        gradient = gradients.get(member.tensor)
-        if gradient is None:
-            return None
-        product = parameters[member.tensor].detach().float() * gradient.float()
-        index = torch.as_tensor(member.index, device=product.device)
-        part = sum_by_unit(product, member.axis, index)
-        total = part if total is None else total + part
-    return total
-
-
 class TaylorScores:
     r"""Running mean over steps of the squared gate gradients, :math:`I_k = \frac1n \sum_{s=1}^n (\partial L/\partial
-    z_k)_s^2` (Molchanov et al. 2019, equation 8 with gates).
+    z_k)_s^2` (Molchanov et al. 2019, equation 8 with gates; the derivatives are :class:`GateGradients`).
 
-    A step whose gradients are not all finite is left out.
+    A step whose gradients are not all finite is left out; the device is never waited for.
 
     Args:
         groups: the backbone's groups of units.
@@ -91,41 +59,59 @@ class TaylorScores:
     """
 
     def __init__(self, groups: Groups | Iterable[UnitGroup]) -> None:
-        self.groups = list(groups)
-        self.sums: Scores = {}
+        self.gates = GateGradients(groups)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps; each round scores afresh."""
+        self._total: Tensor | None = None
         self.count: Tensor = torch.zeros(())
+        self.without_gradient: str | None = None
 
     def update(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> None:
-        """Add one step's gradients, already averaged over ranks and unscaled."""
-        squares: Scores = {}
-        for group in self.groups:
-            gates = gate_gradients(parameters, gradients, group)
-            if gates is None:
-                return
-            squares[group.name] = gates.square()
+        """Add one step's gradients, already averaged over ranks and unscaled; one that lacks some is left out."""
+        missing = [name for name in self.gates.tensors if gradients.get(name) is None]
+        if missing:
+            self.without_gradient = missing[0]
+            return
+        squares = self.gates(parameters, gradients).square()
         # No host sync: whether the step counts is decided where the gradients are.
-        finite = torch.stack([torch.isfinite(square).all() for square in squares.values()]).all()
-        for name, square in squares.items():
-            square = torch.where(finite, square, 0.0)
-            self.sums[name] = self.sums[name].to(square.device) + square if name in self.sums else square
+        finite = torch.isfinite(squares).all()
+        squares = torch.where(finite, squares, 0.0)
+        self._total = squares if self._total is None else self._total.to(squares.device) + squares
         self.count = self.count.to(finite.device) + finite
+
+    @property
+    def sums(self) -> Scores:
+        """Sums over the steps that counted, ``(units,)`` for each group; empty before the first step."""
+        return {} if self._total is None else self.gates.split(self._total)
 
     def means(self) -> Scores:
         """Scores of shape ``(units,)`` for each group, on the CPU.
 
         Raises:
-            RuntimeError: no step with finite gradients was seen.
+            RuntimeError: no step with all its gradients, and finite ones, was seen.
         """
-        if not self.sums or self.count.item() == 0:
+        if self.count.item() == 0:
+            why = "Look for inf or NaN in the loss."
+            if self.without_gradient is not None:
+                why = f"`{self.without_gradient}` got no gradient: let the loss depend on the whole backbone."
             raise RuntimeError(
                 "No step with finite gradients was seen since the last pruning round, so there are no Taylor scores. "
-                "Look for inf or NaN in the loss, or for backbone parameters that get no gradient."
+                + why
             )
         return {name: (total / self.count).float().cpu() for name, total in self.sums.items()}
 
-    def reset(self) -> None:
-        """Forget all steps; each round scores afresh."""
-        self.sums, self.count = {}, torch.zeros(())
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and number of steps, on the CPU."""
+        return {"sums": {name: value.cpu().clone() for name, value in self.sums.items()}, "count": float(self.count)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.reset()
+        if state["sums"]:
+            self._total = torch.cat([state["sums"][group.name] for group in self.gates.groups])
+        self.count = torch.tensor(float(state["count"]))
 
 
 def taylor_importance(

@@ -49,8 +49,8 @@ class Schedule:
         >>> schedule = Schedule(pruning_ratio=0.75, rounds=2, steps_per_round=10)
         >>> [(schedule.step_of(j), schedule.kept_fraction(j)) for j in (1, 2)]
         [(10, 0.5), (20, 0.25)]
-        >>> schedule.round_at(20), schedule.round_at(21)
-        (2, None)
+        >>> [schedule.rounds_due(step) for step in (9, 10, 20, 90)]
+        [0, 1, 2, 2]
     """
 
     pruning_ratio: float
@@ -80,10 +80,9 @@ class Schedule:
         """The number of optimizer steps done when round ``round_`` (1 to R) happens."""
         return self.warmup_steps + round_ * self.steps_per_round
 
-    def round_at(self, step: int) -> int | None:
-        """The round that happens once ``step`` steps are done, or None."""
-        round_, rest = divmod(step - self.warmup_steps, self.steps_per_round)
-        return round_ if rest == 0 and 1 <= round_ <= self.rounds else None
+    def rounds_due(self, step: int) -> int:
+        """How many rounds should have happened once ``step`` steps are done."""
+        return min(max((step - self.warmup_steps) // self.steps_per_round, 0), self.rounds)
 
     def kept_fraction(self, round_: int) -> float:
         """The fraction left after round ``round_`` (0 to R)."""

@@ -9,15 +9,17 @@ from typing import Any
 
 import lightning as L
 import pytest
+import timm
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_mvp import MVPCallback, TaskFacts, create_backbone
-from lightning_mvp.callbacks.guards import refuse_what_cannot_work
+from lightning_mvp.callbacks.guards import refuse_lossy_sync_batch_norm, refuse_what_cannot_work
 
-from .user import EXAMPLE, FACTS, RECIPE, UserModule, callback, content, fit
+from .user import EXAMPLE, FACTS, RECIPE, UserModule, callback, content, fit, make_trainer
 
 
 def refused(error: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any) -> None:
@@ -101,7 +103,7 @@ def test_a_run_without_end_needs_steps_per_round(zoo: Path):
     [
         EarlyStopping("train_loss"),
         StochasticWeightAveraging(1e-2),
-        WeightAveraging(),
+        ModelPruning("l1_unstructured", amount=0.5),
     ],
     ids=lambda other: type(other).__name__,
 )
@@ -131,15 +133,66 @@ def test_a_monitored_checkpoint_warns(tmp_path: Path):
         refuse_what_cannot_work(trainer)
 
 
-def test_an_optimizer_that_never_owns_the_backbone_is_warned_of():
-    class HeadOnly(UserModule):
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.classifier.parameters(), lr=0.1)
+class TwoOptimizers(UserModule):
+    """Manual optimization; each optimizer gets one of ``parts``."""
 
-    mvp = callback(head="classifier")
-    with pytest.warns(UserWarning, match="0 of 3 rounds.*after 0 steps"):
-        fit(HeadOnly(), mvp)
-    assert not mvp.finished
+    def __init__(self, *parts: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.parts = parts
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+        return [torch.optim.SGD(self.get_submodule(part).parameters(), lr=0.1) for part in self.parts]
+
+
+@pytest.mark.parametrize(
+    ("parts", "owners"), [(("classifier",), "0 of 1"), (("net.layer1", "net.layer2"), "2 of 2")], ids=["none", "two"]
+)
+def test_one_optimizer_must_own_the_backbone(parts: tuple[str, ...], owners: str):
+    refused(ValueError, f"one optimizer to own.*{owners}", TwoOptimizers(*parts), callback(head="classifier"))
+
+
+def test_units_that_the_optimizer_leaves_out_are_refused_and_named():
+    module = TwoOptimizers("net.layer1")
+    refused(ValueError, r"group `layer1.*`bn1\.weight` is in no parameter group of SGD", module, callback())
+
+
+class WithOptimizer(UserModule):
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make(self.parameters())
+
+
+def test_an_optimizer_with_one_flat_state_is_refused():
+    refused(ValueError, "LBFGS", WithOptimizer(torch.optim.LBFGS), callback())
+
+
+def test_a_fused_optimizer_with_a_scaler_is_refused():
+    module = WithOptimizer(lambda parameters: torch.optim.AdamW(parameters, fused=True))
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    refused(ValueError, "fused=False", module, callback(), plugins=[scaler])
+
+
+@pytest.mark.parametrize("how", ["prune", "parametrization"])
+def test_weights_that_are_computed_from_others_are_refused_and_named(how: str):
+    module = UserModule()
+    if how == "prune":
+        torch.nn.utils.prune.ln_structured(module.net.layer2[0].conv1, "weight", 0.5, 2, 0)
+    else:
+        torch.nn.utils.parametrizations.weight_norm(module.net.layer2[0].conv1)
+    refused(ValueError, r"`layer2\.0\.conv1` are computed.*remove", module, callback())
+
+
+def test_sync_batchnorm_that_would_drop_activations_is_refused():
+    backbone = timm.create_model("efficientnet_b0", num_classes=0)
+    trainer = make_trainer(callback(), sync_batchnorm=True, strategy=DDPStrategy(), devices=2)
+    with pytest.raises(ValueError, match=r"`bn1` is a BatchNormAct2d with an activation inside"):
+        refuse_lossy_sync_batch_norm(trainer, backbone)
+    refuse_lossy_sync_batch_norm(trainer, UserModule().net)
+    refuse_lossy_sync_batch_norm(make_trainer(callback()), backbone)
 
 
 def test_a_learning_rate_spent_before_the_last_round_is_warned_of():

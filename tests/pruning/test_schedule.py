@@ -21,10 +21,11 @@ SCHEDULES = st.builds(
 
 @given(SCHEDULES)
 def test_every_round_happens_once_and_in_order(schedule: Schedule):
-    happened = [schedule.round_at(step) for step in range(schedule.last_step + 40)]
-    assert [round_ for round_ in happened if round_ is not None] == list(range(1, schedule.rounds + 1))
-    assert all(happened[schedule.step_of(round_)] == round_ for round_ in range(1, schedule.rounds + 1))
-    assert not any(happened[: schedule.warmup_steps + schedule.steps_per_round])
+    due = [schedule.rounds_due(step) for step in range(schedule.last_step + 40)]
+    assert all(later - earlier in (0, 1) for earlier, later in itertools.pairwise(due))
+    for round_ in range(1, schedule.rounds + 1):
+        assert due[schedule.step_of(round_) - 1 :][:2] == [round_ - 1, round_]
+    assert due[-1] == schedule.rounds
 
 
 @given(SCHEDULES)

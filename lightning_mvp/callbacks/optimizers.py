@@ -1,0 +1,78 @@
+"""Which optimizer moves the backbone, and how many steps it will do."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+
+from lightning_mvp.backbones.groups import Groups
+
+
+def optimizer_of(trainer: L.Trainer, backbone: nn.Module) -> torch.optim.Optimizer:
+    """The one optimizer that owns parameters of the backbone.
+
+    Raises:
+        ValueError: none does, several do, or it is one that pruning can't work with.
+    """
+    parameters = {id(parameter) for parameter in backbone.parameters()}
+    owners = [
+        optimizer
+        for optimizer in trainer.optimizers
+        if any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
+    ]
+    if len(owners) != 1:
+        raise ValueError(
+            f"Expected one optimizer to own the backbone's parameters, but {len(owners)} of {len(trainer.optimizers)} "
+            "do. Put all of them into one; parts with rates of their own can be its parameter groups."
+        )
+    (optimizer,) = owners
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "Expected an optimizer that keeps its state by parameter, but got LBFGS, which remembers removed units in "
+            "one flat vector. Use SGD, AdamW or the like."
+        )
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            f"Expected gradients that are unscaled before the optimizer's step, but {type(optimizer).__name__}("
+            "fused=True) unscales them inside it with precision='16-mixed'. Use fused=False or 'bf16-mixed'."
+        )
+    return optimizer
+
+
+def require_owned(optimizer: torch.optim.Optimizer, backbone: nn.Module, groups: Groups) -> None:
+    """Refuse units that the optimizer doesn't move.
+
+    Raises:
+        ValueError: a unit's gate is in none of the optimizer's parameter groups, named.
+    """
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = dict(backbone.named_parameters())
+    for group in groups:
+        for member in group.members:
+            if member.gate and id(parameters[member.tensor]) not in owned:
+                raise ValueError(
+                    f"Expected the units of group `{group.name}` to be trained, but `{member.tensor}` is in no "
+                    f"parameter group of {type(optimizer).__name__}. Give the optimizer the whole backbone."
+                )
+
+
+def planned_steps(trainer: L.Trainer) -> float:
+    """The steps that the backbone's optimizer will do; ``inf`` where nobody knows.
+
+    With manual optimization only the module knows: one step of each optimizer in each batch is assumed.
+    """
+    steps = float(trainer.estimated_stepping_batches)
+    if steps < 0:  # an iterable data set without max_steps
+        return float("inf")
+    module, optimizers = trainer.lightning_module, len(trainer.optimizers)
+    if not module.automatic_optimization:
+        if optimizers > 1 and trainer.max_steps != -1:  # Lightning counts the steps of all optimizers
+            steps = min(steps, trainer.max_steps // optimizers)
+        rank_zero_warn(
+            f"With manual optimization nobody knows how often an optimizer will step: {steps:.0f} steps of the "
+            "backbone's are assumed, one for each batch. Give `steps_per_round` if that is wrong."
+        )
+    return steps

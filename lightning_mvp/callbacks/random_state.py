@@ -1,0 +1,42 @@
+"""torch's random state in a checkpoint, so that dropout and the like go on exactly where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The generators of the CPU and, on a GPU, of this process's device: uint8 of one axis."""
+    cpu = torch.get_rng_state()
+    return cpu if device.type != "cuda" else torch.cat([cpu, torch.cuda.get_rng_state(device)])
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Go on from :func:`random_state`; what was saved on another kind of device restores the CPU's alone."""
+    cpu_size = len(torch.get_rng_state())
+    # A view into a larger tensor crashes torch 2.15 here.
+    torch.set_rng_state(state[:cpu_size].clone())
+    if device.type == "cuda" and len(state) > cpu_size:
+        torch.cuda.set_rng_state(state[cpu_size:].clone(), device)
+
+
+def random_states(trainer: L.Trainer) -> list[Tensor]:
+    """The state of every rank; of this one alone where the others can't be asked, after an exception."""
+    device = trainer.strategy.root_device
+    own = random_state(device)
+    if trainer.world_size == 1 or trainer.state.status == TrainerStatus.INTERRUPTED:
+        return [own]
+    gathered = trainer.strategy.all_gather(own.to(device))
+    assert isinstance(gathered, Tensor)
+    return [state.clone() for state in gathered.cpu()]  # a view would be saved with all the others
+
+
+def set_random_states(trainer: L.Trainer, states: Sequence[Tensor]) -> None:
+    """Restore this rank's; with another number of ranks there is none to go on from, and nothing happens."""
+    if len(states) == trainer.world_size:
+        set_random_state(states[trainer.global_rank], trainer.strategy.root_device)

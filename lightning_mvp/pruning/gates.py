@@ -1,0 +1,80 @@
+"""The loss's derivative by a gate on each unit's output: what Taylor scores are made of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_mvp.backbones.units import UnitGroup
+
+
+class GateGradients:
+    r"""The loss's derivative by a gate of value 1 on each unit's output, from gradients that exist anyway.
+
+    For a gate z on the output of a tensor that is linear in its weights w, :math:`\partial L / \partial z_k =
+    \sum_{i \in k} w_i\, \partial L / \partial w_i` (Molchanov et al., "Importance Estimation for Neural Network
+    Pruning", CVPR 2019, section 3.1 on gates). Where a unit ends in a norm these are its γ and β; where not, the
+    producer's weights and bias; for an MLP's hidden unit the second layer's columns; for a head the output
+    projection's. Over the members of a residual group the derivatives add up. Summing w·g over a convolution's
+    filters in front of a train-mode batch norm would be zero by scale invariance.
+
+    All groups are computed together, in a few tensor operations, because this happens in every training step.
+
+    Args:
+        groups: the backbone's groups of units; their members with ``gate=True`` are used.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_mvp.backbones.units import Member
+        >>> member = Member("weight", 0, np.array([[0], [1]]), "norm", True)
+        >>> gates = GateGradients([UnitGroup("bn", "conv", 2, (member,), None)])
+        >>> gates({"weight": torch.tensor([1.0, 2.0])}, {"weight": torch.tensor([3.0, 0.5])})
+        tensor([3., 1.])
+    """
+
+    def __init__(self, groups: Iterable[UnitGroup]) -> None:
+        self.groups = list(groups)
+        gates = [member for group in self.groups for member in group.members if member.gate]
+        self._axes = list(dict.fromkeys((member.tensor, member.axis) for member in gates))
+        self.tensors = list(dict.fromkeys(name for name, _ in self._axes))
+        """Names of the parameters whose gradients are read."""
+        self._entries: list[Tensor] | None = None
+
+    def __call__(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensor:
+        """The derivatives of one backward pass.
+
+        Args:
+            parameters: the backbone's parameters by name, at least :attr:`tensors`.
+            gradients: their gradients by the same names.
+
+        Returns:
+            float32 ``(units of all groups,)``, group after group, on the gradients' device.
+        """
+        values = [parameters[name].detach().float() for name, _ in self._axes]
+        slopes = [gradients[name].float() for name, _ in self._axes]  # type: ignore[union-attr]
+        along = [
+            product.sum(dim=[dim for dim in range(product.ndim) if dim != axis]) if product.ndim > 1 else product
+            for product, (_, axis) in zip(torch._foreach_mul(values, slopes), self._axes, strict=True)
+        ]
+        if self._entries is None or self._entries[0].device != along[0].device:
+            self._entries = [entries.to(along[0].device) for entries in self._positions([len(part) for part in along])]
+        flat = torch.cat(along)
+        return torch.cat([flat[entries].sum(dim=1) for entries in self._entries])
+
+    def _positions(self, lengths: list[int]) -> list[Tensor]:
+        """For each group ``(units, entries)``: where its units' entries are, once all tensors are concatenated."""
+        starts = dict(zip(self._axes, itertools.accumulate([0, *lengths]), strict=False))
+        return [
+            torch.cat(
+                [torch.as_tensor(part.index) + starts[part.tensor, part.axis] for part in group.members if part.gate], 1
+            )
+            for group in self.groups
+        ]
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """What :meth:`__call__` is shaped like, by group: ``(units,)`` each."""
+        parts = values.split([group.size for group in self.groups])
+        return {group.name: part for group, part in zip(self.groups, parts, strict=True)}
