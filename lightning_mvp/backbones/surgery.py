@@ -147,3 +147,27 @@ def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.
     if isinstance(recipe, dict):
         small.recipe = {**recipe, "kept": kept}  # type: ignore[assignment]
     return small
+
+
+def without_sync(module: nn.Module) -> nn.Module:
+    """Turn synchronised batch norms, which train only under DDP on GPUs, into plain ones in place.
+
+    timm's, with an activation inside, stay: in eval mode they compute the same anywhere.
+
+    Returns:
+        The module, or its replacement if it is a batch norm itself.
+
+    Example:
+        >>> type(without_sync(nn.Sequential(nn.SyncBatchNorm(4)))[0]).__name__
+        'BatchNorm2d'
+    """
+    if type(module) is nn.SyncBatchNorm:
+        plain = nn.BatchNorm2d(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        ).train(module.training)
+        # The very tensors, so that dtype, device and memory stay.
+        plain._parameters, plain._buffers = module._parameters, module._buffers
+        return plain
+    for name, child in module.named_children():
+        module.add_module(name, without_sync(child))
+    return module

@@ -57,6 +57,20 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
             )
 
 
+def refuse_hidden_input(module: L.LightningModule) -> None:
+    """Refuse a compiled module without example input: hooks, which would see the first one, may not run in it.
+
+    Raises:
+        ValueError: it is under torch.compile.
+    """
+    compiled = [part for part in module.modules() if part._compiled_call_impl is not None or hasattr(part, "_orig_mod")]
+    if compiled or getattr(module, "_compiler_ctx", None) is not None:
+        raise ValueError(
+            "Expected argument `example_input` with a module under torch.compile, but got None, and the module has no "
+            "`example_input_array` either. Give a batch of images or its shape."
+        )
+
+
 def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> None:
     """Refuse ``sync_batchnorm=True`` where the conversion would drop what timm put inside a norm: its activation.
 
@@ -94,6 +108,15 @@ def require_time_for(schedule: Schedule, steps: float) -> None:
             f"+ `rounds`={schedule.rounds} × `steps_per_round`={schedule.steps_per_round}, but the Trainer will do "
             f"{steps:.0f}. Raise max_steps or max_epochs, or prune in fewer or shorter rounds."
         )
+
+
+def warn_of_guessed_steps(schedule: Schedule, steps: float) -> None:
+    """With manual optimization nobody knows how often an optimizer will step; what was assumed is said."""
+    rank_zero_warn(
+        f"With manual optimization nobody knows how often an optimizer will step. {steps:.0f} steps of the backbone's "
+        f"are assumed, one for each batch; the last pruning round comes with step {schedule.last_step}. Give "
+        "`steps_per_round` if that is wrong."
+    )
 
 
 def warn_of_low_rate(rate: float, peak: float) -> None:

@@ -19,16 +19,18 @@ from torch.utils.hooks import RemovableHandle
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks, apply_masks
-from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.averaging import restart_averages
 from lightning_mvp.callbacks.finite_loss import LossWatch
 from lightning_mvp.callbacks.guards import (
+    refuse_hidden_input,
     refuse_lossy_sync_batch_norm,
     refuse_what_cannot_work,
     require_equal_on_all_ranks,
     require_time_for,
     warn_of_dead_units,
     warn_of_forgetful_loaders,
+    warn_of_guessed_steps,
     warn_of_low_rate,
 )
 from lightning_mvp.callbacks.interrupt import save_interrupted
@@ -189,7 +191,7 @@ class MVPCallback(L.Callback):
         """
         masks = self.masks
         assert self._module is not None, "it was seen before its groups were"
-        small = shrink(self._backbone(self._module), self.groups, masks).cpu().eval()
+        small = without_sync(shrink(self._backbone(self._module), self.groups, masks)).cpu().eval()
         if self.head_name is None:
             return small
         head = resolve_module(self._module, self.head_name, "head")
@@ -251,7 +253,9 @@ class MVPCallback(L.Callback):
         steps = planned_steps(trainer)
         if self.schedule is None:  # a resumed run goes on with its checkpoint's
             self.schedule = self.settings.schedule(steps)
-        if not self._dev_run:
+        if not pl_module.automatic_optimization:
+            warn_of_guessed_steps(self.schedule, steps)
+        elif not self._dev_run:
             require_time_for(self.schedule, steps)
         self._time_limit = TimeLimit(trainer, self.step, self.schedule.last_step)
         if self.theta0 is None:  # a resumed run has it from its checkpoint
@@ -263,6 +267,7 @@ class MVPCallback(L.Callback):
             self._config = {**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round}
             require_new_entry(self.zoo, self.task, self._config)
         if self._pruner is None:
+            refuse_hidden_input(pl_module)
             self._hook = backbone.register_forward_pre_hook(self._see_first_input)
         else:
             self._begin(trainer, backbone)
@@ -442,7 +447,9 @@ class MVPCallback(L.Callback):
         self._random_states = checkpoint.get("lightning_mvp_random_states")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if state_dict["pruner"] is None:  # saved before the first batch
+        if not state_dict[
+            "step"
+        ]:  # saved before the first step, as the learning-rate finder does: nothing to go on from
             return
         saved, own = state_dict["settings"], asdict(self.settings)
         differing = [f"{name}={saved.get(name)!r}, not {own[name]!r}" for name in own if saved.get(name) != own[name]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_mvp.backbones.groups import Groups
@@ -67,12 +66,7 @@ def planned_steps(trainer: L.Trainer) -> float:
     steps = float(trainer.estimated_stepping_batches)
     if steps < 0:  # an iterable data set without max_steps
         return float("inf")
-    module, optimizers = trainer.lightning_module, len(trainer.optimizers)
-    if not module.automatic_optimization:
-        if optimizers > 1 and trainer.max_steps != -1:  # Lightning counts the steps of all optimizers
-            steps = min(steps, trainer.max_steps // optimizers)
-        rank_zero_warn(
-            f"With manual optimization nobody knows how often an optimizer will step: {steps:.0f} steps of the "
-            "backbone's are assumed, one for each batch. Give `steps_per_round` if that is wrong."
-        )
+    optimizers = len(trainer.optimizers)
+    if optimizers > 1 and trainer.max_steps != -1:  # Lightning counts the steps of all of them
+        steps = min(steps, trainer.max_steps // optimizers)
     return steps
