@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import rich
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.table import Table
@@ -42,14 +43,7 @@ from lightning_mvp.callbacks.resolve import check_head, first_tensor, resolve_mo
 from lightning_mvp.callbacks.settings import Criterion, PruningSettings, RoundPlan, plan_rounds
 from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.time_limit import TimeLimit
-from lightning_mvp.callbacks.zoo_export import (
-    on_rank_zero,
-    open_zoo,
-    own_state,
-    require_new_entry,
-    small_head,
-    write_to_zoo,
-)
+from lightning_mvp.callbacks.zoo_export import ZooTarget, on_rank_zero, own_state, small_head
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.schedule import Schedule
@@ -125,14 +119,14 @@ class MVPCallback(L.Callback):
             )
         self.backbone_name, self.head_name = backbone, head
         self.example_input = None if example_input is None else first_tensor(example_input)
-        self.task, self.zoo = task, None if zoo is None else Path(zoo)
+        self.task = task
+        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task)
         self._reset()
 
     def _reset(self) -> None:
         self.step = 0
         self.schedule: Schedule | None = None
         self.theta0: dict[str, Tensor] | None = None
-        self._config: dict[str, Any] = {}
         self._module: L.LightningModule | None = None
         self._pruner: Pruner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -261,11 +255,9 @@ class MVPCallback(L.Callback):
         if self.theta0 is None:  # a resumed run has it from its checkpoint
             self.theta0 = {name: tensor.detach().cpu().clone() for name, tensor in own_state(backbone).items()}
         if self.zoo is not None and not self._dev_run:
-            assert self.task is not None
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
-            self._config = {**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round}
-            require_new_entry(self.zoo, self.task, self._config)
+            self.zoo.reserve({**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round})
         if self._pruner is None:
             refuse_hidden_input(pl_module)
             self._hook = backbone.register_forward_pre_hook(self._see_first_input)
@@ -304,7 +296,7 @@ class MVPCallback(L.Callback):
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
         if self.zoo is not None and not self._dev_run:
             assert self.theta0 is not None
-            open_zoo(self.zoo, backbone, self.theta0, self.pruner.all_groups)
+            self.zoo.open(backbone, self.theta0, self.pruner.all_groups)
 
     def _backbone(self, module: nn.Module) -> nn.Module:
         return resolve_module(module, self.backbone_name, "backbone")
@@ -384,11 +376,9 @@ class MVPCallback(L.Callback):
         self._watch.check()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, KeyboardInterrupt) or not self.step:
-            return
-        save_interrupted(
-            trainer, f"step {self.step}, {self.pruner.round} of {self.settings.rounds} pruning rounds done"
-        )
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING and self.step:
+            rounds = f"{self.pruner.round} of {self.settings.rounds}"
+            save_interrupted(trainer, f"{self.step} steps and {rounds} pruning rounds are done")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.finished:
@@ -402,30 +392,15 @@ class MVPCallback(L.Callback):
         apply_masks(self._backbone(pl_module), self.groups, self.masks)  # averaged weights may have come in
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             rich.print(self.table())
-        if self.zoo is None or self._dev_run:
-            return
-        on_rank_zero(trainer, lambda: self._write_entry(trainer, pl_module))
+        if self.zoo is not None and not self._dev_run:
+            on_rank_zero(trainer, lambda: self._write_entry(trainer, pl_module))
 
     def _write_entry(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.zoo is not None
-        assert self.task is not None
         assert self.theta0 is not None
-        backbone = self._backbone(pl_module)
         head = None if self.head_name is None else resolve_module(pl_module, self.head_name, "head")
-        masks, importance = self.pruner.for_zoo()
-        write_to_zoo(
-            self.zoo,
-            trainer=trainer,
-            backbone=backbone,
-            head=head if isinstance(head, nn.Linear) else None,
-            groups=self.pruner.all_groups,
-            masks=masks,
-            importance=importance,
-            theta0=self.theta0,
-            task=self.task,
-            config=self._config,
-            info={"steps": self.step, "seed": self.settings.seed, "kept": self.pruner.kept},
-        )
+        info = {"steps": self.step, "seed": self.settings.seed}
+        self.zoo.write(trainer, self.pruner, self._backbone(pl_module), head, self.theta0, info)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from lightning_mvp.backbones.features import classifier_name, features_of
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import slice_state
-from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
@@ -134,45 +134,66 @@ def on_rank_zero(trainer: L.Trainer, write: Callable[[], object]) -> None:
         raise RuntimeError(f"The zoo entry could not be written, and the zoo is as it was. {problem}")
 
 
-def write_to_zoo(
-    path: Path,
-    *,
-    trainer: L.Trainer,
-    backbone: nn.Module,
-    head: nn.Linear | None,
-    groups: Groups,
-    masks: Masks,
-    importance: Scores,
-    theta0: Mapping[str, Tensor],
-    task: TaskFacts,
-    config: dict[str, Any],
-    info: dict[str, Any],
-) -> str:
-    """Add one entry; returns its name. A timm classifier inside the backbone is the head if ``head`` is None."""
-    state = slice_state(backbone.state_dict(), groups, masks)
-    inner = f"{classifier_name(backbone)}."
-    small = {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}
-    if head is not None:
-        small = small_head(head, groups, masks).state_dict()
-    prototypes = class_prototypes(trainer, backbone, theta0, len(task.classes))
-    entry = ZooEntry(
-        name=entry_id(task.name, config),
-        facts=task.to_dict(),
-        config=config,
-        masks=_arrays(masks),
-        weights=_arrays({name: tensor for name, tensor in state.items() if name in theta0}),
-        importance=_arrays(importance),
-        head=_arrays(small),
-        prototypes=None if prototypes is None else prototypes.numpy(),
-        info={
-            **info,
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "versions": {
-                "lightning_mvp": lightning_mvp.__version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
+class ZooTarget:
+    """The zoo that a pruned model is to be added to, and what the entry is about.
+
+    Args:
+        path: the zoo's folder; made if there is none.
+        task: what the model is pruned for.
+    """
+
+    def __init__(self, path: Path, task: TaskFacts) -> None:
+        self.path, self.task = path, task
+        self.config: dict[str, Any] = {}
+
+    def reserve(self, config: Mapping[str, Any]) -> None:
+        """Refuse an entry that the zoo has already, before any work; nothing is written.
+
+        Raises:
+            FileExistsError: the same task was pruned with the same configuration.
+        """
+        self.config = dict(config)
+        require_new_entry(self.path, self.task, self.config)
+
+    def open(self, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> ModelZoo:
+        """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
+        return open_zoo(self.path, backbone, theta0, groups)
+
+    def write(
+        self,
+        trainer: L.Trainer,
+        pruner: Pruner,
+        backbone: nn.Module,
+        head: nn.Module | None,
+        theta0: Mapping[str, Tensor],
+        info: Mapping[str, Any],
+    ) -> None:
+        """Add the entry. A timm classifier inside the backbone is the head if ``head`` is not a linear layer."""
+        groups, (masks, importance) = pruner.all_groups, pruner.for_zoo()
+        state = slice_state(backbone.state_dict(), groups, masks)
+        inner = f"{classifier_name(backbone)}."
+        small = {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}
+        if isinstance(head, nn.Linear):
+            small = small_head(head, groups, masks).state_dict()
+        prototypes = class_prototypes(trainer, backbone, theta0, len(self.task.classes))
+        entry = ZooEntry(
+            name=entry_id(self.task.name, self.config),
+            facts=self.task.to_dict(),
+            config=self.config,
+            masks=_arrays(masks),
+            weights=_arrays({name: tensor for name, tensor in state.items() if name in theta0}),
+            importance=_arrays(importance),
+            head=_arrays(small),
+            prototypes=None if prototypes is None else prototypes.numpy(),
+            info={
+                **info,
+                "kept": pruner.kept,
+                "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+                "versions": {
+                    "lightning_mvp": lightning_mvp.__version__,
+                    "torch": torch.__version__,
+                    "timm": timm.__version__,
+                },
             },
-        },
-    )
-    open_zoo(path, backbone, theta0, groups).add(entry)
-    return entry.name
+        )
+        self.open(backbone, theta0, groups).add(entry)
