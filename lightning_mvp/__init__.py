@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.backbones.groups import Groups, UnitGroup, find_groups
     from lightning_mvp.backbones.masks import Masks, apply_masks
     from lightning_mvp.backbones.surgery import shrink
+    from lightning_mvp.callbacks.checkpoint import PrunedCheckpoint
+    from lightning_mvp.callbacks.early_stopping import PrunedEarlyStopping
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.modules.meta_vote import MetaVoteModule
@@ -56,6 +58,8 @@ _HOMES = {
     "voting.voted": ("VoteReport", "voted_backbone"),
     "callbacks.mvp": ("MVPCallback",),
     "callbacks.mask_export": ("MaskExport",),
+    "callbacks.checkpoint": ("PrunedCheckpoint",),
+    "callbacks.early_stopping": ("PrunedEarlyStopping",),
     "modules.task": ("TaskModule",),
     "modules.meta_vote": ("MetaVoteModule",),
 }
@@ -69,6 +73,8 @@ __all__ = [
     "Masks",
     "MetaVoteModule",
     "ModelZoo",
+    "PrunedCheckpoint",
+    "PrunedEarlyStopping",
     "TaskDataModule",
     "TaskFacts",
     "TaskModule",

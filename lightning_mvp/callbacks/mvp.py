@@ -34,7 +34,7 @@ from lightning_mvp.callbacks.guards import (
     warn_of_guessed_steps,
     warn_of_low_rate,
 )
-from lightning_mvp.callbacks.interrupt import save_interrupted
+from lightning_mvp.callbacks.interrupt import Interrupt, save_interrupted
 from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.pruner import Pruner
@@ -134,7 +134,7 @@ class MVPCallback(L.Callback):
         self._random_states: list[Tensor] | None = None
         self._example: Tensor | None = None
         self._hook: RemovableHandle | None = None
-        self._watch = LossWatch()
+        self._watch, self._interrupt = LossWatch(), Interrupt()
         self._time_limit: TimeLimit | None = None
         self._pending = 0  # optimizer steps in the present batch
         self._dev_run = False
@@ -172,7 +172,9 @@ class MVPCallback(L.Callback):
     @property
     def finished(self) -> bool:
         """Whether the last round has happened."""
-        return self._pruner is not None and self._pruner.finished
+        if self._pruner is None:  # a resumed run may know its rounds before its groups
+            return self._resumed is not None and self._resumed["round"] == self.settings.rounds
+        return self._pruner.finished
 
     def small_model(self) -> nn.Module:
         """The pruned model, physically small, as a plain module on the CPU in eval mode.
@@ -308,6 +310,7 @@ class MVPCallback(L.Callback):
     # While it trains --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._interrupt.install()
         if self._resumed is not None:
             warn_of_forgetful_loaders(trainer)
 
@@ -353,6 +356,7 @@ class MVPCallback(L.Callback):
             self.pruner.zero_removed(self._backbone(pl_module))
         if begins:
             log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
+        self._interrupt.check()
 
     def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:
         """One round, alike on all ranks; held back while every step so far had gradients that were not finite."""
@@ -373,12 +377,15 @@ class MVPCallback(L.Callback):
     # After ------------------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._interrupt.check()
+        self._interrupt.restore()
         self._watch.check()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._interrupt.restore()
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING and self.step:
             rounds = f"{self.pruner.round} of {self.settings.rounds}"
-            save_interrupted(trainer, f"{self.step} steps and {rounds} pruning rounds are done")
+            save_interrupted(trainer, self._interrupt, f"{self.step} steps and {rounds} pruning rounds are done")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.finished:

@@ -46,38 +46,92 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
 
     A source class of zero mass contributes nothing. Computed in float64.
 
+    With several labels per image, each label l is a target of two classes, present or absent, and the score is the
+    mean over labels (ours): with the binary :math:`y_{il}`,
+    :math:`\mathrm{LEEP} = \frac1L \sum_l \frac1n \sum_i \log \sum_z P_l(y_{il}|z)\, θ(x_i)_z`. Labels that every
+    image has, or none, would add 0 whatever the source sees: they are left out.
+
     Args:
         probabilities: ``(n, Z)``, rows that sum to 1.
-        labels: integers ``(n,)``, the target's labels; any values.
+        labels: integers ``(n,)``, the target's labels, any values; or multi-hot ``(n, L)`` of 0 and 1.
 
     Returns:
-        A number ≤ 0; 0 for a source that tells the target's classes apart perfectly, −H(y) for one that sees nothing.
+        A number ≤ 0; 0 for a source that tells the target's classes apart perfectly, −H(y) for one that sees nothing
+        (the mean −H of the labels, if there are several per image).
 
     Raises:
-        ValueError: shapes that do not fit, no images, or rows that are no probabilities.
+        ValueError: shapes that do not fit, no images, rows that are no probabilities, or multi-hot labels that are not
+            0 or 1 or the same for all images.
 
     Example:
         >>> theta = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], dtype=torch.float64)
         >>> round(leep(theta, torch.tensor([0, 0, 1, 1])), 10)
         -0.4712479065
+        >>> round(leep(theta, torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])), 10)
+        -0.4712479065
     """
     theta = torch.as_tensor(probabilities).detach().double()
     target = torch.as_tensor(labels, device=theta.device)
-    if theta.ndim != 2 or target.shape != theta.shape[:1] or not theta.numel():
+    if theta.ndim != 2 or target.ndim not in (1, 2) or len(target) != len(theta) or not theta.numel():
         raise ValueError(
-            "Expected argument `probabilities` of shape (n, Z) with n ≥ 1 and as many `labels`, "
+            "Expected argument `probabilities` of shape (n, Z) with n ≥ 1 and `labels` of shape (n,) or (n, L), "
             f"but got {tuple(theta.shape)} and {tuple(target.shape)}."
         )
     # Written so that NaN fails too.
     if not (bool((theta >= 0).all()) and bool(((theta.sum(1) - 1).abs() < 1e-3).all())):
         raise ValueError("Expected rows of `probabilities` to be ≥ 0 and sum to 1, but some are not. Apply a softmax.")
-    classes, index = target.unique(return_inverse=True)
-    joint = theta.new_zeros(len(classes), theta.shape[1]).index_add_(0, index, theta)
-    mass = joint.sum(0)
-    conditional = torch.where(mass > 0, joint / mass.where(mass > 0, 1.0), 0.0)
-    expected = (conditional[index] * theta).sum(1)
+    expected = _expected(theta, target) if target.ndim == 1 else _expected_of_each_label(theta, target)
     # Rounding may lift a perfect source a hair above 0.
     return min(0.0, float(expected.log().mean()))
+
+
+def _expected(theta: Tensor, labels: Tensor) -> Tensor:
+    r""":math:`\sum_z P(y_i|z) θ(x_i)_z`, ``(n,)``."""
+    classes, index = labels.unique(return_inverse=True)
+    joint = theta.new_zeros(len(classes), theta.shape[1]).index_add_(0, index, theta)
+    conditional = _per_mass(joint, theta.sum(0))
+    return (conditional[index] * theta).sum(1)
+
+
+def _expected_of_each_label(theta: Tensor, labels: Tensor) -> Tensor:
+    r""":math:`\sum_z P_l(y_{il}|z) θ(x_i)_z`, ``(n, labels that tell images apart)``."""
+    present = informative_labels(labels).to(theta)
+    mass = theta.sum(0)
+    # Both are sums: one minus the other could cancel to 0, whose logarithm is not finite.
+    has, lacks = (_per_mass(part.T @ theta, mass) for part in (present, 1 - present))
+    return torch.where(present > 0, theta @ has.T, theta @ lacks.T)
+
+
+def _per_mass(joint: Tensor, mass: Tensor) -> Tensor:
+    return torch.where(mass > 0, joint / mass.where(mass > 0, 1.0), 0.0)
+
+
+def informative_labels(labels: Tensor) -> Tensor:
+    """The columns of multi-hot labels that some images have and some lack, as booleans.
+
+    Args:
+        labels: ``(n, L)`` of 0 and 1, of any type.
+
+    Raises:
+        ValueError: other values, or no such column.
+
+    Example:
+        >>> informative_labels(torch.tensor([[1, 1, 0], [1, 0, 0]])).tolist()
+        [[True], [False]]
+    """
+    present = labels == 1
+    if not bool((present | (labels == 0)).all()):
+        raise ValueError(
+            f"Expected multi-hot labels {tuple(labels.shape)} to be 0 or 1, but got other values. Give one class index "
+            "per image as shape (n,); leave out images whose labels are not known."
+        )
+    telling = present.any(0) & ~present.all(0)
+    if not bool(telling.any()):
+        raise ValueError(
+            f"Expected multi-hot labels {tuple(labels.shape)} of which at least one differs between images, but every "
+            "label is always present or always absent. Give more images, or labels that tell them apart."
+        )
+    return present[:, telling]
 
 
 def prototype_similarity(source: Tensor | np.ndarray, target: Tensor | np.ndarray) -> float:
@@ -112,7 +166,14 @@ def prototype_similarity(source: Tensor | np.ndarray, target: Tensor | np.ndarra
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """Prototypes: the mean feature of each class, ``(n, D), (n,) → (C, D)``, in the order of the sorted labels."""
+    """Prototypes: the mean feature of each class, ``(n, D), (n,) → (C, D)``, in the order of the sorted labels.
+
+    Of multi-hot labels ``(n, L)``, each label's prototype is the mean of the images that have it; labels that every
+    image has, or none, get none.
+    """
+    if labels.ndim == 2:
+        present = informative_labels(labels).to(features)
+        return present.T @ features / present.sum(0)[:, None]
     classes, index = labels.unique(return_inverse=True)
     sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, index, features)
     return sums / index.bincount(minlength=len(classes))[:, None]
@@ -139,7 +200,7 @@ def rank_neighbours(
         zoo: at least one sound entry is needed.
         images: uint8 ``(n, C, H, W)``: every source sees them through its *own* preprocessing; or float, preprocessed
             already, for all sources alike.
-        labels: integers ``(n,)``.
+        labels: integers ``(n,)``, or multi-hot ``(n, L)``.
         backbone: the dense backbone, for its structure; it is not changed.
         groups: of that backbone.
         similarity: "leep"; "prototypes" (`prototype_similarity` of θ⁰'s features); the controls "random" (drawn by

@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,6 +134,8 @@ def voted_backbone(
         zoo: a `ModelZoo` or its path.
         loader: the *training* data of the target: a `TaskDataModule`, or any iterable of `(images, labels)` in shuffled
             order. Images are uint8 (every source then sees them through its own preprocessing) or float, preprocessed.
+            Labels are class indices `(n,)` or multi-hot `(n, L)` of 0 and 1, and serve the similarity only. What a
+            batch holds beyond these two (a second head's labels) is not looked at: put first what shall decide.
             At most `reestimate_batches` batches are read.
         neighbours: how many entries vote; None lets all vote; or a ranking already made by `rank_neighbours`, so that
             several votes for one target score the zoo once.
@@ -289,11 +291,18 @@ def reestimation_batches(data: TaskDataModule, seed: int = 0) -> Iterator[Tensor
 def balanced_subset(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     """Indices of at most `n` images, as equal in number per class as the labels allow, drawn by `seed`.
 
+    Of multi-hot labels ``(N, L)``, an image counts for the rarest label that it has; images without any are one more
+    class.
+
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
         >>> labels[balanced_subset(labels, 4)].tolist()
         [0, 0, 1, 1]
     """
+    if labels.ndim == 2:
+        present = labels > 0
+        rarity = torch.where(present, present.sum(0), len(labels) + 1)
+        labels = torch.where(present.any(1), rarity.argmin(1), labels.shape[1])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     turn = torch.empty_like(order)  # an image's place among those of its class
     for label in labels.unique():
@@ -311,15 +320,37 @@ def _any_facts(zoo: ModelZoo) -> dict[str, Any]:
 def _collect(loader: Iterable[Any], max_batches: int) -> tuple[Tensor, Tensor]:
     batches = list(itertools.islice(loader, max_batches))
     for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
-            raise ValueError(
-                f"Expected argument `loader` to give (images, labels) tensors, but got a {type(batch).__name__}. "
-                "Wrap it so that it does."
-            )
+        _require_images_and_labels(batch)
     if not batches:
         raise ValueError("Expected argument `loader` to give at least one batch of training data, but it gave none.")
+    shapes = sorted({tuple(batch[1].shape[1:]) for batch in batches})
+    if len(shapes) > 1:
+        raise ValueError(f"Expected argument `loader` to give labels of one shape per image, but got {shapes}.")
     images, labels = (torch.cat([batch[part].cpu() for batch in batches]) for part in (0, 1))
     return images, labels
+
+
+def _require_images_and_labels(batch: Any) -> None:
+    """Refuse a batch whose first two parts are not images and their labels, and say how to wrap its loader."""
+    if isinstance(batch, Mapping):
+        raise ValueError(
+            f"Expected argument `loader` to give (images, labels) tensors, but got a dict with keys {list(batch)}. "
+            "Wrap it with your own keys: ((batch['image'], batch['label']) for batch in loader)."
+        )
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
+        got = type(batch).__name__
+        if isinstance(batch, (tuple, list)):
+            got += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+        raise ValueError(
+            f"Expected argument `loader` to give (images, labels) tensors, but got a {got}. Wrap it so that it does: "
+            "((images, labels) for ... in loader)."
+        )
+    images, labels = batch[:2]
+    if images.ndim != 4 or labels.ndim not in (1, 2) or len(labels) != len(images):
+        raise ValueError(
+            "Expected argument `loader` to give images (n, C, H, W) with labels (n,) or multi-hot (n, L), but got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}."
+        )
 
 
 @contextmanager

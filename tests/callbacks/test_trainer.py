@@ -22,9 +22,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_mvp import ImageData, ModelZoo, MVPCallback, TaskDataModule, create_backbone, find_groups
+from lightning_mvp import ImageData, ModelZoo, MVPCallback, TaskDataModule, TaskModule, create_backbone, find_groups
 from lightning_mvp.pruning.zeros import masks_from_zeros
 from lightning_mvp.tasks.partition import Part
 
@@ -271,8 +271,7 @@ def test_overfit_batches():
 
 
 def test_overfit_batches_with_our_data():
-    images, labels = (torch.stack(list(part)) for part in zip(*loader().dataset, strict=True))
-    part = Part((127 + 40 * images).clamp(0, 255).to(torch.uint8), labels)
+    part = coloured(torch.arange(36) % 3)
     data = TaskDataModule(ImageData("colours", CLASSES, part, part, part), batch_size=6)
     mvp, module = callback(head="classifier"), UserModule()
     make_trainer(mvp, max_steps=-1, max_epochs=6, overfit_batches=2).fit(module, datamodule=data)
@@ -458,3 +457,40 @@ def test_a_backbone_that_the_loss_ignores_is_named():
 
     with pytest.raises(RuntimeError, match=r"`bn1\.weight` got no gradient"):
         fit(Ignored(), callback(head="classifier"))
+
+
+def coloured(labels: Tensor) -> Part:
+    """Images of one colour for each class, with noise."""
+    generator = torch.Generator().manual_seed(int(labels.sum()))
+    images = torch.randn(len(labels), 3, 16, 16, generator=generator)
+    images[torch.arange(len(labels)), labels] += 1.0
+    return Part((127 + 40 * images).clamp(0, 255).to(torch.uint8), labels)
+
+
+def test_a_class_that_is_missing_from_validation_is_no_obstacle(tmp_path: Path):
+    every, two = torch.arange(36) % 3, torch.arange(12) % 2
+    data = ImageData("colours", CLASSES, coloured(every), coloured(two), coloured(every))
+    module = TaskModule.for_task(create_backbone(RECIPE), TaskDataModule(data).facts)
+    mvp = MVPCallback(pruning_ratio=0.5, rounds=2, head="head", task=module.facts, zoo=tmp_path / "zoo")
+    trainer = make_trainer(mvp, max_steps=12)
+    trainer.fit(module, datamodule=TaskDataModule(data, batch_size=6))
+    assert torch.isfinite(trainer.callback_metrics["val_accuracy"])
+    (entry,) = ModelZoo(tmp_path / "zoo").entries()
+    assert entry.prototypes is not None
+    assert entry.prototypes.shape[0] == 3
+
+
+def test_a_class_without_training_images_is_refused_and_named():
+    two, every = torch.arange(12) % 2, torch.arange(36) % 3
+    data = ImageData("colours", CLASSES, coloured(two), coloured(every), coloured(every))
+    with pytest.raises(ValueError, match=r"class 'blue' of data set 'colours' to have training images"):
+        TaskDataModule(data)
+
+
+def test_a_foreign_loader_without_one_of_the_classes_writes_an_entry_without_prototypes(tmp_path: Path):
+    images, labels = zip(*[pair for pair in loader().dataset if int(pair[1]) != 2], strict=True)
+    mvp = callback(head="classifier", task=FACTS, zoo=tmp_path / "zoo")
+    dataset = TensorDataset(torch.stack(images), torch.stack(labels))
+    make_trainer(mvp, max_steps=8).fit(UserModule(), DataLoader(dataset, 6))
+    (entry,) = ModelZoo(tmp_path / "zoo").entries()
+    assert entry.prototypes is None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_mvp.voting.similarity import (
     class_means,
+    informative_labels,
     leep,
     prototype_similarity,
     rank_neighbours,
@@ -73,6 +74,48 @@ def test_leep_refuses_what_is_no_probability(theta: torch.Tensor, labels: torch.
         leep(theta, labels)
 
 
+def test_leep_of_several_labels_is_the_mean_of_binary_leeps() -> None:
+    rng = np.random.default_rng(1)
+    theta, y = rng.dirichlet([0.3] * 5, size=40), (rng.random((40, 3)) < [0.2, 0.5, 0.9]).astype(np.int64)
+    assert leep(theta, y) == pytest.approx(np.mean([leep(theta, column) for column in y.T]), abs=1e-12)
+    assert leep(theta, y[:, :1]) == pytest.approx(leep(theta, y[:, 0]), abs=1e-12)
+    for labels in (torch.tensor(y).float(), torch.tensor(y).bool(), torch.tensor(y).to(torch.uint8)):
+        assert leep(theta, labels) == leep(theta, y)
+
+
+def test_leep_of_several_labels_is_zero_for_a_perfect_source_and_minus_entropy_for_a_blind_one() -> None:
+    labels = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    assert leep(torch.eye(4), labels) == 0.0
+    entropy = math.log(0.5), math.log(0.5), 0.25 * math.log(0.25) + 0.75 * math.log(0.75)
+    assert leep(torch.full((4, 2), 0.5), labels) == pytest.approx(sum(entropy) / 3, abs=1e-12)
+    padded = np.insert(np.array(GOLDEN), 1, 0.0, axis=1)
+    assert leep(padded, labels) == leep(np.array(GOLDEN), labels), "a source class without mass"
+
+
+def test_leep_leaves_out_labels_that_are_always_or_never_present() -> None:
+    telling = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0]])
+    padded = torch.cat([torch.ones(4, 1), telling, torch.zeros(4, 2)], dim=1)
+    assert leep(np.array(GOLDEN), padded) == leep(np.array(GOLDEN), telling) < 0
+    assert informative_labels(padded).tolist() == telling.bool().tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (torch.tensor([[0.5, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), "0 or 1, but got other values"),
+        (torch.tensor([[3], [1], [0], [2]]), r"class index per image as shape \(n,\)"),
+        (torch.tensor([[float("nan")], [1.0], [0.0], [0.0]]), "not known"),
+        (torch.tensor([[1, 0]] * 4), "every label is always present or always absent"),
+        (torch.zeros(4, 0), "every label is always present or always absent"),
+        (torch.zeros(3, 2), r"\(n,\) or \(n, L\), but got \(4, 2\) and \(3, 2\)"),
+        (torch.zeros(4, 2, 2), r"but got \(4, 2\) and \(4, 2, 2\)"),
+    ],
+)
+def test_leep_refuses_labels_that_say_nothing(labels: torch.Tensor, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        leep(np.array(GOLDEN), labels)
+
+
 def test_prototype_similarity_falls_with_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     source = torch.randn(10, 32, generator=generator) + 5
@@ -88,6 +131,13 @@ def test_prototype_similarity_falls_with_distance() -> None:
 def test_class_means() -> None:
     features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
     assert class_means(features, torch.tensor([7, 7, 2])).tolist() == [[0.0, 5.0], [2.0, 0.0]]
+
+
+def test_class_means_of_several_labels_are_those_of_the_images_that_have_them() -> None:
+    features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    labels = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0]])  # the last two columns tell nothing
+    assert class_means(features, labels).tolist() == [[2.0, 0.0], [1.5, 2.5]]
+    assert class_means(features, labels.bool()).tolist() == class_means(features, labels).tolist()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +143,70 @@ def test_any_iterable_of_training_batches_will_do(raw: bool, world: World, made:
         assert torch.allclose(small.state_dict()[name].double(), value.double(), atol=1e-4), name
 
 
+@pytest.mark.parametrize("similarity", ["leep", "prototypes"])
+def test_several_labels_per_image_find_the_entry_that_tells_them_apart(
+    similarity: Any, world: World, made: ModelZoo, entries
+) -> None:
+    images, labels = world.of(*"efg")
+    several = torch.stack([labels == 0, labels != 1, labels >= 0], dim=1)  # the last label is on every image
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    loaders = [
+        [(images[part], several[part].to(kind)) for part in order.split(16)] for kind in (torch.float32, torch.bool)
+    ]
+    reports = [voted_backbone(made, loader, neighbours=2, similarity=similarity)[1] for loader in loaders]
+    assert reports[0].neighbours[0].name == entries[2].name
+    assert reports[0].neighbours == reports[1].neighbours
+
+
+def test_of_a_batch_for_two_heads_the_first_labels_decide(world: World, made: ModelZoo) -> None:
+    images, labels = world.of(*"efg")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    other = (images.float().mean((1, 2, 3)) > 120).long()
+
+    def scores(*heads: torch.Tensor) -> list[float]:
+        loader = [[images[part], *(head[part] for head in heads)] for part in order.split(16)]
+        return [neighbour.score for neighbour in voted_backbone(made, loader, neighbours=2)[1].neighbours]
+
+    assert scores(labels, other) == scores(labels) != scores(other, labels)
+
+
+@pytest.mark.parametrize(
+    ("batch", "match"),
+    [
+        (
+            {"pixels": torch.zeros(4, 3, 16, 16), "breed": torch.zeros(4)},
+            r"dict with keys \['pixels', 'breed'\].*batch\['image'\], batch\['label'\]\) for batch in loader",
+        ),
+        ((torch.zeros(4, 3, 16, 16), (torch.zeros(4), torch.zeros(4))), "got a tuple of Tensor, tuple.*Wrap it"),
+        (torch.zeros(4, 3, 16, 16), "got a Tensor"),
+        ((torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16)), r"multi-hot \(n, L\), but got .* and \(4, 16, 16\)"),
+        ((torch.zeros(4, 3, 16, 16), torch.zeros(3)), r"and \(3,\)"),
+    ],
+    ids=["dict", "nested", "images alone", "segmentation", "too few labels"],
+)
+def test_batches_of_another_form_are_refused_with_the_way_to_wrap_them(batch: Any, match: str, made: ModelZoo) -> None:
+    with pytest.raises(ValueError, match=match):
+        voted_backbone(made, [batch])
+
+
+def test_batches_whose_labels_differ_in_shape_are_refused(made: ModelZoo) -> None:
+    images = torch.zeros(4, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"one shape per image, but got \[\(2,\), \(3,\)\]"):
+        voted_backbone(made, [(images, torch.zeros(4, 3)), (images, torch.zeros(4, 2))])
+
+
+def test_a_balanced_subset_of_several_labels_takes_images_of_each_ones_rarest() -> None:
+    common = torch.tensor([[1, 0, 0]] * 40)
+    rare = torch.tensor([[1, 1, 0]] * 4 + [[1, 0, 1]] * 6)
+    labels = torch.cat([common, rare, torch.zeros(5, 3, dtype=torch.long)])
+    for kind in (labels, labels.float(), labels.bool()):
+        chosen = kind[balanced_subset(kind, 16, seed=3)].long().tolist()
+        counts = [chosen.count(row) for row in ([1, 0, 0], [1, 1, 0], [1, 0, 1], [0, 0, 0])]
+        assert counts == [4, 4, 4, 4]
+    assert len(balanced_subset(labels, 500)) == len(labels)
+    assert not torch.equal(balanced_subset(labels, 16, seed=3), balanced_subset(labels, 16, seed=4))
+
+
 def test_the_report_is_json_and_a_table(world: World, made: ModelZoo) -> None:
     _, report = voted_backbone(made, Module(world, "abd"), neighbours=2)
     plain = json.loads(json.dumps(report.to_dict()))
@@ -160,8 +225,6 @@ def test_bad_input_is_refused_before_any_work(world: World, made: ModelZoo, tmp_
         voted_backbone(made, module, pruning_ratio=1.2)
     with pytest.raises(ValueError, match="at least one batch"):
         voted_backbone(made, [])
-    with pytest.raises(ValueError, match=r"\(images, labels\)"):
-        voted_backbone(made, [{"image": 1}])
     with pytest.raises(ValueError, match=r"3 channels.*got 1"):
         voted_backbone(made, [(torch.zeros(4, 1, 16, 16), torch.zeros(4, dtype=torch.long))])
     empty = ModelZoo.create(tmp_path / "empty", made.recipe, made.theta0(), made.group_sizes)
