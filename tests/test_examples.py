@@ -11,13 +11,16 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 SAYS = {
     "01_callback_only.py": "outputs differ from the trained module's by at most",
     "02_vote_new_task.py": "before the first step",
+    "03_ddp.py": "Global batch 64 = 2 device(s)",
+    "04_own_module.py": "After 40 steps: characters",
 }
+ARGUMENTS = {"03_ddp.py": ["--devices", "2", "--accelerator", "cpu"]}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs_and_says_what_it_did(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(example)],
+        [sys.executable, str(example), *ARGUMENTS.get(example.name, [])],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -429,6 +429,11 @@ class MVPCallback(L.Callback):
         self._random_states = checkpoint.get("lightning_mvp_random_states")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if self._pruner is not None:  # a module that resumes may have rebuilt itself at the checkpoint's widths
+            assert self._module is not None
+            example = self._first_example(self._module)
+            assert example is not None, "groups were found with it"
+            self._bind(self._module, self._backbone(self._module), example)
         if not state_dict[
             "step"
         ]:  # saved before the first step, as the learning-rate finder does: nothing to go on from

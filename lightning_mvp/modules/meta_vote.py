@@ -1,15 +1,16 @@
-"""The voted small model of a new task, ready for a Trainer."""
+"""The voted small model of a new task, ready for a Trainer of one or many processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_mvp.backbones.create import plain
+from lightning_mvp.modules.decision import Decision, freeze, is_first_process, rank_variables
 from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
@@ -23,20 +24,37 @@ class MetaVoteModule(TaskModule):
 
     ``load_from_checkpoint`` rebuilds the small model from the checkpoint's hyper-parameters and needs no zoo.
 
+    Where a Trainer of several processes runs the same script in each, only the process of global rank 0 opens the zoo
+    and votes, in :meth:`from_zoo`. In the others the module waits: it has no backbone, head or report until the Trainer
+    calls :meth:`configure_model`, at the start of fit, validate, test or predict.
+
     Args:
-        recipe: the small backbone's recipe, widths included.
+        recipe: the small backbone's recipe, widths included; None: rank 0 decides.
         facts: the task's facts as a plain dict.
-        report: what the vote did, as a plain dict (:meth:`VoteReport.to_dict`).
+        report: what the vote did, as a plain dict (:meth:`VoteReport.to_dict`); None: rank 0 decides.
         options: of :class:`TaskModule`.
     """
 
+    own_hparams: ClassVar[tuple[str, ...]] = (*TaskModule.own_hparams, "report")
+
     def __init__(
-        self, recipe: Mapping[str, Any], facts: Mapping[str, Any], report: Mapping[str, Any], **options: Any
+        self,
+        recipe: Mapping[str, Any] | None,
+        facts: Mapping[str, Any],
+        report: Mapping[str, Any] | None,
+        **options: Any,
     ) -> None:
         # Lightning saves what this constructor was given, too: all of it plain.
         recipe, facts, report = plain(recipe), plain(facts), plain(report)
-        super().__init__(recipe, facts, **options)
-        self.report = dict(report)
+        if (recipe is None) != (report is None):
+            raise ValueError(
+                "Expected arguments `recipe` and `report` to be both given, or both None where rank 0 decides, but got "
+                f"recipe={recipe!r} and report={report!r}."
+            )
+        super().__init__(recipe, facts, **options)  # type: ignore[arg-type]  # `_build` waits where there is no recipe
+        self._to_share = False
+        if report is not None:
+            self.report = dict(report)
 
     @classmethod
     def from_zoo(
@@ -58,6 +76,8 @@ class MetaVoteModule(TaskModule):
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
 
+        Under a Trainer of several processes only rank 0 does so; see the class.
+
         Args:
             zoo: a zoo or its folder.
             datamodule: the new task; only its training images are used.
@@ -74,8 +94,12 @@ class MetaVoteModule(TaskModule):
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
-            The module; its ``report`` says what was done, also printed once.
+            The module; its ``report`` says what was done, also printed once. On any other rank than 0 it waits.
         """
+        if not is_first_process():
+            module = cls(None, datamodule.facts.to_dict(), None, **options)
+            module._to_share = True
+            return module
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
         small, report = voted_backbone(
@@ -91,8 +115,72 @@ class MetaVoteModule(TaskModule):
             seed=seed,
             exclude=exclude,
         )
-        module = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
-        assert isinstance(module, cls)
-        module.initialise_head(datamodule, head_init)
+        voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
+        assert isinstance(voted, cls)
+        voted.initialise_head(datamodule, head_init)
+        voted._to_share = True
         rank_zero_info(report.summary())
-        return module
+        return voted
+
+    @property
+    def waits(self) -> bool:
+        """Whether rank 0's decision has yet to come."""
+        return self.hparams["recipe"] is None
+
+    def configure_model(self) -> None:
+        """Lightning calls it on all ranks before weights are restored: give rank 0's decision to the others, once.
+
+        Raises:
+            RuntimeError: the module waits for a rank 0 that doesn't exist, or that waits itself.
+        """
+        if not self._to_share:
+            return
+        if self.trainer.world_size == 1:
+            if self.waits:
+                raise RuntimeError(_nobody_decided("the Trainer has one process only"))
+            return  # a later Trainer may have more
+        packed = None
+        if self.global_rank == 0 and not self.waits:
+            packed = Decision.of(self, {name: self.hparams[name] for name in self.own_hparams}).pack()
+        packed = self.trainer.strategy.broadcast(packed)
+        if packed is None:
+            raise RuntimeError(_nobody_decided("the process that the Trainer made rank 0 waits, too"))
+        if self.global_rank != 0:
+            decision = Decision.unpack(*packed)
+            self._become(decision.hparams)
+            self.load_state_dict(decision.weights)
+            freeze(self, decision.frozen)
+        self._to_share = False
+
+    def _build(self, recipe: Mapping[str, Any] | None, backbone: nn.Module | None = None) -> None:
+        if recipe is not None:
+            super()._build(recipe, backbone)
+
+    def _become(self, hparams: Mapping[str, Any]) -> None:
+        if "report" not in hparams:
+            raise ValueError(
+                "Expected a checkpoint of a MetaVoteModule, which says how its widths were voted, but this one has no "
+                "`report`. Resume it with a TaskModule."
+            )
+        super()._become(hparams)
+        self.report = dict(hparams["report"])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in ("backbone", "head", "report"):
+                raise
+            raise AttributeError(
+                f"This process is not rank 0 ({rank_variables()}): its {type(self).__name__} waits for rank 0's vote "
+                f"and has no `{name}` before the Trainer starts (fit, validate, test or predict). Use it on rank 0 "
+                "only, after the Trainer has run, or in a hook such as on_fit_start."
+            ) from None
+
+
+def _nobody_decided(why: str) -> str:
+    return (
+        f"Expected the process of rank 0 to have voted, but {why}: this process took itself for another rank when "
+        f"MetaVoteModule.from_zoo was called ({rank_variables()}). Unset the variable if it is left over from another "
+        "run; else give the Trainer as many devices and nodes as there are processes."
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -16,6 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
 from lightning_mvp.backbones.ridge import ridge_head
+from lightning_mvp.modules.decision import freeze, frozen_parameters
+from lightning_mvp.modules.resume import require_resizable, require_same_model, same_shapes, undisturbed
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
@@ -30,7 +33,8 @@ class TaskModule(L.LightningModule):
     """A classifier for one task: ``head(backbone(images))`` trained with cross-entropy.
 
     Everything a checkpoint needs to be loaded is in its hyper-parameters, as plain containers: the backbone's recipe
-    (with the widths of a small one) and the task's facts.
+    (with the widths of a small one) and the task's facts. A module that resumes from a checkpoint of the same
+    architecture and classes takes the checkpoint's hyper-parameters for its own and rebuilds itself at its widths.
 
     Args:
         recipe: the backbone's recipe, see :func:`~lightning_mvp.backbones.create.create_backbone`.
@@ -52,6 +56,16 @@ class TaskModule(L.LightningModule):
         torch.Size([4, 2])
     """
 
+    # What a checkpoint says of the module that resumes from it; a subclass's further arguments stay its own.
+    own_hparams: ClassVar[tuple[str, ...]] = (
+        "recipe",
+        "facts",
+        "learning_rate",
+        "optimizer",
+        "weight_decay",
+        "schedule",
+    )
+
     def __init__(
         self,
         recipe: Mapping[str, Any],
@@ -70,17 +84,51 @@ class TaskModule(L.LightningModule):
         # Containers of another library, such as OmegaConf's, would break loading with weights_only=True.
         recipe, facts = plain(recipe), plain(facts)
         self.save_hyperparameters(ignore=["backbone"])
-        self.facts = TaskFacts.from_dict(facts)
-        self.backbone = create_backbone(recipe) if backbone is None else backbone
-        # Convolutions on CPU and GPU are fastest with channels last; linear layers don't mind.
-        self.backbone.to(memory_format=torch.channels_last).train()
-        self.example_input_array = torch.zeros(2, len(self.facts.mean), self.facts.input_size, self.facts.input_size)
-        n_features = _feature_count(self.backbone, recipe, self.example_input_array)
+        self._describe(facts)
         classes = len(self.facts.classes)
-        self.head = nn.Linear(n_features, classes)
         self.accuracy = nn.ModuleDict(
             {f"{stage}_stage": MulticlassAccuracy(classes, average="micro") for stage in ("train", "val", "test")}
         )
+        self._build(recipe, backbone)
+
+    def _describe(self, facts: Mapping[str, Any]) -> None:
+        self.facts = TaskFacts.from_dict(facts)
+        self.example_input_array = torch.zeros(2, len(self.facts.mean), self.facts.input_size, self.facts.input_size)
+
+    def _build(self, recipe: Mapping[str, Any], backbone: nn.Module | None = None) -> None:
+        self.backbone = create_backbone(recipe) if backbone is None else backbone
+        # Convolutions on CPU and GPU are fastest with channels last; linear layers don't mind.
+        self.backbone.to(memory_format=torch.channels_last).train()
+        assert isinstance(self.example_input_array, Tensor)
+        n_features = _feature_count(self.backbone, recipe, self.example_input_array)
+        self.head = nn.Linear(n_features, len(self.facts.classes))
+
+    def _become(self, hparams: Mapping[str, Any]) -> None:
+        """Take other hyper-parameters for one's own and rebuild at their widths; the weights then say nothing yet."""
+        own = {name: copy.deepcopy(hparams[name]) for name in self.own_hparams if name in hparams}
+        before = self.hparams["recipe"]
+        self.hparams.update(own)
+        self._hparams_initial = copy.deepcopy(self.hparams)  # what loggers are given
+        with undisturbed():
+            self._describe(own["facts"])
+        if same_shapes(before, own["recipe"]):
+            return
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        frozen = frozen_parameters(self)
+        with undisturbed():
+            self._build(own["recipe"])
+        for part in (self.backbone, self.head):
+            part.to(device)
+        freeze(self, frozen)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        if "recipe" not in saved or "facts" not in saved:
+            return  # of a LightningModule of another kind, whose weights may still fit
+        require_same_model(self.hparams, saved)
+        if not same_shapes(self.hparams["recipe"], saved["recipe"]):
+            require_resizable(self._trainer)
+        self._become(saved)
 
     @classmethod
     def for_task(cls, backbone: nn.Module, facts: TaskFacts, **options: Any) -> TaskModule:

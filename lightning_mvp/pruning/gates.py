@@ -55,13 +55,18 @@ class GateGradients:
         """
         values = [parameters[name].detach().float() for name, _ in self._axes]
         slopes = [gradients[name].float() for name, _ in self._axes]  # type: ignore[union-attr]
-        along = [
-            product.sum(dim=[dim for dim in range(product.ndim) if dim != axis]) if product.ndim > 1 else product
-            for product, (_, axis) in zip(torch._foreach_mul(values, slopes), self._axes, strict=True)
-        ]
-        if self._entries is None or self._entries[0].device != along[0].device:
-            self._entries = [entries.to(along[0].device) for entries in self._positions([len(part) for part in along])]
-        flat = torch.cat(along)
+        vectors = [i for i, value in enumerate(values) if value.ndim == 1]
+        along: dict[int, Tensor] = {}
+        if vectors:
+            along |= zip(vectors, torch._foreach_mul([values[i] for i in vectors], [slopes[i] for i in vectors]))
+        for i, (_, axis) in enumerate(self._axes):
+            if i not in along:  # matrices one after the other: all products at once would not fit the cache
+                product = values[i] * slopes[i]
+                along[i] = product.sum([dim for dim in range(product.ndim) if dim != axis])
+        parts = [along[i] for i in range(len(self._axes))]
+        if self._entries is None or self._entries[0].device != parts[0].device:
+            self._entries = [entries.to(parts[0].device) for entries in self._positions([len(part) for part in parts])]
+        flat = torch.cat(parts)
         return torch.cat([flat[entries].sum(dim=1) for entries in self._entries])
 
     def _positions(self, lengths: list[int]) -> list[Tensor]:

@@ -1,39 +1,119 @@
-"""Two processes on gloo: every rank decides alike, and it is noticed if one does not."""
+"""Two processes on gloo: every rank decides alike, it is noticed if one does not, and one that fails ends them all."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from lightning_mvp import ModelZoo
 
+from .ddp_run import one_decision
+from .user import content
+
 ROOT = Path(__file__).parents[2]
+SECONDS = 30  # from one rank's failure to the end of all; a hang would take gloo's half hour
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, case: str, launcher: str = "ddp") -> subprocess.CompletedProcess[str]:
+    """One case of ddp_run in two processes; back when both have closed ``stdout``, where all is that they said."""
+    torchrun = launcher == "torchrun"
     return subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.ddp_run", str(folder), how],
+        [sys.executable, *(TORCHRUN if torchrun else []), "-m", "tests.callbacks.ddp_run", str(folder), case]
+        + ([] if torchrun else [launcher]),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=300,
     )
 
 
-def test_masks_agree_on_all_ranks_and_one_entry_is_written(tmp_path: Path):
-    result = run(tmp_path, "agree")
-    assert result.returncode == 0, result.stderr[-3000:]
-    fingerprints = {path.read_text() for path in tmp_path.glob("rank*")}
-    assert len(list(tmp_path.glob("rank*"))) == 2
-    assert len(fingerprints) == 1
-    assert len(ModelZoo(tmp_path / "zoo")) == 1
+def traces(folder: Path) -> list[list[dict[str, object]]]:
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.glob("trace*"))]
+
+
+@pytest.fixture(scope="module")
+def agreed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that Lightning launched itself."""
+    folder = tmp_path_factory.mktemp("ddp")
+    result = run(folder, "agree,decide")
+    assert result.returncode == 0, result.stdout[-3000:]
+    return folder
+
+
+def require_agreement(folder: Path) -> None:
+    ranks = traces(folder)
+    assert len(ranks) == 2
+    # Batches, not steps: two make a step, the last of an epoch of five makes one alone.
+    assert [line["step"] for line in ranks[0]] == [0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7, 7, 8]
+    rounds = [now["step"] for before, now in pairwise(ranks[0]) if before["masks"] != now["masks"]]
+    assert rounds == [2, 4, 6]
+    for one, two in zip(*ranks, strict=True):
+        for what in ("masks", "parameters", "optimizer", "sums", "importance"):
+            assert one[what] == two[what], f"{what} after step {one['step']}"
+
+
+def test_ranks_agree_after_every_step_and_one_entry_is_written(agreed: Path):
+    require_agreement(agreed)
+    assert len(ModelZoo(agreed / "zoo")) == 1
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "ddp_spawn"])
+def test_each_launcher_does_the_same_run_and_leaves_the_same_entry(agreed: Path, tmp_path: Path, launcher: str):
+    result = run(tmp_path, "agree", launcher)
+    assert result.returncode == 0, result.stdout[-3000:]
+    require_agreement(tmp_path)
+    assert traces(tmp_path) == traces(agreed)
+    one, two = ModelZoo(agreed / "zoo"), ModelZoo(tmp_path / "zoo")
+    assert one.names == two.names
+    files = [load_file(zoo.path / "tasks" / f"{zoo.names[0]}.safetensors") for zoo in (one, two)]
+    assert list(files[0]) == list(files[1])
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
+def test_two_ranks_decide_like_one_process_from_equal_gradients(agreed: Path, tmp_path: Path):
+    one_decision(tmp_path, 1, "auto")
+    masks = {path.name: path.read_text() for folder in (agreed, tmp_path) for path in folder.glob("masks*")}
+    assert sorted(masks) == ["masks1-0", "masks2-0", "masks2-1"]
+    assert len(set(masks.values())) == 1
 
 
 def test_ranks_that_decide_differently_are_stopped_at_the_first_round(tmp_path: Path):
-    result = run(tmp_path, "differ")
+    result = run(tmp_path, "own-gradients")
     assert result.returncode != 0
-    assert "masks of pruning round 1 differ between ranks: rank(s) [1] disagree with rank 0" in result.stderr
+    assert "masks of pruning round 1 differ between ranks: rank(s) [1] disagree with rank 0" in result.stdout
     assert not len(ModelZoo(tmp_path / "zoo"))
+
+
+@pytest.mark.parametrize("launcher", ["ddp", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("rank-0", "RuntimeError: rank 0 met a bad image"),
+        ("rank-1", "RuntimeError: rank 1 met a bad image"),
+        ("full-disk", "No space left on device"),
+    ],
+)
+def test_one_rank_that_fails_ends_all_with_its_error_and_leaves_the_zoo(
+    agreed: Path, tmp_path: Path, case: str, message: str, launcher: str
+):
+    shutil.copytree(agreed / "zoo", tmp_path / "zoo")
+    before = content(tmp_path / "zoo")
+    result = run(tmp_path, case, launcher)
+    seconds = time.time() - (tmp_path / "failed").stat().st_mtime
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert content(tmp_path / "zoo") == before
+    assert seconds < SECONDS

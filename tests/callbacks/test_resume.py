@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_mvp import ModelZoo
@@ -77,12 +81,56 @@ def test_other_settings_than_the_checkpoints_are_refused_and_named(tmp_path: Pat
         make_trainer(other).fit(UserModule(), loader(), ckpt_path=tmp_path / "three.ckpt", weights_only=True)
 
 
-def test_the_checkpoint_holds_a_plain_state_dict_of_the_module(tmp_path: Path):
+class Validated(UserModule):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Taken in the middle of an epoch and of a round: two rounds of three are done, and a step more."""
+    path = tmp_path / "five.ckpt"
+    make_trainer(callback(head="classifier"), SaveAt(5, path)).fit(UserModule(), many_batches())
+    return path
+
+
+def test_a_loader_without_state_restores_all_but_the_order_of_images_and_says_so(checkpoint: Path):
+    class AtStart(L.Callback):
+        def on_train_start(self, *_: Any) -> None:
+            self.seen = copy.deepcopy((mvp.step, mvp.schedule, mvp.masks, mvp.importance, dict(mvp.pruner.scores.sums)))
+
+    mvp, start = callback(head="classifier"), AtStart()
+    with pytest.warns(UserWarning, match="the images come in another order"):
+        make_trainer(mvp, start).fit(UserModule(), many_batches(), ckpt_path=checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True)["callbacks"]["MVPCallback"]
+    step, schedule, masks, importance, sums = start.seen
+    assert (step, asdict(schedule)) == (5, state["schedule"])
+    for name, mask in state["pruner"]["masks"].items():
+        assert not mask.all()
+        assert torch.equal(masks[name], mask)
+        assert torch.equal(importance[name], state["pruner"]["importance"][name])
+        assert sums[name].count_nonzero()
+        assert torch.equal(sums[name], state["pruner"]["sums"][name])
+    assert mvp.finished
+    assert mvp.step == 12
+
+
+def test_a_checkpoint_of_the_middle_is_one_of_the_plain_module(checkpoint: Path):
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
     module = UserModule()
-    names = list(module.state_dict())
-    make_trainer(callback(head="classifier"), SaveAt(7, tmp_path / "seven.ckpt")).fit(module, loader())
-    state = torch.load(tmp_path / "seven.ckpt", weights_only=True)
-    assert list(state["state_dict"]) == names
+    assert list(state) == list(module.state_dict())
+    module.load_state_dict(state, strict=True)
+    assert not module.net.bn1.weight.all()  # removed units are zero, not cut
+
+
+def test_a_trainer_without_the_callback_goes_on_from_a_checkpoint_of_the_middle(checkpoint: Path):
+    saved, module = torch.load(checkpoint, weights_only=True)["state_dict"], Validated()
+    make_trainer().validate(module, many_batches(), ckpt_path=checkpoint, weights_only=True, verbose=False)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in module.state_dict().items())
+    trainer = make_trainer(max_steps=8)
+    trainer.fit(module, many_batches(), ckpt_path=checkpoint, weights_only=True)
+    assert trainer.global_step == 8
+    assert not torch.equal(module.classifier.weight, saved["classifier.weight"])
 
 
 def test_a_second_fit_of_the_same_callback_starts_anew():
