@@ -146,7 +146,10 @@ class MVPCallback(L.Callback):
     def pruner(self) -> Pruner:
         """What prunes; known once the backbone's groups are."""
         if self._pruner is None:
-            raise RuntimeError("There are no groups, masks or costs before fit; call trainer.fit(module) first.")
+            raise RuntimeError(
+                "There are no groups, masks or costs before fit; call trainer.fit(module) first. After a fit with "
+                "strategy='ddp_spawn' they are in the zoo or the checkpoint only: the processes that had them are gone."
+            )
         return self._pruner
 
     @property

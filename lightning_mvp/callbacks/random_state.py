@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 
@@ -37,6 +38,11 @@ def random_states(trainer: L.Trainer) -> list[Tensor]:
 
 
 def set_random_states(trainer: L.Trainer, states: Sequence[Tensor]) -> None:
-    """Restore this rank's; with another number of ranks there is none to go on from, and nothing happens."""
+    """Restore this rank's; where there is none for each rank none is restored, and this is said."""
     if len(states) == trainer.world_size:
         set_random_state(states[trainer.global_rank], trainer.strategy.root_device)
+    else:
+        rank_zero_warn(
+            f"The checkpoint has the random state of {len(states)} rank(s) and there are {trainer.world_size}: dropout "
+            "and the like go on with other numbers than in a run without interruption."
+        )

@@ -58,7 +58,8 @@ class GateGradients:
         vectors = [i for i, value in enumerate(values) if value.ndim == 1]
         along: dict[int, Tensor] = {}
         if vectors:
-            along |= zip(vectors, torch._foreach_mul([values[i] for i in vectors], [slopes[i] for i in vectors]))
+            products = torch._foreach_mul([values[i] for i in vectors], [slopes[i] for i in vectors])
+            along |= dict(zip(vectors, products, strict=True))
         for i, (_, axis) in enumerate(self._axes):
             if i not in along:  # matrices one after the other: all products at once would not fit the cache
                 product = values[i] * slopes[i]

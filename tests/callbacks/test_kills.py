@@ -97,6 +97,7 @@ def require_killed_and_resumed(lives: list[dict[str, Any]], folder: Path) -> Non
     assert set(last["ends"]) == {0}, log(folder)[-3000:]
     assert last["entries"] == 1
     assert "Restored all states" in log(folder)
+    assert "images come in another order" not in log(folder)
 
 
 @pytest.fixture(scope="module")
