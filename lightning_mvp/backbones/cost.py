@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_mvp.backbones.attention import attention_modules, head_dim
 from lightning_mvp.backbones.features import evaluating
-from lightning_mvp.backbones.groups import Groups, attention_modules
+from lightning_mvp.backbones.inputs import as_inputs, one_sample
+from lightning_mvp.backbones.units import Groups
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -25,28 +27,27 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(module: nn.Module, example_input: Tensor) -> int:
+def count_macs(module: nn.Module, example_input: Tensor | Sequence[Any]) -> int:
     """Multiply-accumulates of one image's forward pass: matrix products and convolutions, without biases.
 
     Half the FLOPs that PyTorch's FlopCounterMode counts, with attention unfused (it misses the fused one on the CPU).
 
     Args:
         module: any module; not changed.
-        example_input: images ``(N, C, H, W)``; only the first is used.
+        example_input: images ``(N, C, H, W)``, or a tuple of several inputs; only the first sample is used.
 
     Example:
         >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4)) == 4 * 4 * 8 * 3 * 9
         True
     """
-    parameter = next(module.parameters())
-    image = example_input[:1].detach().to(parameter.device, parameter.dtype)
+    inputs = one_sample(as_inputs(example_input), module)
     fused = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]
     counter = FlopCounterMode(display=False)
     try:
         for part in fused:
             part.fused_attn = False  # type: ignore[assignment]
         with evaluating(module), sdpa_kernel(SDPBackend.MATH), counter:
-            module(image)
+            module(*inputs)
     finally:
         for part in fused:
             part.fused_attn = True  # type: ignore[assignment]
@@ -69,7 +70,7 @@ class CostModel:
     Args:
         backbone: the dense backbone; not changed.
         groups: its groups.
-        example_input: images ``(N, C, H, W)``; only the first is used.
+        example_input: images ``(N, C, H, W)``, or a tuple of several inputs; only the first sample is used.
 
     Example:
         >>> from lightning_mvp.backbones import Masks, find_groups
@@ -81,7 +82,7 @@ class CostModel:
         (36, 112)
     """
 
-    def __init__(self, backbone: nn.Module, groups: Groups, example_input: Tensor) -> None:
+    def __init__(self, backbone: nn.Module, groups: Groups, example_input: Tensor | Sequence[Any]) -> None:
         # What each unit of a group owns of each axis: all that counting needs.
         self._spans = {
             tensor: [(axis, name, index.shape[1]) for axis, name, index in parts]
@@ -95,20 +96,21 @@ class CostModel:
         self._other = 0
         self._other = count_macs(backbone, example_input) - self.macs(full)
 
-    def _trace(self, backbone: nn.Module, groups: Groups, example_input: Tensor) -> None:
+    def _trace(self, backbone: nn.Module, groups: Groups, example_input: Tensor | Sequence[Any]) -> None:
         hooks = []
 
         def watch(name: str, module: nn.Conv2d | nn.Linear) -> None:
             def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 shape = tuple(module.weight.shape)
-                self._layers.append(_Layer(f"{name}.weight".lstrip("."), shape, output[0].numel() // shape[0]))
+                self._layers.append(_Layer(f"{name}.weight".lstrip("."), shape, output.numel() // shape[0]))
 
             hooks.append(module.register_forward_hook(note))
 
         def watch_attention(name: str, module: Any) -> None:
             def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                tokens = inputs[0].shape[1]
-                self._heads.append((f"{name}.heads".lstrip("."), module.num_heads, 2 * tokens**2 * module.head_dim))
+                windows, tokens = inputs[0].shape[:2]  # one image may come as several windows
+                macs = 2 * windows * tokens**2 * head_dim(module)
+                self._heads.append((f"{name}.heads".lstrip("."), module.num_heads, macs))
 
             hooks.append(module.register_forward_hook(note))
 
@@ -117,9 +119,8 @@ class CostModel:
                 watch(name, module)
         for name, module in attention_modules(backbone)[0].items():
             watch_attention(name, module)
-        parameter = next(backbone.parameters())
         with evaluating(backbone):
-            backbone(example_input[:1].detach().to(parameter.device, parameter.dtype))
+            backbone(*one_sample(as_inputs(example_input), backbone))
         for hook in hooks:
             hook.remove()
 

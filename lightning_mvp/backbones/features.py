@@ -27,6 +27,21 @@ def classifier_name(backbone: nn.Module) -> str | None:
     return next((name for name, module in backbone.named_modules() if module is classifier), None)
 
 
+def classifier_names(backbone: nn.Module) -> list[str]:
+    """The dotted names of the layers of a backbone's timm classifier, or classifiers, whose outputs are fixed.
+
+    Example:
+        >>> import timm
+        >>> classifier_names(timm.create_model("deit_tiny_distilled_patch16_224"))
+        ['head', 'head_dist']
+    """
+    get_classifier = getattr(backbone, "get_classifier", None)
+    given = get_classifier() if callable(get_classifier) else None
+    heads = given if isinstance(given, (tuple, list)) else [given]
+    parts = {part for head in heads if isinstance(head, nn.Module) for part in head.modules()}
+    return [name for name, module in backbone.named_modules() if module in parts and name]
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every submodule's own training flag comes back afterwards."""

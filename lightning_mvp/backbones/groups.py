@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,24 +18,43 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import prune
 
-from lightning_mvp.backbones.features import classifier_name
+from lightning_mvp.backbones.attention import attention_modules, heads_group, projections
+from lightning_mvp.backbones.conv_groups import Labels, block_labels, joined
+from lightning_mvp.backbones.features import classifier_names
+from lightning_mvp.backbones.inputs import as_inputs, one_sample
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
 
-__all__ = ["Groups", "Kind", "Member", "Role", "UnitGroup", "attention_modules", "find_groups"]
+__all__ = ["Groups", "Kind", "Member", "Role", "UnitGroup", "find_groups"]
+
+
+Part = Literal["producer", "norm", "consumer", "features"]
+
+
+@dataclass(frozen=True)
+class _Strand:
+    """Channels that Torch-Pruning couples.
+
+    Args:
+        size: how many channels.
+        items: the layers concerned, with index maps.
+    """
+
+    size: int
+    items: list[Any]
+
+
+def _conv_groups(module: Any) -> int:
+    """The number of conv groups of a grouped or depthwise convolution, 0 for anything else."""
+    return module.groups if isinstance(module, nn.Conv2d) and module.groups > 1 else 0
+
+
+def _is_depthwise(module: Any) -> bool:
+    """Torch-Pruning takes inputs and outputs of such a convolution for one."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
 
 
 class _Unsupported(Exception):
     """A group that can't be masked or cut exactly; the message says why."""
-
-
-def _first_input(example_input: Tensor | Sequence[Any]) -> Tensor:
-    example = example_input[0] if isinstance(example_input, (list, tuple)) and example_input else example_input
-    if not isinstance(example, Tensor) or example.ndim < 2:
-        raise ValueError(
-            "Expected argument `example_input` to be a batch of images, a tensor of shape (N, C, H, W), but got "
-            f"{type(example).__name__}."
-        )
-    return example
 
 
 def cpu_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -56,63 +76,25 @@ def cpu_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
     return clone
 
 
-def attention_modules(backbone: nn.Module) -> tuple[dict[str, Any], list[str]]:
-    """timm attention whose heads can be cut: fused ``qkv``, then ``proj``, and no other parameter that knows of heads.
-
-    Returns:
-        Name → module, and notes on the attention that is left out.
-    """
-    found: dict[str, Any] = {}
-    notes = []
-    for name, module in backbone.named_modules():
-        qkv, proj = getattr(module, "qkv", None), getattr(module, "proj", None)
-        if not isinstance(qkv, nn.Module):
-            continue
-        heads, head_dim = getattr(module, "num_heads", None), getattr(module, "head_dim", None)
-        allowed = {"qkv", "proj", "q_norm", "k_norm"}
-        others = sorted({p for p, _ in module.named_parameters() if p.split(".")[0] not in allowed})
-        if not isinstance(qkv, nn.Linear) or not isinstance(proj, nn.Linear) or not heads or not head_dim:
-            notes.append(f"{name}: heads left out, {type(module).__name__} is not timm's attention of qkv and proj")
-        elif qkv.out_features != 3 * heads * head_dim or proj.in_features != heads * head_dim:
-            notes.append(f"{name}: heads left out, qkv and proj are not num_heads x head_dim wide")
-        elif others:
-            notes.append(f"{name}: heads left out, `{others[0]}` depends on the heads too")
-        else:
-            found[name] = module
-    return found, notes
-
-
-def _heads_group(name: str, attention: Any) -> UnitGroup:
-    heads, dim = attention.num_heads, attention.head_dim
-    prefix = f"{name}." if name else ""
-    columns = np.arange(heads * dim).reshape(heads, dim)
-    rows = np.concatenate([columns + part * heads * dim for part in range(3)], axis=1)  # of q, of k, of v
-    members = [Member(f"{prefix}qkv.weight", 0, rows, "producer")]
-    if attention.qkv.bias is not None:
-        members.append(Member(f"{prefix}qkv.bias", 0, rows, "producer"))
-    members.append(Member(f"{prefix}proj.weight", 1, columns, "consumer", gate=True))
-    return UnitGroup(f"{prefix}heads", "heads", heads, tuple(members))
-
-
 class _Finder:
     """Reads groups off Torch-Pruning's graph of one traced copy of a backbone."""
 
-    def __init__(self, clone: nn.Module, example: Tensor) -> None:
+    def __init__(self, clone: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.clone = clone
         self.names = {module: name for name, module in clone.named_modules()}
-        self.calls = self._trace_order(example)
+        self.calls = self._trace_order(inputs)
         self.attention, self.skipped = attention_modules(clone)
-        classifier = classifier_name(clone)
-        self.fixed = {f"{name}.qkv".lstrip(".") for name in self.attention} | ({classifier} if classifier else set())
+        self.fixed = set(projections(clone)) | set(classifier_names(clone))
+        _refuse_partitions(clone)
         with torch.inference_mode(False), torch.enable_grad():
-            # The input must require a gradient: the graph is read off autograd's. A tuple: a bare batch is taken apart.
-            inputs = (example.detach().clone().requires_grad_(),)
+            # Inputs must require a gradient: the graph is read off autograd's. A tuple: a bare batch is taken apart.
+            inputs = tuple(t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs)
             # Times one: where a layer's own output is returned, Torch-Pruning would not see that it is the output.
             self.graph = tp.DependencyGraph().build_dependency(
                 clone, inputs, output_transform=lambda output: output * 1, verbose=False
             )
 
-    def _trace_order(self, example: Tensor) -> dict[str, list[int]]:
+    def _trace_order(self, inputs: tuple[Tensor, ...]) -> dict[str, list[int]]:
         """Module name → when it is done in the forward pass, once for each call."""
         calls: dict[str, list[int]] = {}
         clock = iter(range(1 << 30))
@@ -122,7 +104,7 @@ class _Finder:
 
         hooks = [m.register_forward_hook(note) for m in self.clone.modules()]
         with torch.no_grad():
-            output = self.clone(example)
+            output = self.clone(*inputs)
         for hook in hooks:
             hook.remove()
         if not isinstance(output, Tensor):
@@ -147,73 +129,158 @@ class _Finder:
         outputs = self.graph.module2node[layer].outputs
         return len(outputs) == 1 and isinstance(outputs[0].module, _BatchNorm)
 
-    def items_of(self, root: nn.Conv2d | nn.Linear) -> list[Any]:
-        """What Torch-Pruning couples to the layer's outputs."""
-        prune = self.graph.get_pruner_of_module(root).prune_out_channels
-        return list(self.graph.get_pruning_group(root, prune, list(range(root.weight.shape[0]))))
+    def _is_factor(self, layer: nn.Module) -> bool:
+        """Whether a sigmoid makes a producer's output a factor, as in squeeze-and-excitation."""
+        ahead = list(self.graph.module2node[layer].outputs)
+        while ahead:
+            node = ahead.pop()
+            if "igmoid" in str(node.name):
+                return True
+            if not isinstance(node.module, (nn.Conv2d, nn.Linear, _BatchNorm, tp.ops._OutputOp)):
+                ahead += node.outputs
+        return False
 
-    def producers_of(self, items: Sequence[Any]) -> list[str]:
+    def _produces(self, item: Any) -> bool:
+        return bool(self.graph.is_out_channel_pruning_fn(item.dep.handler))
+
+    def _strand(self, layer: Any, outputs: bool = True) -> _Strand:
+        """What Torch-Pruning couples to a layer's outputs, or inputs."""
+        pruner = self.graph.get_pruner_of_module(layer)
+        size = layer.weight.shape[0] if outputs else layer.in_channels
+        prune = pruner.prune_out_channels if outputs else pruner.prune_in_channels
+        try:
+            return _Strand(size, list(self.graph.get_pruning_group(layer, prune, list(range(size)))))
+        except Exception as error:  # whatever goes wrong in Torch-Pruning means that it can't follow the channels
+            raise _Unsupported(f"Torch-Pruning can't follow its channels ({type(error).__name__}: {error})") from error
+
+    def strands_of(self, layer: nn.Conv2d | nn.Linear) -> list[_Strand]:
+        """The strand of a layer's outputs, and those that grouped convolutions tie to it by their other side."""
+        strands = [self._strand(layer)]
+        while True:
+            sides = {
+                (item.dep.target.module, self._produces(item))
+                for strand in strands
+                for item in strand.items
+                if _conv_groups(item.dep.target.module) and not _is_depthwise(item.dep.target.module)
+            }
+            missing = sorted(
+                ((module, not outputs) for module, outputs in sides if (module, not outputs) not in sides),
+                key=lambda side: self.names[side[0]],
+            )
+            if not missing:
+                return strands
+            strands.append(self._strand(*missing[0]))
+
+    def producers_of(self, strands: Sequence[_Strand]) -> list[str]:
         """Names of the layers whose outputs are the units, in forward order."""
         names = {
             self.names[item.dep.target.module]
-            for item in items
-            if isinstance(item.dep.target.module, (nn.Conv2d, nn.Linear))
-            and self.graph.is_out_channel_pruning_fn(item.dep.handler)
+            for strand in strands
+            for item in strand.items
+            if isinstance(item.dep.target.module, (nn.Conv2d, nn.Linear)) and self._produces(item)
         }
         return sorted(names, key=lambda name: self.calls[name][0])
 
-    def group_of(self, items: Sequence[Any], names: list[str], size: int) -> UnitGroup:
-        """The group of ``size`` units that the layers called ``names`` produce.
+    def _part(self, item: Any) -> tuple[Part, int | None]:
+        """What an item does with the units, and how many entries there are of which units own some.
+
+        Raises:
+            _Unsupported: it can't be masked or cut exactly.
+        """
+        module: Any = item.dep.target.module
+        if isinstance(module, tp.ops._OutputOp):
+            return "features", None
+        name = self.names[module]
+        if len(self.calls.get(name, ())) != 1:
+            raise _Unsupported(f"`{name}` is called {len(self.calls.get(name, ()))} times")
+        if isinstance(module, _BatchNorm):
+            return "norm", module.num_features
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            raise _Unsupported(f"`{name}` ({type(module).__name__}) mixes channels or can't be masked exactly")
+        own = [parameter for parameter, _ in module.named_parameters() if parameter not in ("weight", "bias")]
+        if own:
+            raise _Unsupported(f"`{name}` ({type(module).__name__}) has a parameter of its own, `{own[0]}`")
+        if not self._produces(item):
+            return "consumer", module.weight.shape[1] * getattr(module, "groups", 1)
+        if name in self.fixed:
+            raise _Unsupported(f"`{name}` fixes the size")
+        return "producer", module.weight.shape[0]
+
+    def group_of(self, strands: Sequence[_Strand], names: list[str]) -> UnitGroup:
+        """The group of units that the layers called ``names`` produce.
 
         Raises:
             _Unsupported: the group can't be masked or cut exactly.
         """
-        gated_norms: set[nn.Module] = set()
-        parts: list[tuple[nn.Module, str, np.ndarray]] = []
-        feature_index = None
-        for item in items:
-            module, handler = item.dep.target.module, item.dep.handler
-            name = self.names.get(module, "")
-            if isinstance(module, tp.ops._OutputOp):
-                feature_index = self._index(item, size)
-            elif isinstance(module, nn.Parameter):
-                raise _Unsupported("a bare parameter of the model is added to or scales these channels")
-            elif not name:
-                continue  # an activation, addition, pooling or reshape: it owns nothing
-            elif len(self.calls.get(name, ())) != 1:
-                raise _Unsupported(f"`{name}` is called {len(self.calls.get(name, ()))} times")
-            elif isinstance(module, _BatchNorm):
-                parts.append((module, "norm", self._index(item, size, module.num_features)))
-            elif not isinstance(module, (nn.Conv2d, nn.Linear)):
-                raise _Unsupported(f"`{name}` ({type(module).__name__}) mixes channels or can't be masked exactly")
-            elif getattr(module, "groups", 1) != 1:
-                raise _Unsupported(f"`{name}` is a grouped convolution")
-            elif self.graph.is_out_channel_pruning_fn(handler):
-                if name in self.fixed:
-                    raise _Unsupported(f"`{name}` fixes the size")
-                parts.append((module, "producer", self._index(item, size, module.weight.shape[0])))
-                if self._ends_in_norm(module):
-                    gated_norms.add(self.graph.module2node[module].outputs[0].module)
-            else:
-                parts.append((module, "consumer", self._index(item, size, module.weight.shape[1])))
-        is_mlp = len(names) == 1 and all(isinstance(module, nn.Linear) for module, _, _ in parts)
-        is_mlp = is_mlp and feature_index is None and len(parts) > 1
+        found: list[tuple[Any, Part, np.ndarray, int]] = []
+        blocks: dict[str, list[tuple[int, Labels]]] = {}
+        for number, strand in enumerate(strands):
+            for item in strand.items:
+                module = item.dep.target.module
+                if isinstance(module, nn.Parameter):
+                    raise _Unsupported("a bare parameter of the model is added to or scales these channels")
+                if not isinstance(module, tp.ops._OutputOp) and not self.names.get(module):
+                    continue  # an activation, addition, pooling or reshape: it owns nothing
+                part, channels = self._part(item)
+                index = self._index(item, strand.size, channels)
+                conv_groups = _conv_groups(module)
+                if conv_groups and channels is not None:
+                    labels = block_labels(index, channels, conv_groups)
+                    blocks.setdefault(self.names[module], []).append((number, labels))
+                if part != "consumer" or not conv_groups:  # a grouped one has no axis of inputs that units could own
+                    found.append((module, part, index, number))
+        if len({(id(module), part) for module, part, _, _ in found}) != len(found):
+            raise _Unsupported("a grouped convolution ties its channels to themselves")
+        units = [np.arange(strand.size)[:, None] for strand in strands]
+        if blocks:
+            whole = joined([strand.size for strand in strands], list(blocks.values()))
+            if whole is None or len(whole[0]) == 1:
+                raise _Unsupported(f"the conv groups of `{next(iter(blocks))}` leave no units to choose from")
+            units = whole
+        size = len(units[0])
+        parts = [(module, part, index[units[number]].reshape(size, -1)) for module, part, index, number in found]
+        return self._record(parts, names, size)
 
-        parts.sort(key=lambda part: (self.calls[self.names[part[0]]][0], part[1] == "consumer"))
+    def _record(self, parts: list[tuple[Any, Part, np.ndarray]], names: list[str], size: int) -> UnitGroup:
+        features = [index for _, part, index in parts if part == "features"]
+        parts = [item for item in parts if item[1] != "features"]
+        is_mlp = not features and self._is_mlp([module for module, _, _ in parts], names)
+        ends_in_norm = {module for module, part, _ in parts if part == "producer" and self._ends_in_norm(module)}
+        gated_norms = {self.graph.module2node[module].outputs[0].module for module in ends_in_norm}
+
+        parts.sort(key=lambda item: (self.calls[self.names[item[0]]][0], item[1] == "consumer"))
         members = []
-        for module, role, index in parts:
+        for module, part, index in parts:
             prefix = self.names[module]
-            if role == "norm":
+            if part == "norm":
                 gate = module in gated_norms
                 members += self._members(prefix, module, ("weight", "bias"), 0, index, "norm", gate)
                 members += self._members(prefix, module, ("running_mean", "running_var"), 0, index, "statistic", False)
-            elif role == "producer":
-                gate = not is_mlp and not self._ends_in_norm(module)
+            elif part == "producer":
+                gate = not is_mlp and module not in ends_in_norm and not self._is_factor(module)
                 members += self._members(prefix, module, ("weight", "bias"), 0, index, "producer", gate)
             else:
                 members += self._members(prefix, module, ("weight",), 1, index, "consumer", is_mlp)
-        kind: Kind = "mlp" if is_mlp else "residual" if len(names) > 1 else "conv"
-        return UnitGroup(_group_name(names, kind), kind, size, tuple(members), feature_index)
+        sources = self._sources(names)
+        kind: Kind = "mlp" if is_mlp else "residual" if len(sources) > 1 else "conv"
+        return UnitGroup(_group_name(sources, kind), kind, size, tuple(members), features[0] if features else None)
+
+    def _sources(self, names: list[str]) -> list[str]:
+        """The producers that begin units: no factors, and no grouped convolutions, which go on with them."""
+        layers = dict(self.clone.named_modules())
+        sources = [n for n in names if getattr(layers[n], "groups", 1) == 1 and not self._is_factor(layers[n])]
+        return sources or names
+
+    def _is_mlp(self, layers: Sequence[Any], names: list[str]) -> bool:
+        """Whether it is the hidden layer between two linear layers, or two 1×1 convolutions of a module called MLP."""
+        if len(names) != 1 or len(layers) < 2:
+            return False
+        if all(isinstance(layer, nn.Linear) for layer in layers):
+            return True
+        owner = self.clone.get_submodule(names[0].rpartition(".")[0])
+        return "mlp" in type(owner).__name__.lower() and all(
+            isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in layers
+        )
 
     @staticmethod
     def _members(
@@ -233,19 +300,32 @@ class _Finder:
             if module not in self.graph.module2node:
                 self.skipped.append(f"{name}: left out, the output does not depend on it")
                 continue
-            items = self.items_of(module)
-            producers = self.producers_of(items)
-            done.update(producers)
+            producers = [name]
             try:
-                group = self.group_of(items, producers, module.weight.shape[0])
+                strands = self.strands_of(module)
+                producers = self.producers_of(strands)
+                group = self.group_of(strands, producers)
             except _Unsupported as reason:
                 others = f" and {len(producers) - 1} layers coupled to it" if len(producers) > 1 else ""
                 self.skipped.append(f"{name}{others}: left out, {reason}")
                 continue
+            finally:
+                done.update(producers)
             found.append((self.calls[producers[0]][0], group))
         for name, attention in self.attention.items():
-            found.append((self.calls[f"{name}.qkv".lstrip(".")][0], _heads_group(name, attention)))
+            found.append((self.calls[f"{name}.qkv".lstrip(".")][0], heads_group(name, attention)))
         return Groups(_distinct([group for _, group in sorted(found, key=lambda pair: pair[0])]), self.skipped)
+
+
+def _refuse_partitions(backbone: nn.Module) -> None:
+    """MaxViT cuts images into windows by reshapes through which Torch-Pruning's index maps grow without end."""
+    for name, module in backbone.named_modules():
+        if "PartitionAttention" in type(module).__name__:
+            raise ValueError(
+                f"Expected a backbone whose channels can be followed, but `{name}` ({type(module).__name__}) cuts "
+                "images into windows on the way, as MaxViT does. Use another backbone, such as those in "
+                "docs/coverage.md."
+            )
 
 
 def _group_name(producers: list[str], kind: Kind) -> str:
@@ -286,7 +366,7 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
 
     Args:
         backbone: maps a batch of images to one tensor, features on axis 1.
-        example_input: images ``(N, C, H, W)``, or a tuple that starts with them; only the shape matters.
+        example_input: images ``(N, C, H, W)`` or their shape; a tuple, for a backbone that takes several inputs.
         check: run the self-check once, at random masks of ratio 0.5.
 
     Returns:
@@ -303,9 +383,10 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
           0: 8 units (conv)
           3: 4 units (conv)
     """
-    example = _first_input(example_input)[:1].detach().to("cpu", torch.float32)
+    clone = cpu_copy(backbone, torch.float32)
+    inputs = one_sample(as_inputs(example_input), clone)
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-        groups = _Finder(cpu_copy(backbone, torch.float32), example).find()
+        groups = _Finder(clone, inputs).find()
     if not len(groups):
         raise ValueError(
             f"Expected a backbone with units that can be pruned, but {type(backbone).__name__} has none: "
@@ -316,5 +397,5 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
         from lightning_mvp.backbones.masks import random_masks
         from lightning_mvp.backbones.selfcheck import check_exact
 
-        check_exact(backbone, groups, random_masks(groups, 0.5, seed=0), example)
+        check_exact(backbone, groups, random_masks(groups, 0.5, seed=0), inputs)
     return groups

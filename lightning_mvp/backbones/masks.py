@@ -199,7 +199,7 @@ def zero_entries(tensors: Mapping[str, Tensor], dead: Dead) -> None:
 
 
 class Keeper:
-    """Zeroes dead entries of the same tensors again and again, all with one fused operation.
+    """Zeroes dead entries of the same tensors again and again, with two ``_foreach`` operations.
 
     What is not finite stays so (0 × inf is NaN); :func:`zero_entries` clears that, too, and takes longer.
 
@@ -215,8 +215,12 @@ class Keeper:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], dead: Dead) -> None:
-        self._parameters: list[Tensor] = [parameters[name] for name in dead]
-        self._factors = [self._factor(parameters[name], parts) for name, parts in dead.items()]
+        # Vectors apart: a GPU fuses what has the shape of its factor, and only if all of a call has.
+        self._lists: list[tuple[list[Tensor], list[Tensor]]] = []
+        for vectors in (True, False):
+            names = [name for name in dead if (parameters[name].ndim == 1) == vectors]
+            factors = [self._factor(parameters[name], dead[name]) for name in names]
+            self._lists.append(([parameters[name] for name in names], factors))
 
     @staticmethod
     def _factor(parameter: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:
@@ -231,23 +235,25 @@ class Keeper:
     @torch.no_grad()
     def zero(self) -> None:
         """Zero the parameters' dead entries."""
-        if self._parameters:
-            torch._foreach_mul_(self._parameters, self._factors)
+        for parameters, factors in self._lists:
+            if parameters:
+                torch._foreach_mul_(parameters, factors)
 
     @torch.no_grad()
     def zero_gradients(self) -> None:
         """Zero the dead entries of the gradients that there are."""
-        pairs = zip(self._parameters, self._factors, strict=True)
-        there = [(parameter.grad, factor) for parameter, factor in pairs if parameter.grad is not None]
-        if there:
-            torch._foreach_mul_([gradient for gradient, _ in there], [factor for _, factor in there])
+        for parameters, factors in self._lists:
+            pairs = zip(parameters, factors, strict=True)
+            there = [(parameter.grad, factor) for parameter, factor in pairs if parameter.grad is not None]
+            if there:
+                torch._foreach_mul_([gradient for gradient, _ in there], [factor for _, factor in there])
 
 
 def apply_masks(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
     """Zero the producer and norm entries of removed units in place: the backbone computes as if they were gone.
 
-    Parameters only; buffers don't matter once γ and β are zero. Where this happens after every step, keep
-    :func:`dead_entries` and call :func:`zero_entries`.
+    Parameters only; buffers don't matter once γ and β are zero. Where this happens after every step, use a
+    :class:`Keeper`.
 
     Args:
         backbone: the dense backbone.
@@ -259,13 +265,74 @@ def apply_masks(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -
     zero_entries(parameters, dead_entries(groups, masks, device))
 
 
-def widths(sizes: Mapping[str, int], kept_fraction: float, floor: int = 1) -> dict[str, int]:
+def unit_multiples(groups: Groups, round_to: int) -> dict[str, int]:
+    """The number of units of each group whose channels are a multiple of ``round_to``, which hardware likes.
+
+    Attention heads are not counted in channels: theirs is 1.
+
+    Args:
+        groups: the backbone's groups.
+        round_to: a number of channels, at least 1.
+
+    Raises:
+        ValueError: ``round_to`` is no integer of at least 1.
+
+    Example:
+        >>> from lightning_mvp.backbones import find_groups
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=8), nn.Conv2d(32, 8, 1))
+        >>> unit_multiples(find_groups(net, torch.zeros(1, 3, 4, 4)), 8)  # a unit of "0" is a conv group of 4 channels
+        {'0': 2, '2': 8}
+    """
+    require_round_to(round_to)
+    spans = {
+        group.name: next(member.index.shape[1] for member in group.members if member.role == "producer")
+        for group in groups
+    }
+    return {
+        group.name: 1 if group.kind == "heads" else round_to // math.gcd(round_to, spans[group.name])
+        for group in groups
+    }
+
+
+def require_round_to(round_to: int) -> int:
+    """Refuse what is no number of channels to round to."""
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(
+            f"Expected argument `round_to` to be an integer of at least 1, but got {round_to!r}. 8 makes every width a "
+            "multiple of 8; 1 leaves them as they are."
+        )
+    return round_to
+
+
+def round_up(
+    counts: Mapping[str, int], sizes: Mapping[str, int], multiples: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Numbers of units, each raised to the next of its group's multiples, at most all of the group.
+
+    Args:
+        counts: group → number of units.
+        sizes: group → units there are.
+        multiples: see :func:`unit_multiples`; a group that is missing, or None, stays as it is.
+
+    Example:
+        >>> round_up({"a": 3, "b": 9, "c": 3}, {"a": 32, "b": 12, "c": 6}, {"a": 8, "b": 8})
+        {'a': 8, 'b': 12, 'c': 3}
+    """
+    multiples = multiples or {}
+    steps = {name: multiples.get(name, 1) for name in counts}
+    return {name: min(sizes[name], -(-count // steps[name]) * steps[name]) for name, count in counts.items()}
+
+
+def widths(
+    sizes: Mapping[str, int], kept_fraction: float, floor: int = 1, multiples: Mapping[str, int] | None = None
+) -> dict[str, int]:
     r"""How many units each group keeps: :math:`\max(\mathrm{floor}, \lfloor f\,|U| + \tfrac12 \rfloor)`, at most |U|.
 
     Args:
         sizes: group → number of units.
         kept_fraction: f in (0, 1].
         floor: the least number of units.
+        multiples: group → what its number is rounded up to, see :func:`unit_multiples`; default: nothing is.
 
     Raises:
         ValueError: an argument out of its range.
@@ -279,9 +346,10 @@ def widths(sizes: Mapping[str, int], kept_fraction: float, floor: int = 1) -> di
     if floor < 1:
         raise ValueError(f"Expected argument `floor` to be at least 1, but got {floor!r}.")
     # 1 - 0.9 is a little below 0.1: without rounding, halves would go down for some ratios and up for others.
-    return {
+    exact = {
         name: min(size, max(floor, math.floor(round(kept_fraction * size, 9) + 0.5))) for name, size in sizes.items()
     }
+    return round_up(exact, sizes, multiples)
 
 
 def random_masks(groups: Groups | Mapping[str, int], ratio: float, seed: int) -> Masks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_mvp.backbones.groups import Groups, cpu_copy
+from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import Masks, apply_masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.errors import SelfCheckError
@@ -47,6 +48,8 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 def _without_dropout(module: nn.Module) -> nn.Module:
     for part in module.modules():
+        if isinstance(getattr(part, "drop_rate", None), float):  # of models that call F.dropout themselves
+            part.drop_rate = 0.0  # type: ignore[assignment]
         if "drop" in type(part).__name__.lower():
             part.eval()
             if isinstance(part, nn.Dropout):
@@ -55,12 +58,14 @@ def _without_dropout(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _difference(clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: Tensor, training: bool) -> float:
+def _difference(
+    clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: tuple[Tensor, ...], training: bool
+) -> float:
     """Largest |zeroed − small| relative to the largest output. Both start from the clone, which is not changed."""
     small = _without_dropout(shrink(clone, groups, masks).train(training))
     zeroed = _without_dropout(shrink(clone, groups, Masks.full(groups)).train(training))
     apply_masks(zeroed, groups, masks)
-    expected, got = zeroed(images), small(images)
+    expected, got = zeroed(*images), small(*images)
     axis = 1 if expected.ndim > 1 else 0
     kept = torch.from_numpy(groups.kept_features(masks, expected.shape[axis]))
     difference = (expected.index_select(axis, kept) - got).abs().max() if len(kept) else torch.zeros(())
@@ -70,7 +75,7 @@ def _difference(clone: nn.Module, groups: Groups, masks: Mapping[str, Any], imag
     return result if result == result else float("inf")
 
 
-def _worst(clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: Tensor) -> tuple[float, str]:
+def _worst(clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: tuple[Tensor, ...]) -> tuple[float, str]:
     """The larger difference of eval and train mode, and the error where the small model does not even run."""
     try:
         return max(_difference(clone, groups, masks, images, training) for training in (False, True)), ""
@@ -78,7 +83,9 @@ def _worst(clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: T
         return float("inf"), f" ({str(error).splitlines()[0]})"
 
 
-def check_exact(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], example_input: Tensor) -> float:
+def check_exact(
+    backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], example_input: Tensor | Sequence[Any]
+) -> float:
     r"""Prove that zeroing units and cutting them out are the same function, in eval and in train mode (no dropout).
 
     On a float64 CPU copy with every parameter and statistic random, :math:`\max |f_{zeroed}(x) - f_{small}(x)| /
@@ -88,7 +95,7 @@ def check_exact(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], e
         backbone: the dense backbone; not changed.
         groups: its groups.
         masks: one for each group.
-        example_input: images ``(N, C, H, W)``; only the shape matters.
+        example_input: as in :func:`find_groups`; only the shape of floating-point inputs matters.
 
     Returns:
         The relative difference found.
@@ -107,8 +114,13 @@ def check_exact(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any], e
         clone = cpu_copy(backbone, torch.float64)
         randomise(clone)
         generator = torch.Generator().manual_seed(1)
-        # Two images: batch norm in train mode can't take one value a channel.
-        images = torch.randn(2, *example_input.shape[1:], generator=generator, dtype=torch.float64)
+        # Two samples: batch norm in train mode can't take one value a channel.
+        images = tuple(
+            torch.randn(2, *example.shape[1:], generator=generator, dtype=torch.float64)
+            if example.is_floating_point()
+            else example[:1].expand(2, *example.shape[1:])
+            for example in (tensor.cpu() for tensor in as_inputs(example_input))
+        )
         worst, error = _worst(clone, groups, masks, images)
         if worst <= TOLERANCE:
             return worst

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_mvp.backbones.attention import set_heads
 from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.masks import require_masks_fit
 from lightning_mvp.backbones.units import Groups
@@ -74,6 +75,8 @@ def _replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 def _update_sizes(module: nn.Module) -> None:
     """Make a layer's attributes say what its tensors' shapes are."""
     if isinstance(module, nn.Conv2d):
+        if module.groups > 1:  # whole conv groups go, each with its outputs
+            module.groups = module.weight.shape[0] // (module.out_channels // module.groups)
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -83,15 +86,21 @@ def _update_sizes(module: nn.Module) -> None:
             module.num_features = len(tensor)
 
 
-def _feature_count(small: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> int | None:
-    """The small backbone's number of features where the groups say it; None where it stays as it was."""
-    classifier, group = classifier_name(small), groups.feature_group
+def _update_feature_count(small: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
+    """Make the attributes that timm reads to make a new classifier say how many features are left."""
+    names = [name for name in ("head_hidden_size", "num_features") if isinstance(getattr(small, name, None), int)]
+    classifier = classifier_name(small)
+    if not names:
+        return
+    dense = getattr(small, names[0])  # of the output; the other one may count the channels before a last convolution
     if classifier is not None:
         linear: Any = small.get_submodule(classifier)
-        return int(linear.weight.shape[1])
-    if group is not None and group.feature_index is not None:
-        return len(groups.kept_features(masks, group.feature_index.size))
-    return None
+        left = int(linear.weight.shape[1])
+    else:
+        left = len(groups.kept_features(masks, dense))
+    for name in names:
+        if getattr(small, name) == dense:
+            setattr(small, name, left)
 
 
 def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.Module:
@@ -134,15 +143,9 @@ def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.
     kept = {name: int(torch.as_tensor(mask).sum()) for name, mask in masks.items()}
     for group in groups:
         if group.kind == "heads":
-            attention: Any = small.get_submodule(group.name.removesuffix("heads").removesuffix("."))
-            attention.num_heads = kept[group.name]
-            attention.attn_dim = attention.num_heads * attention.head_dim
+            set_heads(small.get_submodule(group.name.removesuffix("heads").removesuffix(".")), kept[group.name])
 
-    n_features = _feature_count(small, groups, masks)
-    for attribute in ("num_features", "head_hidden_size"):  # timm reads them to make a new classifier
-        if n_features is not None and isinstance(getattr(small, attribute, None), int):
-            setattr(small, attribute, n_features)
-
+    _update_feature_count(small, groups, masks)
     recipe = getattr(small, "recipe", None)
     if isinstance(recipe, dict):
         small.recipe = {**recipe, "kept": kept}  # type: ignore[assignment]

@@ -45,7 +45,7 @@ class UnitGroup:
             neurons) or ``heads`` (attention heads).
         size: number of units.
         members: the tensors concerned.
-        feature_index: int64 ``(units, span)`` into the backbone's output features if this group is the output.
+        feature_index: int64 ``(units, span)`` into the backbone's output features, if the units are some of them.
     """
 
     name: str
@@ -112,9 +112,9 @@ class Groups:
         return {group.name: group.size for group in self}
 
     @property
-    def feature_group(self) -> UnitGroup | None:
-        """The group whose units are the backbone's output features, if there is one."""
-        return next((group for group in self if group.feature_index is not None), None)
+    def feature_groups(self) -> list[UnitGroup]:
+        """The groups whose units are output features of the backbone; several where it ends in a concatenation."""
+        return [group for group in self if group.feature_index is not None]
 
     def kept(self, tensor: str, shape: Sequence[int], masks: Mapping[str, Any]) -> tuple[np.ndarray | None, ...]:
         """The entries of a tensor that remain, for each of its axes.
@@ -139,9 +139,9 @@ class Groups:
     def kept_features(self, masks: Mapping[str, Any], n_features: int) -> np.ndarray:
         """The output features that remain, ascending int64: all of them where no group is the output."""
         alive = np.ones(n_features, dtype=bool)
-        group = self.feature_group
-        if group is not None and group.feature_index is not None and group.name in masks:
-            alive[group.feature_index[~np.asarray(masks[group.name])]] = False
+        for group in self.feature_groups:
+            if group.feature_index is not None and group.name in masks:
+                alive[group.feature_index[~np.asarray(masks[group.name])]] = False
         return np.flatnonzero(alive)
 
     def select(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> Groups:

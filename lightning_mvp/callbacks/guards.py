@@ -165,10 +165,14 @@ def warn_of_dead_units(backbone: nn.Module, groups: Groups) -> None:
         )
 
 
-def warn_of_forgetful_loaders(trainer: L.Trainer) -> None:
-    """Say so if a resumed run can't go on with the next images, because a loader has no state."""
-    if not all(hasattr(loader, "load_state_dict") for loader in CombinedLoader(trainer.train_dataloader).flattened):
-        rank_zero_warn(
-            "Masks, scores and schedule go on where the checkpoint left them, but a loader without state_dict can't: "
-            "the images come in another order than in a run without interruption. TaskDataModule's loader can."
-        )
+def loaders_have_state(trainer: L.Trainer) -> bool:
+    """Whether a resumed run can go on with the next images, because every training loader has a state."""
+    return all(hasattr(loader, "load_state_dict") for loader in CombinedLoader(trainer.train_dataloader).flattened)
+
+
+def warn_of_forgetful_loaders() -> None:
+    """For a resumed run whose loader has no state."""
+    rank_zero_warn(
+        "Masks, scores and schedule go on where the checkpoint left them, but a loader without state_dict can't: the "
+        "images come in another order than in a run without interruption. TaskDataModule's loader can."
+    )

@@ -17,17 +17,25 @@ NAME = "interrupted.ckpt"
 class Interrupt:
     """Holds the first Ctrl-C back until a step is done: in the middle of one weights and counters don't fit together.
 
-    A second one interrupts at once.
+    A second one interrupts at once. Only rank 0 acts on the first; the others end with it.
     """
 
     def __init__(self) -> None:
         self._previous: Any = None
-        self._asked = False
-        self.after_step = False
-        """Whether it came between two steps, where a checkpoint is exact."""
+        self._in_step = self._hold_between = False
+        self.asked = False
+        """Whether Ctrl-C was pressed."""
+        self.between_steps = False
+        """Whether it took effect between two steps, where weights and counters fit together."""
 
-    def install(self) -> None:
-        """Take Ctrl-C over from Python; whoever else handles it keeps it."""
+    def install(self, hold_between: bool) -> None:
+        """Take Ctrl-C over from Python; whoever else handles it keeps it.
+
+        Args:
+            hold_between: hold it back also while the next batch is fetched, for a loader whose state must not run
+                ahead of the steps; not for one with worker processes, which Ctrl-C ends, too.
+        """
+        self._hold_between = hold_between
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._previous = signal.signal(signal.SIGINT, self._note)
@@ -40,22 +48,30 @@ class Interrupt:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.restore()
-        self._asked = True
-        rank_zero_info("Finishing the training step, then saving. Ctrl-C again stops at once.")
+        self.asked = True
+        if not self._in_step and not self._hold_between:
+            self.between_steps = True
+            raise KeyboardInterrupt
+        rank_zero_info("Finishing the training step (or validation), then saving. Ctrl-C again stops at once.")
 
-    def check(self) -> None:
+    def begin_step(self) -> None:
+        """Call when a batch has been fetched."""
+        self._in_step = True
+
+    def end_step(self, trainer: L.Trainer) -> None:
         """Call after each step.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed meanwhile.
+            KeyboardInterrupt: on rank 0, if Ctrl-C was pressed meanwhile.
         """
-        if self._asked:
-            self.after_step = True
+        self._in_step = False
+        if self.asked and trainer.is_global_zero:
+            self.between_steps = True
             raise KeyboardInterrupt
 
 
 def save_interrupted(trainer: L.Trainer, interrupt: Interrupt, moment: str) -> None:
-    """After Ctrl-C: write a checkpoint beside the Trainer's others, if it is exact, and say how to go on.
+    """After Ctrl-C: write a checkpoint beside the Trainer's others, unless a step was cut, and say how to go on.
 
     Rank 0 writes alone: after an exception nobody knows whether the other ranks still answer.
 
@@ -67,7 +83,7 @@ def save_interrupted(trainer: L.Trainer, interrupt: Interrupt, moment: str) -> N
     checkpoints = trainer.checkpoint_callback
     folder = getattr(checkpoints, "dirpath", None)
     path = getattr(checkpoints, "last_model_path", "") or getattr(checkpoints, "best_model_path", "")
-    if folder and interrupt.after_step:
+    if folder and interrupt.between_steps:
         path = str(Path(folder) / NAME)
         if trainer.is_global_zero:
             # Trainer.save_checkpoint would wait for the other ranks.

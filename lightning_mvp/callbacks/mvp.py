@@ -24,6 +24,7 @@ from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.averaging import restart_averages
 from lightning_mvp.callbacks.finite_loss import LossWatch
 from lightning_mvp.callbacks.guards import (
+    loaders_have_state,
     refuse_hidden_input,
     refuse_lossy_sync_batch_norm,
     refuse_what_cannot_work,
@@ -43,7 +44,7 @@ from lightning_mvp.callbacks.resolve import check_head, first_tensor, resolve_mo
 from lightning_mvp.callbacks.settings import Criterion, PruningSettings, RoundPlan, plan_rounds
 from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.time_limit import TimeLimit
-from lightning_mvp.callbacks.zoo_export import ZooTarget, on_rank_zero, own_state, small_head
+from lightning_mvp.callbacks.zoo_export import ZooTarget, as_stored, on_rank_zero, own_state, small_head
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.schedule import Schedule
@@ -75,6 +76,7 @@ class MVPCallback(L.Callback):
         floor: the least number of units a group keeps.
         power: of the schedule's curve; above 1 the first rounds remove less.
         seed: of random scores; part of the zoo entry's id.
+        round_to: round the channels left in each group up to a multiple of this, such as 8; never whole heads.
 
     Raises:
         ValueError: an argument out of its range, at once; what can't be seen before (no such submodule, a head that
@@ -108,9 +110,21 @@ class MVPCallback(L.Callback):
         floor: int = 1,
         power: float = 1.0,
         seed: int = 0,
+        round_to: int = 1,
     ) -> None:
+        self._fitting = False
         self.settings = PruningSettings(
-            criterion, pruning_ratio, ratio_of, rounds, warmup_steps, steps_per_round, scope, floor, power, seed
+            criterion,
+            pruning_ratio,
+            ratio_of,
+            rounds,
+            warmup_steps,
+            steps_per_round,
+            scope,
+            floor,
+            power,
+            seed,
+            round_to,
         )
         if zoo is not None and task is None:
             raise ValueError(
@@ -231,7 +245,8 @@ class MVPCallback(L.Callback):
     # Before any work --------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
+        self._fitting = stage == "fit"
+        if not self._fitting:
             return
         self._reset()
         self._dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -258,7 +273,7 @@ class MVPCallback(L.Callback):
             require_time_for(self.schedule, steps)
         self._time_limit = TimeLimit(trainer, self.step, self.schedule.last_step)
         if self.theta0 is None:  # a resumed run has it from its checkpoint
-            self.theta0 = {name: tensor.detach().cpu().clone() for name, tensor in own_state(backbone).items()}
+            self.theta0 = {name: as_stored(tensor) for name, tensor in own_state(backbone).items()}
         if self.zoo is not None and not self._dev_run:
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
@@ -313,28 +328,40 @@ class MVPCallback(L.Callback):
     # While it trains --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._interrupt.install()
-        if self._resumed is not None:
-            warn_of_forgetful_loaders(trainer)
+        stateful = loaders_have_state(trainer)
+        self._interrupt.install(hold_between=stateful)
+        if self._resumed is not None and not stateful:
+            warn_of_forgetful_loaders()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._interrupt.begin_step()
         if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
             set_random_states(trainer, self._random_states)
             self._random_states = None
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._time_limit is not None:  # what it takes is no step's
+            self._time_limit.start_anew()
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        backbone = self._backbone(pl_module)
+        if self._optimizer not in trainer.optimizers:  # somebody has made new ones
+            self._optimizer = optimizer_of(trainer, backbone)
         if optimizer is not self._optimizer:
             return
-        backbone = self._backbone(pl_module)
+        if self._pending and pl_module.automatic_optimization:  # an optimizer that takes several looks at one batch
+            self.pruner.zero_gradients(backbone)
+            return
         if self._pruner is None:
             assert self._example is not None, "the backbone ran, so its input was seen"
             self._bind(pl_module, backbone, self._example)
             self._begin(trainer, backbone)
-        self._rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        # A rate that is a tensor may be on a GPU, which would have to be waited for.
+        self._rate = max([g["lr"] for g in optimizer.param_groups if isinstance(g["lr"], (int, float))], default=0.0)
         self._peak_rate = max(self._peak_rate, self._rate)
         if self.step + self._pending >= self.settings.warmup_steps or self._dev_run:
             self.pruner.observe(backbone)
@@ -359,7 +386,7 @@ class MVPCallback(L.Callback):
             self.pruner.zero_removed(self._backbone(pl_module))
         if begins:
             log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
-        self._interrupt.check()
+        self._interrupt.end_step(trainer)
 
     def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:
         """One round, alike on all ranks; held back while every step so far had gradients that were not finite."""
@@ -380,14 +407,15 @@ class MVPCallback(L.Callback):
     # After ------------------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._interrupt.check()
+        self._interrupt.end_step(trainer)
         self._interrupt.restore()
         self._watch.check()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._interrupt.restore()
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING and self.step:
-            rounds = f"{self.pruner.round} of {self.settings.rounds}"
+            done = self._resumed["round"] if self._pruner is None and self._resumed is not None else self.pruner.round
+            rounds = f"{done} of {self.settings.rounds}"
             save_interrupted(trainer, self._interrupt, f"{self.step} steps and {rounds} pruning rounds are done")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -416,11 +444,11 @@ class MVPCallback(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_dict(),
             "schedule": None if self.schedule is None else asdict(self.schedule),
             "step": self.step,
             "peak_rate": self._peak_rate,
-            "pruner": None if self._pruner is None else self._pruner.state_dict(),
+            "pruner": self._resumed if self._pruner is None else self._pruner.state_dict(),
             "theta0": self.theta0,
         }
 
@@ -432,17 +460,17 @@ class MVPCallback(L.Callback):
         self._random_states = checkpoint.get("lightning_mvp_random_states")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if not self._fitting:  # validate and test load checkpoints, too
+            return
         if self._pruner is not None:  # a module that resumes may have rebuilt itself at the checkpoint's widths
             assert self._module is not None
             example = self._first_example(self._module)
             assert example is not None, "groups were found with it"
             self._bind(self._module, self._backbone(self._module), example)
-        if not state_dict[
-            "step"
-        ]:  # saved before the first step, as the learning-rate finder does: nothing to go on from
+        if not state_dict["step"]:  # nothing to go on from; the learning-rate finder saves and restores such a state
             return
-        saved, own = state_dict["settings"], asdict(self.settings)
-        differing = [f"{name}={saved.get(name)!r}, not {own[name]!r}" for name in own if saved.get(name) != own[name]]
+        saved, own = asdict(PruningSettings(**state_dict["settings"])), asdict(self.settings)
+        differing = [f"{name}={saved[name]!r}, not {own[name]!r}" for name in own if saved[name] != own[name]]
         if differing:
             raise ValueError(
                 f"Expected the settings of the run that is resumed, but it had {', '.join(differing)}. Pass the same "

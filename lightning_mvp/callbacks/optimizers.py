@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 
 from lightning_mvp.backbones.groups import Groups
@@ -66,6 +69,12 @@ def planned_steps(trainer: L.Trainer) -> float:
     steps = float(trainer.estimated_stepping_batches)
     if steps < 0:  # an iterable data set without max_steps
         return float("inf")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and trainer.max_epochs not in (None, -1):
+            batches = trainer.num_training_batches
+            factors = [callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs or 0)]
+            steps = min(steps, float(sum(math.ceil(batches / factor) for factor in factors)))
+    steps -= trainer.global_step  # of an earlier fit of this Trainer; those of a checkpoint are not there yet
     optimizers = len(trainer.optimizers)
     if optimizers > 1 and trainer.max_steps != -1:  # Lightning counts the steps of all of them
         steps = min(steps, trainer.max_steps // optimizers)

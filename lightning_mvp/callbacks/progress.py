@@ -22,4 +22,5 @@ def log_progress(trainer: L.Trainer, module: L.LightningModule, round_: int, kep
     for name, value in metrics.items():
         module.log(name, value, prog_bar=name in ("mvp/round", "mvp/kept_units"), logger=False)
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
+        # Lightning's own axis, which counts batches where several optimizers step.
+        logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

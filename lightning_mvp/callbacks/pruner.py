@@ -77,20 +77,19 @@ class Pruner:
         require_plain(backbone)
         self.settings = settings
         self.all_groups = self.groups = find_groups(backbone, example)
-        feature_group = self.all_groups.feature_group
-        if feature_group is not None and keep_features:
+        features = [group.name for group in self.all_groups.feature_groups]
+        if features and keep_features:
             rank_zero_warn(
-                f"Group `{feature_group.name}` is the backbone's output and stays whole, because `head` is not given "
+                f"Group `{features[0]}` is the backbone's output and stays whole, because `head` is not given "
                 "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
             )
-            self.groups = self.all_groups.select(exclude=[feature_group.name])
+            self.groups = self.all_groups.select(exclude=features)
         require_trainable(backbone, self.groups)
         self.cost = CostModel(backbone, self.groups, example)
         # A ratio out of reach is refused now, not in the round that can't reach it.
         full = Masks.full(self.groups)
-        settings.choose(
-            {name: mask.float() for name, mask in full.items()}, full, 1 - settings.pruning_ratio, self.cost
-        )
+        scores = {name: mask.float() for name, mask in full.items()}
+        settings.choose(scores, full, 1 - settings.pruning_ratio, self.groups, self.cost)
         self.scores = TaylorScores(self.groups)
         self.importance: Scores = {group.name: torch.zeros(group.size) for group in self.groups}
         self.round = 0
@@ -158,7 +157,7 @@ class Pruner:
             RuntimeError: there are no scores, or they are not finite; nothing has changed then.
         """
         scores = self._scores_of(backbone, round_)
-        masks = self.settings.choose(scores, self.masks, kept_fraction, self.cost)
+        masks = self.settings.choose(scores, self.masks, kept_fraction, self.groups, self.cost)
         for name, score in normalised(scores, self.masks).items():
             # A unit keeps the score it had in the last round that it took part in.
             self.importance[name] = torch.where(self.masks[name], score, self.importance[name]).float()

@@ -73,9 +73,9 @@ def check_head(module: nn.Module, backbone: nn.Module, head: nn.Module, example:
             f"Expected argument `head` to have one output for each of the task's {n_classes} classes, but it has "
             f"{head.out_features}."
         )
-    device = next(backbone.parameters()).device
+    parameter = next(backbone.parameters())
     with evaluating(module):
-        inputs = example.to(device)
+        inputs = example.to(parameter.device, parameter.dtype)
         expected, got = module(inputs), head(backbone(inputs))
         if (
             not isinstance(expected, Tensor)

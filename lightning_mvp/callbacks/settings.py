@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
-from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
 from lightning_mvp.pruning.choose import RatioOf, Scope, choose_masks, require_choice
 from lightning_mvp.pruning.schedule import Schedule
 
@@ -43,6 +43,7 @@ class PruningSettings:
     floor: int = 1
     power: float = 1.0
     seed: int = 0
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         require_choice("criterion", self.criterion, Criterion)
@@ -50,6 +51,7 @@ class PruningSettings:
         require_choice("scope", self.scope, Scope)
         if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
             raise ValueError(f"Expected argument `floor` to be an integer of at least 1, but got {self.floor!r}.")
+        require_round_to(self.round_to)
         self._schedule(1 if self.steps_per_round is None else self.steps_per_round)
 
     def _schedule(self, steps_per_round: int) -> Schedule:
@@ -72,12 +74,25 @@ class PruningSettings:
 
     def config(self, steps: int) -> dict[str, Any]:
         """Everything a zoo entry's id is made of, for a run of so many optimizer steps."""
-        return {**asdict(self), "steps_per_round": self.schedule(steps).steps_per_round, "steps": steps}
+        return {**self.to_dict(), "steps_per_round": self.schedule(steps).steps_per_round, "steps": steps}
 
-    def choose(self, scores: Mapping[str, Tensor], masks: Masks, kept_fraction: float, cost: CostModel) -> Masks:
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types. ``round_to`` is left out at 1: ids and checkpoints older than it stay valid."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("round_to", 1)}
+
+    def choose(
+        self, scores: Mapping[str, Tensor], masks: Masks, kept_fraction: float, groups: Groups, cost: CostModel
+    ) -> Masks:
         """One decision: :func:`~lightning_mvp.pruning.choose.choose_masks` with these settings."""
         return choose_masks(
-            scores, masks, kept_fraction, scope=self.scope, ratio_of=self.ratio_of, cost=cost, floor=self.floor
+            scores,
+            masks,
+            kept_fraction,
+            scope=self.scope,
+            ratio_of=self.ratio_of,
+            cost=cost,
+            floor=self.floor,
+            multiples=unit_multiples(groups, self.round_to) if self.round_to > 1 else None,
         )
 
 
@@ -117,7 +132,7 @@ def plan_rounds(settings: PruningSettings, groups: Groups, cost: CostModel, step
     for round_ in range(1, settings.rounds + 1):
         fraction, known = schedule.kept_fraction(round_), settings.scope == "layer"
         if known:
-            masks = settings.choose(scores, masks, fraction, cost)
+            masks = settings.choose(scores, masks, fraction, groups, cost)
         plans.append(
             RoundPlan(
                 round=round_,

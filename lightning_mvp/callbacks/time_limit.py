@@ -26,6 +26,10 @@ class TimeLimit:
         self._timing_from, self._last_step = first_step + WARM_UP, last_step
         self._began: tuple[int, float] | None = None
 
+    def start_anew(self) -> None:
+        """Time from the next step on: something else than steps comes now."""
+        self._began = None
+
     def check(self, trainer: L.Trainer, step: int) -> None:
         """Call after every step.
 

@@ -32,7 +32,13 @@ PROTOTYPE_IMAGES = 500
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    """As NumPy arrays; floating-point numbers as float32, whatever precision was trained in."""
+    return {name: as_stored(tensor).contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    """A copy as a zoo keeps it: on the CPU, floating-point numbers as float32."""
+    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True)
 
 
 def own_state(backbone: nn.Module) -> dict[str, Tensor]:
@@ -105,7 +111,7 @@ def class_prototypes(
             if seen >= PROTOTYPE_IMAGES:
                 break
         images, labels = (torch.cat(parts)[:PROTOTYPE_IMAGES] for parts in zip(*batches, strict=True))
-    dense = copy.deepcopy(backbone).cpu()
+    dense = copy.deepcopy(backbone).cpu().float()
     dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
     if classifier_name(dense) is not None:
         dense.reset_classifier(0)  # type: ignore[operator]  # timm's

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from lightning_mvp.backbones.masks import Masks, widths
+from lightning_mvp.backbones.masks import Masks, round_up, widths
 from lightning_mvp.pruning.importance import normalised
 
 Scope = Literal["layer", "global"]
@@ -85,6 +85,7 @@ def choose_masks(
     ratio_of: RatioOf = "units",
     cost: Cost | None = None,
     floor: int = 1,
+    multiples: Mapping[str, int] | None = None,
 ) -> Masks:
     """One pruning decision: the units that stay, by score.
 
@@ -101,20 +102,23 @@ def choose_masks(
         ratio_of: what ``kept_fraction`` is a fraction of.
         cost: needed unless ``ratio_of`` is units.
         floor: the least number of units a group keeps.
+        multiples: group → what its number of units is rounded up to, see
+            :func:`~lightning_mvp.backbones.masks.unit_multiples`; default: nothing is. A ratio of parameters or MACs
+            (or of units with scope ``global``) is kept all the same; with scope ``layer`` more units stay.
 
     Returns:
         Masks that are subsets of ``current``.
 
     Raises:
         ValueError: an unknown scope or ratio_of, no cost where it is needed, or a target out of reach: even ``floor``
-            units a group cost more.
+            units a group (rounded up to ``multiples``) cost more.
     """
     require_choice("scope", scope, Scope)
     require_choice("ratio_of", ratio_of, RatioOf)
     sizes = current.sizes
 
     if scope == "layer" and ratio_of == "units":
-        return top_units(scores, widths(sizes, kept_fraction, floor), current)
+        return top_units(scores, widths(sizes, kept_fraction, floor, multiples), current)
 
     def amount(masks: Masks) -> int:
         if ratio_of == "units":
@@ -130,7 +134,7 @@ def choose_masks(
         last = len(fractions) - 1
 
         def candidate(level: int) -> Masks:
-            return top_units(scores, widths(sizes, fractions[level], floor), current)
+            return top_units(scores, widths(sizes, fractions[level], floor, multiples), current)
     else:
         order = _global_order(scores, current, floor)
         last = len(order)
@@ -139,7 +143,8 @@ def choose_masks(
             masks = {name: mask.clone() for name, mask in current.items()}
             for name, unit in order[:level]:
                 masks[name][unit] = False
-            return Masks(masks)
+            kept = {name: int(mask.sum()) for name, mask in masks.items()}
+            return top_units(scores, round_up(kept, sizes, multiples), current) if multiples else Masks(masks)
 
     dense = amount(Masks.full(sizes))
     target = kept_fraction * dense
@@ -153,6 +158,7 @@ def choose_masks(
     if amount(chosen) > target:
         raise ValueError(
             f"Keeping {kept_fraction:.1%} of the {ratio_of} is out of reach: with {floor} unit(s) left in every group "
-            f"{amount(chosen) / dense:.1%} remain. Choose a smaller `pruning_ratio`."
+            f"{'(rounded up) ' if multiples else ''}{amount(chosen) / dense:.1%} remain. Choose a smaller "
+            f"`pruning_ratio`{' or `round_to`' if multiples else ''}."
         )
     return chosen

@@ -95,7 +95,10 @@ class TaylorScores:
         if self.count.item() == 0:
             why = "Look for inf or NaN in the loss."
             if self.without_gradient is not None:
-                why = f"`{self.without_gradient}` got no gradient: let the loss depend on the whole backbone."
+                why = (
+                    f"`{self.without_gradient}` got no gradient: let the loss depend on the whole backbone. Where "
+                    "training_step leaves batches out by returning None, make rounds longer than such gaps."
+                )
             raise RuntimeError(
                 "No step with finite gradients was seen since the last pruning round, so there are no Taylor scores. "
                 + why

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_mvp.backbones import Groups, Masks, UnitGroup, find_groups
+from lightning_mvp.backbones import CostModel, Groups, Masks, UnitGroup, count_macs, find_groups, random_masks, shrink
 
 from .recipes import build
 
@@ -33,7 +33,7 @@ def test_resnet_mini_has_all_its_channels_in_forward_order():
     assert groups.sizes == MINI
     assert list(groups.sizes) == list(MINI)
     assert groups.skipped == []
-    assert groups.feature_group is groups["layer3.residual"]
+    assert groups.feature_groups == [groups["layer3.residual"]]
     assert groups["layer1.residual"].kind == "residual"
     assert groups["layer1.0.conv1"].kind == "conv"
 
@@ -42,7 +42,7 @@ def test_vit_has_mlp_neurons_and_heads_and_notes_the_rest():
     _, groups, _ = build("vit_mini", 32)
     expected = {f"blocks.{i}.{part}": size for i in range(4) for part, size in (("attn.heads", 6), ("mlp", 384))}
     assert groups.sizes == expected
-    assert groups.feature_group is None
+    assert groups.feature_groups == []
     assert len(groups.skipped) == 1
     assert groups.skipped[0].startswith("patch_embed.proj and 8 layers coupled to it: left out")
 
@@ -54,8 +54,8 @@ def test_every_convolution_of_a_resnet_is_in_a_group(name: str, count: int, feat
     convolutions = {f"{n}.weight" for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
     assert produced == convolutions
     assert len(groups) == count
-    assert groups.feature_group is groups["layer4.residual"]
-    assert groups.feature_group.feature_index.tolist() == [[i] for i in range(features)]
+    assert groups.feature_groups == [groups["layer4.residual"]]
+    assert groups["layer4.residual"].feature_index.tolist() == [[i] for i in range(features)]
 
 
 def test_gates_are_the_norms_that_end_branches_or_the_consumer():
@@ -85,7 +85,7 @@ def test_a_head_owns_its_rows_of_q_k_v_and_its_columns_of_proj():
 def test_a_timm_classifier_keeps_its_outputs_and_reads_the_last_group():
     model = timm.create_model("resnet10t", num_classes=7)
     groups = find_groups(model, torch.zeros(1, 3, 64, 64), check=False)
-    assert groups.feature_group is None
+    assert groups.feature_groups == []
     members = {member.tensor: member for member in groups["layer4.residual"].members}
     assert members["fc.weight"].role == "consumer"
     assert members["fc.weight"].axis == 1
@@ -178,13 +178,49 @@ def test_names_are_stable_across_processes_and_hash_seeds():
 
 
 def test_layers_that_cannot_be_masked_are_left_out_by_name():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 4, 1)
-    )
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.PReLU(8), nn.Conv2d(8, 4, 1))
     groups = find_groups(net, torch.zeros(1, 3, 4, 4))
     assert groups.names == ["4"]
     assert groups.skipped[0].startswith("0: left out, `1` (GroupNorm)")
-    assert any("`3` is a grouped convolution" in note for note in groups.skipped)
+    assert groups.skipped[1].startswith("2: left out, `3` (PReLU)")
+
+
+def test_whole_conv_groups_of_a_grouped_convolution_are_units():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(12, 5, 1))
+    groups = find_groups(net, torch.zeros(1, 3, 4, 4))
+    assert groups.sizes == {"0": 4, "3": 5}
+    assert {m.tensor: m.index.tolist() for m in groups["0"].members} == {
+        "0.weight": [[0, 1], [2, 3], [4, 5], [6, 7]],
+        "0.bias": [[0, 1], [2, 3], [4, 5], [6, 7]],
+        "2.weight": [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]],
+        "2.bias": [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]],
+        "3.weight": [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]],
+    }
+    small = shrink(net, groups, {"0": torch.tensor([True, False, False, True]), "3": torch.ones(5, dtype=torch.bool)})
+    assert (small[2].groups, small[2].in_channels, small[2].out_channels) == (2, 4, 6)
+
+
+def test_a_backbone_of_several_inputs():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.photo, self.depth, self.both = nn.Conv2d(3, 6, 1), nn.Conv2d(1, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, photo: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+            return self.both((self.photo(photo) + self.depth(depth)).relu())
+
+    net, example = Two(), (torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
+    groups = find_groups(net, example)
+    assert {group.name: (group.size, group.kind) for group in groups} == {
+        "residual": (6, "residual"),
+        "both": (4, "conv"),
+    }
+    cost, masks = CostModel(net, groups, example), random_masks(groups, 0.5, seed=0)
+    small = shrink(net, groups, masks)
+    assert cost.macs(masks) == count_macs(small, example)
+    assert small(*example).shape == (2, 2, 4, 4)
+    with pytest.raises(ValueError, match=r"a tuple of Tensor, str"):
+        find_groups(net, (example[0], "depth"))
 
 
 def test_a_layer_used_twice_is_left_out():

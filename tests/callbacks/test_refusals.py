@@ -13,7 +13,7 @@ import timm
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from lightning_mvp import MVPCallback, TaskFacts, create_backbone
@@ -121,9 +121,12 @@ def test_a_second_callback_is_refused():
     refused(ValueError, "one MVPCallback", UserModule(), callback(), Mine(backbone="net", example_input=EXAMPLE))
 
 
-def test_sharded_strategies_are_refused_by_name():
-    trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[])
-    with pytest.raises(ValueError, match="FSDPStrategy"):
+@pytest.mark.parametrize("sharded", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+@pytest.mark.parametrize("sharded", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+def test_sharded_strategies_are_refused_by_name(sharded: Any):
+    strategy = sharded.__new__(sharded)  # DeepSpeed itself need not be installed
+    trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[])
+    with pytest.raises(ValueError, match=sharded.__name__):
         refuse_what_cannot_work(trainer)
 
 

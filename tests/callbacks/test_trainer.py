@@ -116,8 +116,50 @@ def test_removed_units_count_in_no_gradient_norm():
             norms.append(max([float(part.abs().max()) for part in removed_entries(mvp, gradients)] or [0.0]))  # type: ignore[arg-type]
 
     mvp = callback(head="classifier")
-    trained(mvp, Clipped(), gradient_clip_val=0.1)
+    trained(mvp, Clipped(create_backbone(VIT_RECIPE)), gradient_clip_val=0.1)  # where dead units do get gradients
     assert norms == [0.0] * 12
+
+
+def test_removed_units_stay_zero_whatever_an_optimizer_does():
+    class Noisy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter += 1e-3
+            return loss
+
+    class Module(UserModule):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return Noisy(self.parameters(), lr=0.05)
+
+    trained(module=Module())
+
+
+def test_an_optimizer_that_looks_twice_at_a_batch_does_one_step():
+    class TwoLooks(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            return super().step(closure)
+
+    class Module(UserModule):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return TwoLooks(self.parameters(), lr=0.05)
+
+    assert trained(module=Module()).step == 12
+
+
+def test_an_optimizer_that_is_replaced_is_followed():
+    class Replace(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 7:
+                trainer.strategy.optimizers = [pl_module.configure_optimizers()]
+
+    mvp, module = callback(head="classifier"), UserModule(create_backbone(VIT_RECIPE), optimizer="adamw")
+    fit(module, mvp, Replace())
+    assert mvp.step == 12
+    holds(mvp, module)
 
 
 def test_clipping_by_norm_bounds_what_is_left():
@@ -208,11 +250,17 @@ def test_scores_with_a_scaler_are_those_without():
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 @pytest.mark.parametrize("example", [EXAMPLE, None], ids=["example", "first input"])
-def test_other_precisions(precision: Any, example: Any):
-    mvp, module = callback(head="classifier", example_input=example), UserModule()
+def test_other_precisions(precision: Any, example: Any, tmp_path: Path):
+    mvp = callback(head="classifier", example_input=example, task=FACTS, zoo=tmp_path / "zoo")
+    module = UserModule()
     fit(module, mvp, precision=precision)
     holds(mvp, module)
     assert next(mvp.small_model().parameters()).dtype == next(module.parameters()).dtype
+    (entry,) = ModelZoo(tmp_path / "zoo").entries()
+    assert {array.dtype.name for array in entry.weights.values()} <= {"float32", "int64"}
+    again = callback(head="classifier", example_input=example)
+    fit(module, again, precision=precision)
+    holds(again, module)
 
 
 class CompiledBackbone(UserModule):
@@ -261,6 +309,55 @@ def test_a_fast_dev_run_prunes_once_and_writes_nothing(tmp_path: Path):
     assert mvp.step == 1
     holds(mvp, module)
     assert not (tmp_path / "zoo").exists()
+
+
+def test_a_changing_accumulation_counts_in_the_refusal():
+    mvp, scheduler = callback(head="classifier", steps_per_round=10), GradientAccumulationScheduler({0: 1, 1: 8})
+    with pytest.raises(ValueError, match=r"at least 30 optimizer steps.*the Trainer will do 12"):
+        make_trainer(mvp, scheduler, max_steps=-1, max_epochs=5).fit(UserModule(), loader(batches=8))
+
+
+def test_a_trainer_that_goes_on_plans_for_what_is_left():
+    trainer = make_trainer(callback(head="classifier"))
+    trainer.fit(UserModule(), loader())
+    trainer.fit_loop.epoch_loop.max_steps = 16
+    with pytest.raises(ValueError, match=r"at least 6 optimizer steps.*the Trainer will do 4"):
+        trainer.fit(UserModule(), loader())
+
+
+def test_a_checkpoint_before_the_first_resumed_step_loses_nothing(tmp_path: Path):
+    first = callback(head="classifier", example_input=None)
+    trainer = fit(UserModule(), first, max_steps=8)
+    trainer.save_checkpoint(tmp_path / "eight.ckpt")
+
+    class SaveAtStart(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "again.ckpt")
+
+    resumed = callback(head="classifier", example_input=None)
+    again = make_trainer(resumed, SaveAtStart())
+    again.fit(UserModule(), loader(), ckpt_path=tmp_path / "eight.ckpt", weights_only=True)
+    states = [
+        next(iter(torch.load(tmp_path / name, weights_only=True)["callbacks"].values()))
+        for name in ("eight.ckpt", "again.ckpt")
+    ]
+    assert states[0]["pruner"].keys() == states[1]["pruner"].keys()
+    assert all(
+        torch.equal(mask, states[1]["pruner"]["masks"][name]) for name, mask in states[0]["pruner"]["masks"].items()
+    )
+
+
+def test_validating_a_checkpoint_is_no_resuming(tmp_path: Path):
+    class Validated(UserModule):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    fit(Validated(), callback(head="classifier")).save_checkpoint(tmp_path / "last.ckpt")
+    other = callback(head="classifier", pruning_ratio=0.8)
+    (metrics,) = make_trainer(other).validate(
+        Validated(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert metrics["val_loss"] > 0
 
 
 def test_overfit_batches():
@@ -382,7 +479,8 @@ def test_a_logger_gets_every_round_whatever_its_interval(tmp_path: Path):
     trained(logger=logger, log_every_n_steps=100)
     rows = list(csv.DictReader((tmp_path / "run" / "0" / "metrics.csv").open()))
     logged = [(int(row["step"]), float(row["mvp/round"])) for row in rows if row.get("mvp/round")]
-    assert logged == [(1, 0.0), (2, 1.0), (4, 2.0), (6, 3.0)]
+    assert [round_ for _, round_ in logged] == [0, 1, 2, 3]
+    assert [step - logged[0][0] for step, _ in logged] == [0, 1, 3, 5]
 
 
 def test_a_checkpoint_without_monitor_keeps_the_last_model(tmp_path: Path):
