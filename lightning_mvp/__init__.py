@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.early_stopping import PrunedEarlyStopping
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.export.export import export_model
     from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.data import ImageData, load_data
@@ -62,6 +63,7 @@ _HOMES = {
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
     "modules.task": ("TaskModule",),
     "modules.meta_vote": ("MetaVoteModule",),
+    "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -85,6 +87,7 @@ __all__ = [
     "ZooEntry",
     "apply_masks",
     "create_backbone",
+    "export_model",
     "find_groups",
     "leep",
     "load_data",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -90,9 +90,17 @@ class _Finder:
             # Inputs must require a gradient: the graph is read off autograd's. A tuple: a bare batch is taken apart.
             inputs = tuple(t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs)
             # Times one: where a layer's own output is returned, Torch-Pruning would not see that it is the output.
-            self.graph = tp.DependencyGraph().build_dependency(
-                clone, inputs, output_transform=lambda output: output * 1, verbose=False
-            )
+            try:
+                self.graph = tp.DependencyGraph().build_dependency(
+                    clone, inputs, output_transform=lambda output: output * 1, verbose=False
+                )
+            except Exception as error:  # of any kind: Torch-Pruning checks little
+                notes = "; ".join(self.skipped) or "no attention that it can't follow is known"
+                raise ValueError(
+                    f"Expected a backbone whose channels can be followed, but Torch-Pruning fails on "
+                    f"{type(clone).__name__} ({type(error).__name__}: {error}). Use another backbone, such as those in "
+                    f"docs/coverage.md. What is known of this one: {notes}."
+                ) from error
 
     def _trace_order(self, inputs: tuple[Tensor, ...]) -> dict[str, list[int]]:
         """Module name → when it is done in the forward pass, once for each call."""
@@ -218,7 +226,8 @@ class _Finder:
             for item in strand.items:
                 module = item.dep.target.module
                 if isinstance(module, nn.Parameter):
-                    raise _Unsupported("a bare parameter of the model is added to or scales these channels")
+                    bare = next((n for n, p in self.clone.named_parameters() if p is module), "a parameter")
+                    raise _Unsupported(f"`{bare}`, no layer's weight, is added to or scales these channels")
                 if not isinstance(module, tp.ops._OutputOp) and not self.names.get(module):
                     continue  # an activation, addition, pooling or reshape: it owns nothing
                 part, channels = self._part(item)
@@ -314,7 +323,19 @@ class _Finder:
             found.append((self.calls[producers[0]][0], group))
         for name, attention in self.attention.items():
             found.append((self.calls[f"{name}.qkv".lstrip(".")][0], heads_group(name, attention)))
-        return Groups(_distinct([group for _, group in sorted(found, key=lambda pair: pair[0])]), self.skipped)
+        return Groups(self._distinct([group for _, group in sorted(found, key=lambda pair: pair[0])]), self.skipped)
+
+    def _distinct(self, groups: list[UnitGroup]) -> list[UnitGroup]:
+        """Groups that would share a name are called by a smaller part of the backbone, or by their first layer."""
+        names = [group.name for group in groups]
+        for name in {name for name in names if names.count(name) > 1}:
+            alike = [i for i, other in enumerate(names) if other == name]
+            layers = {i: _producers(groups[i]) for i in alike}
+            smaller = {i: _group_name(self._sources(layers[i]), groups[i].kind, deeper=1) for i in alike}
+            distinct = len(set(smaller.values())) == len(alike) and not set(smaller.values()) & set(names)
+            for i in alike:
+                names[i] = smaller[i] if distinct else f"{layers[i][0]}.{groups[i].kind}"
+        return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
 
 
 def _refuse_partitions(backbone: nn.Module) -> None:
@@ -328,32 +349,21 @@ def _refuse_partitions(backbone: nn.Module) -> None:
             )
 
 
-def _group_name(producers: list[str], kind: Kind) -> str:
+def _producers(group: UnitGroup) -> list[str]:
+    """The layers that produce a group's units, in forward order."""
+    weights = [member.tensor for member in group.members if member.role == "producer"]
+    return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in weights))
+
+
+def _group_name(producers: list[str], kind: Kind, deeper: int = 0) -> str:
     """``layer1.residual`` by the stage of the last layer that adds to it, ``blocks.3.mlp``, or the layer's own name."""
     parts = producers[-1].split(".")
     if kind == "residual":
-        stage = next((i for i, part in enumerate(parts) if i and part.isdigit()), len(parts) - 1)
-        return ".".join([*parts[:stage], "residual"])
+        stage = next((i for i, part in enumerate(parts) if i and part[-1].isdigit()), len(parts) - 1)
+        return ".".join([*parts[: stage + deeper], "residual"])
     if kind == "mlp" and len(parts) > 1 and not parts[-1].isdigit():
         return ".".join(parts[:-1])
     return producers[0]
-
-
-def _distinct(groups: list[UnitGroup]) -> list[UnitGroup]:
-    """Where two groups would share a name, each is called by its first producer instead."""
-    names = [group.name for group in groups]
-    return [
-        group
-        if names.count(group.name) == 1
-        else UnitGroup(
-            f"{next(m.tensor for m in group.members if m.role == 'producer').removesuffix('.weight')}.{group.kind}",
-            group.kind,
-            group.size,
-            group.members,
-            group.feature_index,
-        )
-        for group in groups
-    ]
 
 
 def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, check: bool = True) -> Groups:
@@ -383,9 +393,9 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
           0: 8 units (conv)
           3: 4 units (conv)
     """
-    clone = cpu_copy(backbone, torch.float32)
-    inputs = one_sample(as_inputs(example_input), clone)
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+        clone = cpu_copy(backbone, torch.float32)
+        inputs = one_sample(as_inputs(example_input), clone)
         groups = _Finder(clone, inputs).find()
     if not len(groups):
         raise ValueError(

@@ -16,6 +16,7 @@ from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.errors import SelfCheckError
 
 TOLERANCE = 1e-9
+SMALL = 64
 
 
 @torch.no_grad()
@@ -114,11 +115,14 @@ def check_exact(
         clone = cpu_copy(backbone, torch.float64)
         randomise(clone)
         generator = torch.Generator().manual_seed(1)
-        # Two samples: batch norm in train mode can't take one value a channel.
+        # Batch norm in train mode divides by how far few values differ, which lifts rounding errors: where the last
+        # maps of small images have one pixel, two samples are too few.
+        small = all(example.shape[-1] <= SMALL for example in as_inputs(example_input) if example.ndim == 4)
+        samples = 8 if small else 2
         images = tuple(
-            torch.randn(2, *example.shape[1:], generator=generator, dtype=torch.float64)
+            torch.randn(samples, *example.shape[1:], generator=generator, dtype=torch.float64)
             if example.is_floating_point()
-            else example[:1].expand(2, *example.shape[1:])
+            else example[:1].expand(samples, *example.shape[1:])
             for example in (tensor.cpu() for tensor in as_inputs(example_input))
         )
         worst, error = _worst(clone, groups, masks, images)

@@ -148,8 +148,9 @@ class Groups:
         """The groups whose names match a pattern of ``include`` (None: all) and none of ``exclude``.
 
         Args:
-            include: patterns as of ``fnmatch``, such as ``"layer3.*"``.
-            exclude: patterns too.
+            include: patterns as of ``fnmatch``, such as ``"layer3.*"``, or kinds: ``"conv"``, ``"residual"``, ``"mlp"``
+                or ``"heads"``.
+            exclude: patterns or kinds, too.
 
         Raises:
             ValueError: a pattern matches no group, or no group is left.
@@ -161,10 +162,10 @@ class Groups:
         """
 
         def matches(name: str, patterns: Sequence[str]) -> bool:
-            return any(fnmatchcase(name, pattern) for pattern in patterns)
+            return any(fnmatchcase(name, pattern) or self[name].kind == pattern for pattern in patterns)
 
         for pattern in [*(include or ()), *(exclude or ())]:
-            if not any(fnmatchcase(name, pattern) for name in self.names):
+            if not any(matches(name, [pattern]) for name in self.names):
                 raise ValueError(f"Pattern {pattern!r} matches no group; there are {', '.join(self.names)}.")
         chosen = [
             name

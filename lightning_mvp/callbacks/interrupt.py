@@ -23,19 +23,21 @@ class Interrupt:
     def __init__(self) -> None:
         self._previous: Any = None
         self._in_step = self._hold_between = False
+        self._acts = True
         self.asked = False
         """Whether Ctrl-C was pressed."""
         self.between_steps = False
         """Whether it took effect between two steps, where weights and counters fit together."""
 
-    def install(self, hold_between: bool) -> None:
+    def install(self, trainer: L.Trainer, hold_between: bool) -> None:
         """Take Ctrl-C over from Python; whoever else handles it keeps it.
 
         Args:
+            trainer: whose rank 0 acts.
             hold_between: hold it back also while the next batch is fetched, for a loader whose state must not run
                 ahead of the steps; not for one with worker processes, which Ctrl-C ends, too.
         """
-        self._hold_between = hold_between
+        self._hold_between, self._acts = hold_between, trainer.is_global_zero
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._previous = signal.signal(signal.SIGINT, self._note)
@@ -49,7 +51,7 @@ class Interrupt:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.restore()
         self.asked = True
-        if not self._in_step and not self._hold_between:
+        if self._acts and not self._in_step and not self._hold_between:
             self.between_steps = True
             raise KeyboardInterrupt
         rank_zero_info("Finishing the training step (or validation), then saving. Ctrl-C again stops at once.")
@@ -58,14 +60,14 @@ class Interrupt:
         """Call when a batch has been fetched."""
         self._in_step = True
 
-    def end_step(self, trainer: L.Trainer) -> None:
+    def end_step(self) -> None:
         """Call after each step.
 
         Raises:
             KeyboardInterrupt: on rank 0, if Ctrl-C was pressed meanwhile.
         """
         self._in_step = False
-        if self.asked and trainer.is_global_zero:
+        if self.asked and self._acts:
             self.between_steps = True
             raise KeyboardInterrupt
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import Masks, apply_masks
 from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.averaging import restart_averages
@@ -69,14 +70,17 @@ class MVPCallback(L.Callback):
         backbone: dotted name of the backbone in the LightningModule.
         head: dotted name of the linear layer that follows it. Without it (and without a timm classifier inside the
             backbone) units that are the backbone's output stay, since nobody knows who reads them.
-        example_input: a batch of images or its shape; default: ``module.example_input_array``, else the backbone's
-            first input.
+        example_input: a batch of images or its shape, or a tuple for a backbone that takes several inputs; default:
+            the first of ``module.example_input_array``, else what the backbone first gets.
         task: facts of the task; required with ``zoo``.
         zoo: folder of the zoo to which the pruned model is added when fit ends.
         floor: the least number of units a group keeps.
         power: of the schedule's curve; above 1 the first rounds remove less.
         seed: of random scores; part of the zoo entry's id.
         round_to: round the channels left in each group up to a multiple of this, such as 8; never whole heads.
+        include: which groups to prune: patterns of their names, or kinds (``"conv"``, ``"residual"``, ``"mlp"``,
+            ``"heads"``); None: all.
+        exclude: which to leave whole, likewise: ``exclude="residual"`` spares the residual stages.
 
     Raises:
         ValueError: an argument out of its range, at once; what can't be seen before (no such submodule, a head that
@@ -111,6 +115,8 @@ class MVPCallback(L.Callback):
         power: float = 1.0,
         seed: int = 0,
         round_to: int = 1,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
     ) -> None:
         self._fitting = False
         self.settings = PruningSettings(
@@ -125,6 +131,8 @@ class MVPCallback(L.Callback):
             power,
             seed,
             round_to,
+            include,
+            exclude,
         )
         if zoo is not None and task is None:
             raise ValueError(
@@ -132,7 +140,7 @@ class MVPCallback(L.Callback):
                 "for: pass TaskFacts(name, classes, input_size, mean, std)."
             )
         self.backbone_name, self.head_name = backbone, head
-        self.example_input = None if example_input is None else first_tensor(example_input)
+        self.example_input = None if example_input is None else as_inputs(example_input)
         self.task = task
         self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task)
         self._reset()
@@ -146,7 +154,7 @@ class MVPCallback(L.Callback):
         self._optimizer: torch.optim.Optimizer | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._random_states: list[Tensor] | None = None
-        self._example: Tensor | None = None
+        self._example: tuple[Tensor, ...] | None = None
         self._hook: RemovableHandle | None = None
         self._watch, self._interrupt = LossWatch(), Interrupt()
         self._time_limit: TimeLimit | None = None
@@ -224,7 +232,7 @@ class MVPCallback(L.Callback):
         Returns:
             A plan for each round. With global scope widths depend on scores that nobody has yet: None.
         """
-        example = self._first_example(module) if example_input is None else first_tensor(example_input)
+        example = self._first_example(module) if example_input is None else as_inputs(example_input)
         if example is None:
             raise ValueError("Expected argument `example_input` to be a batch of images, but got None.")
         pruner = Pruner(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
@@ -294,11 +302,11 @@ class MVPCallback(L.Callback):
             self._bind(pl_module, backbone, example)
 
     def _see_first_input(self, backbone: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._example = first_tensor(inputs[0])[:2].detach().cpu().clone()
+        self._example = tuple(tensor[:2].detach().cpu().clone() for tensor in as_inputs(inputs))
         assert self._hook is not None
         self._hook.remove()
 
-    def _bind(self, pl_module: L.LightningModule, backbone: nn.Module, example: Tensor) -> None:
+    def _bind(self, pl_module: L.LightningModule, backbone: nn.Module, example: tuple[Tensor, ...]) -> None:
         """Find the groups and refuse what can't be pruned."""
         if self.head_name is not None:
             head = resolve_module(pl_module, self.head_name, "head")
@@ -321,15 +329,17 @@ class MVPCallback(L.Callback):
     def _backbone(self, module: nn.Module) -> nn.Module:
         return resolve_module(module, self.backbone_name, "backbone")
 
-    def _first_example(self, module: L.LightningModule) -> Tensor | None:
-        example = module.example_input_array if self.example_input is None else self.example_input
-        return None if example is None else first_tensor(example).detach().cpu()
+    def _first_example(self, module: L.LightningModule) -> tuple[Tensor, ...] | None:
+        if self.example_input is not None:
+            return tuple(tensor.detach().cpu() for tensor in self.example_input)
+        array = module.example_input_array
+        return None if array is None else (first_tensor(array).detach().cpu(),)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stateful = loaders_have_state(trainer)
-        self._interrupt.install(hold_between=stateful)
+        self._interrupt.install(trainer, hold_between=stateful)
         if self._resumed is not None and not stateful:
             warn_of_forgetful_loaders()
 
@@ -386,7 +396,7 @@ class MVPCallback(L.Callback):
             self.pruner.zero_removed(self._backbone(pl_module))
         if begins:
             log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
-        self._interrupt.end_step(trainer)
+        self._interrupt.end_step()
 
     def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:
         """One round, alike on all ranks; held back while every step so far had gradients that were not finite."""
@@ -407,7 +417,7 @@ class MVPCallback(L.Callback):
     # After ------------------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._interrupt.end_step(trainer)
+        self._interrupt.end_step()
         self._interrupt.restore()
         self._watch.check()
 

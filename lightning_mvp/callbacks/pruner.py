@@ -65,7 +65,7 @@ class Pruner:
 
     Args:
         backbone: maps images to features; not changed by the constructor.
-        example: a batch of images.
+        example: what it takes in one forward pass.
         settings: how to prune it.
         keep_features: leave the group that is the backbone's output whole, because nobody knows who reads it.
 
@@ -73,7 +73,9 @@ class Pruner:
         ValueError: nothing in the backbone can be pruned, a unit is frozen, or a weight is computed from others.
     """
 
-    def __init__(self, backbone: nn.Module, example: Tensor, settings: PruningSettings, keep_features: bool) -> None:
+    def __init__(
+        self, backbone: nn.Module, example: tuple[Tensor, ...], settings: PruningSettings, keep_features: bool
+    ) -> None:
         require_plain(backbone)
         self.settings = settings
         self.all_groups = self.groups = find_groups(backbone, example)
@@ -84,6 +86,8 @@ class Pruner:
                 "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
             )
             self.groups = self.all_groups.select(exclude=features)
+        if settings.include is not None or settings.exclude is not None:
+            self.groups = self.groups.select(settings.include, settings.exclude)
         require_trainable(backbone, self.groups)
         self.cost = CostModel(backbone, self.groups, example)
         # A ratio out of reach is refused now, not in the round that can't reach it.

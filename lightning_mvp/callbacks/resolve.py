@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating
+from lightning_mvp.backbones.inputs import as_inputs
 
 
 def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
@@ -36,27 +36,17 @@ def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
 
 
 def first_tensor(example: Any, argument: str = "example_input") -> Tensor:
-    """The batch of images in an example: a tensor, a tuple that starts with one, or a shape, for a batch of zeros.
+    """The batch of images in a module's ``example_input_array``, which is one or begins with one.
 
     Raises:
-        ValueError: none of these.
-
-    Example:
-        >>> first_tensor([2, 3, 32, 32]).shape
-        torch.Size([2, 3, 32, 32])
+        ValueError: it does neither.
     """
-    if isinstance(example, Sequence) and example:
-        shape = all(isinstance(length, int) for length in example)
-        example = torch.zeros(*example) if shape else example[0]
-    if not isinstance(example, Tensor) or example.ndim < 2:
-        raise ValueError(
-            f"Expected argument `{argument}` to be a batch of images (a tensor of shape (N, C, H, W)) or its shape, "
-            f"but got {type(example).__name__}."
-        )
-    return example
+    return as_inputs(example, argument)[0]
 
 
-def check_head(module: nn.Module, backbone: nn.Module, head: nn.Module, example: Tensor, n_classes: int | None) -> None:
+def check_head(
+    module: nn.Module, backbone: nn.Module, head: nn.Module, example: tuple[Tensor, ...], n_classes: int | None
+) -> None:
     """Refuse a head that is not what turns this backbone's features into the module's output.
 
     Raises:
@@ -75,8 +65,8 @@ def check_head(module: nn.Module, backbone: nn.Module, head: nn.Module, example:
         )
     parameter = next(backbone.parameters())
     with evaluating(module):
-        inputs = example.to(parameter.device, parameter.dtype)
-        expected, got = module(inputs), head(backbone(inputs))
+        inputs = tuple(x.to(parameter.device, parameter.dtype if x.is_floating_point() else None) for x in example)
+        expected, got = module(*inputs), head(backbone(*inputs))
         if (
             not isinstance(expected, Tensor)
             or expected.shape != got.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ from lightning_mvp.pruning.choose import RatioOf, Scope, choose_masks, require_c
 from lightning_mvp.pruning.schedule import Schedule
 
 Criterion = Literal["taylor", "magnitude", "random"]
+
+# Settings that did not exist when the first zoos were made, with the default that says the same.
+LATER: dict[str, Any] = {"round_to": 1, "include": None, "exclude": None}
 
 # The rest is fine-tuning, which the last rounds need after them.
 SHARE_OF_STEPS_FOR_ROUNDS = 0.6
@@ -44,6 +47,8 @@ class PruningSettings:
     power: float = 1.0
     seed: int = 0
     round_to: int = 1
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         require_choice("criterion", self.criterion, Criterion)
@@ -52,6 +57,10 @@ class PruningSettings:
         if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
             raise ValueError(f"Expected argument `floor` to be an integer of at least 1, but got {self.floor!r}.")
         require_round_to(self.round_to)
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            if patterns is not None:  # one word will do; a plain list, as JSON and checkpoints give it back
+                object.__setattr__(self, name, [patterns] if isinstance(patterns, str) else list(patterns))
         self._schedule(1 if self.steps_per_round is None else self.steps_per_round)
 
     def _schedule(self, steps_per_round: int) -> Schedule:
@@ -77,8 +86,8 @@ class PruningSettings:
         return {**self.to_dict(), "steps_per_round": self.schedule(steps).steps_per_round, "steps": steps}
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types. ``round_to`` is left out at 1: ids and checkpoints older than it stay valid."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("round_to", 1)}
+        """As plain JSON types. What came later is left out at its default: older ids and checkpoints stay valid."""
+        return {name: value for name, value in asdict(self).items() if LATER.get(name, ...) != value}
 
     def choose(
         self, scores: Mapping[str, Tensor], masks: Masks, kept_fraction: float, groups: Groups, cost: CostModel

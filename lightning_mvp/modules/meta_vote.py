@@ -72,6 +72,7 @@ class MetaVoteModule(TaskModule):
         config: str | None = None,
         seed: int = 0,
         exclude: tuple[str, ...] = (),
+        round_to: int = 1,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -91,6 +92,7 @@ class MetaVoteModule(TaskModule):
             config: hash of one pruning configuration of the zoo; default as in :meth:`ModelZoo.nearest`.
             seed: of the scoring images and of ``similarity="random"``.
             exclude: names of entries that may not vote.
+            round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
@@ -114,6 +116,7 @@ class MetaVoteModule(TaskModule):
             config=config,
             seed=seed,
             exclude=exclude,
+            round_to=round_to,
         )
         voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
         assert isinstance(voted, cls)

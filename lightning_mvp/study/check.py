@@ -48,7 +48,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
         groups = find_groups(backbone, example, check=False)
         scores = {group.name: torch.ones(group.size) for group in groups}
         cost = CostModel(backbone, groups, example)
-        pruning.choose(scores, Masks.full(groups), 1 - pruning.pruning_ratio, cost)
+        pruning.choose(scores, Masks.full(groups), 1 - pruning.pruning_ratio, groups, cost)
 
 
 def _refuse_bad_vote(settings: StudySettings) -> None:

@@ -248,7 +248,7 @@ class Workshop:
 
     def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores) -> Start:
         pruning = PruningSettings(**self.settings.pruning)
-        masks = pruning.choose(scores, Masks.full(self.groups), 1 - pruning.pruning_ratio, self.cost)
+        masks = pruning.choose(scores, Masks.full(self.groups), 1 - pruning.pruning_ratio, self.groups, self.cost)
         small = self._reestimated(shrink(backbone, self.groups, masks), data)
         return Start(small, notes=self.size_of(masks))
 

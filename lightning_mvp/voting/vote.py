@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_mvp.backbones.masks import Masks, widths
+from lightning_mvp.backbones.masks import Masks, round_up, widths
 from lightning_mvp.fingerprint import to_array
 from lightning_mvp.pruning.schedule import require_ratio
 
@@ -48,13 +48,19 @@ def coefficients(scores: Mapping[str, float], temperature: float | None = None) 
     return {name: power / total for name, power in powers.items()}
 
 
-def vote_widths(masks: Mapping[str, Masks], pruning_ratio: float | None = None, floor: int = 1) -> dict[str, int]:
+def vote_widths(
+    masks: Mapping[str, Masks],
+    pruning_ratio: float | None = None,
+    floor: int = 1,
+    multiples: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     r"""Units to keep per group: :math:`\max(\mathrm{floor}, \lfloor (1-r) |U_\ell| + 1/2 \rfloor)`, or their mean.
 
     Args:
         masks: entry name → its masks; at least one.
         pruning_ratio: r, the fraction removed, in (0, 1); None takes the neighbours' mean width, rounded half up.
         floor: least width of a group.
+        multiples: group → what its width is rounded up to, see :func:`~lightning_mvp.backbones.masks.unit_multiples`.
 
     Example:
         >>> one, two = Masks({"conv": torch.tensor([1, 1, 0, 0]) > 0}), Masks({"conv": torch.tensor([1, 1, 1, 1]) > 0})
@@ -63,10 +69,11 @@ def vote_widths(masks: Mapping[str, Masks], pruning_ratio: float | None = None, 
     """
     sizes = _sizes(masks)
     if pruning_ratio is not None:
-        return widths(sizes, 1 - require_ratio(pruning_ratio), floor)
+        return widths(sizes, 1 - require_ratio(pruning_ratio), floor, multiples)
     total = {group: sum(each.kept[group] for each in masks.values()) for group in sizes}
     # In integers: floor(total / n + 1/2) without a rounding error at the half.
-    return {group: max(floor, (2 * total[group] + len(masks)) // (2 * len(masks))) for group in sizes}
+    means = {group: max(floor, (2 * total[group] + len(masks)) // (2 * len(masks))) for group in sizes}
+    return round_up(means, sizes, multiples)
 
 
 def vote(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.groups import find_groups
-from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.pruning.choose import require_choice
@@ -124,6 +124,7 @@ def voted_backbone(
     scoring_images: int = 500,
     reestimate_batches: int = REESTIMATION_BATCHES,
     exclude: Collection[str] = (),
+    round_to: int = 1,
 ) -> tuple[nn.Module, VoteReport]:
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
 
@@ -151,6 +152,7 @@ def voted_backbone(
         scoring_images: at most that many images, class-balanced, decide the similarity.
         reestimate_batches: at most that many batches give the batch-norm statistics; 0 keeps the merged ones.
         exclude: names of entries that must not vote.
+        round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
 
     Returns:
         The voted backbone in eval mode, physically small, and the report.
@@ -165,6 +167,7 @@ def voted_backbone(
     require_choice("similarity", similarity, Similarity)
     require_choice("missing", missing, Missing)
     require_temperature(temperature)
+    require_round_to(round_to)
     if isinstance(neighbours, Sequence) and not neighbours:
         raise ValueError("Expected argument `neighbours` to hold at least one neighbour, but the ranking is empty.")
     zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
@@ -198,7 +201,7 @@ def voted_backbone(
         entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
         masks = {name: entry_masks(entry) for name, entry in entries.items()}
         weights = coefficients({neighbour.name: neighbour.score for neighbour in ranked}, temperature)
-        widths = vote_widths(masks, pruning_ratio)
+        widths = vote_widths(masks, pruning_ratio, multiples=unit_multiples(groups, round_to))
         chosen = vote(
             masks,
             widths,

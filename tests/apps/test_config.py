@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 CONF = Path(str(files("lightning_mvp.conf")))
-ROOTS = ("pretrain", "prune", "vote", "compare")
+ROOTS = ("pretrain", "prune", "vote", "compare", "export")
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
@@ -25,6 +25,7 @@ USES = {
     "prune": set(GROUPS) - {"vote"},
     "vote": set(GROUPS) - {"pruning"},
     "compare": set(GROUPS),
+    "export": {"paths"},
 }
 
 

@@ -12,7 +12,7 @@ import timm
 import torch
 from rich.console import Console
 
-from lightning_mvp import Masks, MVPCallback, apply_masks, create_backbone, find_groups
+from lightning_mvp import Masks, ModelZoo, MVPCallback, apply_masks, create_backbone, find_groups
 from lightning_mvp.backbones import count_macs, count_parameters, widths
 from lightning_mvp.pruning import TaylorScores, normalised, random_importance, top_units
 
@@ -255,3 +255,47 @@ def test_scores_start_after_the_warm_up_afresh_in_each_round_and_end_with_the_la
     mvp, counts = callback(head="classifier", rounds=2, warmup_steps=1), Counts()
     fit(UserModule(), mvp, counts, max_steps=7)
     assert counts.seen == (0, 1, 0, 1, 0, 0, 0)
+
+
+def test_groups_are_chosen_by_kind_and_by_pattern(tmp_path: Any):
+    mvp = callback(head="classifier", exclude="residual", task=FACTS, zoo=tmp_path / "zoo")
+    fit(UserModule(), mvp)
+    assert mvp.groups.names == ["layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"]
+    (entry,) = ModelZoo(tmp_path / "zoo").entries()
+    assert entry.masks["layer1.residual"].all()
+    assert not entry.masks["layer1.0.conv1"].all()
+    assert entry.config["exclude"] == ["residual"]
+    only = callback(head="classifier", include=["layer2.*", "layer3.0.*"], exclude=["layer2.residual"])
+    fit(UserModule(), only)
+    assert only.groups.names == ["layer2.0.conv1", "layer3.0.conv1"]
+    with pytest.raises(ValueError, match=r"'stem\*' matches no group; there are layer1\.residual"):
+        fit(UserModule(), callback(exclude="stem*"))
+
+
+def test_a_backbone_of_two_inputs_is_pruned_with_an_explicit_example():
+    class TwoInputs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.photo, self.mask = (torch.nn.Conv2d(channels, 8, 3) for channels in (3, 1))
+            self.both = torch.nn.Conv2d(8, 16, 3)
+
+        def forward(self, photo: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.both((self.photo(photo) + self.mask(mask)).relu()).mean((2, 3))
+
+    class Module(UserModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = TwoInputs()
+
+        def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            return self.classifier(self.net(images, images[:, :1] if mask is None else mask))
+
+    example = (EXAMPLE, EXAMPLE[:, :1])
+    for given in (example, None):
+        mvp, module = callback(head="classifier", example_input=given), Module()
+        fit(module, mvp)
+        assert mvp.groups.sizes == {"residual": 8, "both": 16}
+        backbone, head = mvp.small_model()
+        module.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(head(backbone(*example)), module(*example), rtol=1e-5, atol=1e-5)

@@ -122,7 +122,6 @@ def test_a_second_callback_is_refused():
 
 
 @pytest.mark.parametrize("sharded", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
-@pytest.mark.parametrize("sharded", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
 def test_sharded_strategies_are_refused_by_name(sharded: Any):
     strategy = sharded.__new__(sharded)  # DeepSpeed itself need not be installed
     trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[])

@@ -1,0 +1,106 @@
+"""From a trained model to a folder that is enough wherever torch and timm, or an ONNX runtime, are."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lightning_mvp.export.formats import (
+    Format,
+    export_program,
+    require_formats,
+    write_dense,
+    write_onnx,
+    write_pt2,
+    write_safetensors,
+)
+from lightning_mvp.export.report import ExportReport, measure
+from lightning_mvp.export.source import Source
+from lightning_mvp.export.standalone import load
+from lightning_mvp.study.records import write_json
+from lightning_mvp.tasks.facts import TaskFacts
+
+
+def export_model(
+    model: nn.Module | Source,
+    output: str | Path,
+    facts: TaskFacts | None = None,
+    *,
+    formats: Sequence[Format] = ("safetensors", "pt2", "onnx"),
+    batch_sizes: Sequence[int] = (1, 32),
+    seconds: float = 1.0,
+    threads: int | None = None,
+    device: str | None = None,
+) -> ExportReport:
+    """Write a small model in formats that need no lightning-mvp, and measure it against the dense one.
+
+    The folder holds ``model.safetensors``, ``recipe.json`` (architecture, classes, preprocessing) and ``load.py``,
+    which rebuilds the model from them with torch and timm; ``model.pt2`` (torch.export) and ``model.onnx``, for any
+    number of images; and ``report.json``. Each file is read again and compared with the model. The folder appears whole
+    or not at all.
+
+    Args:
+        model: a small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and
+            ``MetaVoteModule.to_torch()`` give; or a :class:`Source`. Not changed.
+        output: a new folder.
+        facts: of the task; needed unless ``model`` is a :class:`Source`.
+        formats: which to write; safetensors always is.
+        batch_sizes: at which latency is measured; memory and training steps at the largest.
+        seconds: to spend on each measurement, about.
+        threads: torch's while measuring; default: as many as it has now.
+        device: to measure on: ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
+
+    Returns:
+        The report, which rich prints as a table.
+
+    Raises:
+        FileExistsError: ``output`` exists.
+        ValueError: a model without recipe, an argument out of its range, or a format that computes something else.
+        ImportError: the packages that ONNX needs are not installed.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists already and is not overwritten. Name another output, or remove it.")
+    require_formats(formats)
+    if not batch_sizes or not all(isinstance(batch, int) and batch >= 1 for batch in batch_sizes):
+        raise ValueError(f"Expected argument `batch_sizes` to be integers of at least 1, but got {batch_sizes!r}.")
+    if not seconds > 0:
+        raise ValueError(f"Expected argument `seconds` to be above 0, but got {seconds!r}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"Expected argument `device` to be 'cpu' or 'cuda', but got {device!r}.")
+    if not isinstance(model, Source):
+        if facts is None:
+            raise ValueError(
+                "Expected argument `facts` to be the task's TaskFacts, but got None. Classes and preprocessing go with "
+                "the model."
+            )
+        model = Source.of_module(model, facts)
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
+        folder, dense_folder = Path(work, "model"), Path(work, "dense")
+        differences = {"safetensors": write_safetensors(model, folder)}
+        if set(formats) - {"safetensors"}:
+            program = export_program(model)
+            writers = {"pt2": write_pt2, "onnx": write_onnx}
+            differences |= {name: write(model, program, folder) for name, write in writers.items() if name in formats}
+        report = measure(
+            model,
+            write_dense(model, dense_folder),
+            load(folder),
+            (dense_folder, folder),
+            files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+            differences=differences,
+            batch_sizes=batch_sizes,
+            seconds=seconds,
+            threads=threads or torch.get_num_threads(),
+            device=device,
+        )
+        write_json(folder / "report.json", report.to_dict())
+        folder.rename(output)
+    return report

@@ -1,0 +1,163 @@
+"""Files of an exported model, each read again and compared with the model before it counts as written."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.weights import save_weights
+from lightning_mvp.export import standalone
+from lightning_mvp.export.source import Source
+from lightning_mvp.study.records import write_json
+
+Format = Literal["safetensors", "pt2", "onnx"]
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # of the largest logit
+REBUILT_TOLERANCE = 1e-6  # the same kernels on the same numbers: bit-equal, but for what threads may add up otherwise
+EXAMPLE_BATCH = 2  # of 1 an exporter would take for a constant
+BATCHES = (1, 3)
+
+
+def require_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that can't be written, before any work.
+
+    Raises:
+        ValueError: an unknown format, or safetensors not among them.
+        ImportError: what ONNX needs is not installed.
+
+    Example:
+        >>> require_formats(["safetensors", "coreml"])
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected `formats` to be some of 'safetensors', 'pt2', 'onnx', but got 'coreml'.
+    """
+    if isinstance(formats, str):
+        raise ValueError(
+            f"Expected `formats` to be a list, but got {formats!r}. Write formats=[safetensors,{formats}]."
+        )
+    for name in formats:
+        if name not in get_args(Format):
+            known = ", ".join(map(repr, get_args(Format)))
+            raise ValueError(f"Expected `formats` to be some of {known}, but got {name!r}.")
+    if "safetensors" not in formats:
+        raise ValueError(
+            f"Expected `formats` to hold 'safetensors', which the others are checked against, but got {list(formats)}."
+        )
+    missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
+    if "onnx" in formats and missing:
+        raise ImportError(
+            f"Expected {', '.join(ONNX_PACKAGES)} for formats=[…,onnx], but {', '.join(missing)} is not installed. "
+            "Install with: pip install 'lightning-mvp[onnx]'. Or go on without: formats=[safetensors,pt2]."
+        )
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, as a share of our largest output.
+
+    Example:
+        >>> difference(torch.tensor([4.0, -8.0]), torch.tensor([4.0, -6.0]))
+        0.25
+    """
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=torch.finfo(ours.dtype).tiny))
+
+
+def require_parity(source: Source, run: Callable[[Tensor], Tensor], what: str, tolerance: float = TOLERANCE) -> float:
+    """The largest difference between an exported model and the source's, at several batch sizes.
+
+    Raises:
+        ValueError: it is above the tolerance, or not a number.
+    """
+    worst = 0.0
+    with torch.inference_mode():
+        for batch in BATCHES:
+            images = source.images(batch)
+            found = difference(source.model(images), run(images))
+            if not found <= tolerance:
+                raise ValueError(
+                    f"Expected {what} to compute what the model computes, to {tolerance:g} of the largest output, but "
+                    f"at a batch of {batch} they differ by {found:.2g}. It is not exported; leave that format out."
+                )
+            worst = max(worst, found)
+    return worst
+
+
+def write_safetensors(source: Source, folder: Path) -> float:
+    """Weights, recipe and the function that loads them; the folder is then enough wherever timm is."""
+    _write_parts(source.model, source, source.recipe, folder)
+    return require_parity(source, standalone.load(folder), "what load.py loads", REBUILT_TOLERANCE)
+
+
+def write_dense(source: Source, folder: Path) -> nn.Sequential:
+    """The same folder for the dense architecture with random weights, which is returned."""
+    dense = source.dense()
+    _write_parts(dense, source, {name: value for name, value in source.recipe.items() if name != "kept"}, folder)
+    return dense
+
+
+def _write_parts(model: nn.Module, source: Source, recipe: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / "model.safetensors")
+    versions = {"timm": timm.__version__, "torch": torch.__version__}
+    write_json(folder / "recipe.json", {"recipe": recipe, "facts": source.facts.to_dict(), "versions": versions})
+    shutil.copyfile(standalone.__file__, folder / "load.py")
+
+
+def export_program(source: Source) -> torch.export.ExportedProgram:
+    """The model as a graph with any number of images."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    return torch.export.export(source.model, (source.images(EXAMPLE_BATCH),), dynamic_shapes=shapes)
+
+
+def write_pt2(source: Source, program: torch.export.ExportedProgram, folder: Path) -> float:
+    """``model.pt2``, for ``torch.export.load(path).module()``."""
+    torch.export.save(program, folder / "model.pt2")
+    return require_parity(source, torch.export.load(folder / "model.pt2").module(), "model.pt2")
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Loggers that say each thing they do, which concerns nobody, say only what is wrong."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def write_onnx(source: Source, program: torch.export.ExportedProgram, folder: Path) -> float:
+    """``model.onnx``, with input ``images`` and output ``logits``."""
+    import onnxruntime
+
+    path = folder / "model.onnx"
+    with _quiet("onnxscript", "onnx_ir"):
+        torch.onnx.export(
+            program,
+            (source.images(EXAMPLE_BATCH),),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return require_parity(source, run, "model.onnx")

@@ -1,0 +1,119 @@
+"""What models take in seconds on this device: measured side by side, because fewer MACs need not mean faster."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+ROUNDS = (5, 11)  # the fewest, of a slow model, and the most
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the middle half around it.
+
+    Args:
+        median: of the measurements.
+        low: their first quartile.
+        high: their third quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of one measurement or more.
+
+        Example:
+            >>> Spread.of([1.0, 2.0, 3.0, 4.0, 50.0])
+            Spread(median=3.0, low=2.0, high=4.0)
+        """
+        low, median, high = torch.tensor(values, dtype=torch.float64).quantile(
+            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        )
+        return cls(median.item(), low.item(), high.item())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to do the same, timed in turn.
+
+    Args:
+        batch: images at once.
+        seconds: of one call, by name; the first is what the other is compared with.
+        ratio: seconds of the first over the second, round by round: above 1 the second is faster.
+    """
+
+    batch: int
+    seconds: dict[str, Spread]
+    ratio: Spread
+
+    @property
+    def throughput(self) -> dict[str, float]:
+        """Images a second, by name."""
+        return {name: self.batch / spread.median for name, spread in self.seconds.items()}
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], seconds: float, threads: int) -> dict[str, list[float]]:
+    """Seconds of a call, measured in rounds in which all take turns, so that a busy machine slows all alike.
+
+    Args:
+        runs: name → what to call.
+        seconds: to spend on each, about; at least :data:`ROUNDS` calls.
+        threads: torch's, while measuring.
+    """
+    timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
+    once = {name: timer.timeit(1).median for name, timer in timers.items()}  # after two calls that don't count
+    rounds = min(max(ROUNDS[0], int(seconds / max(once.values()))), ROUNDS[1])
+    calls = {name: max(1, int(seconds / rounds / each)) for name, each in once.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(calls[name]).median)
+    return times
+
+
+def compare(runs: Mapping[str, Callable[[], object]], batch: int, seconds: float, threads: int) -> Comparison:
+    """Time two ways to do the same; see :class:`Comparison`.
+
+    Example:
+        >>> one, two = nn.Linear(256, 256), nn.Linear(8, 8)
+        >>> images = {256: torch.zeros(4, 256), 8: torch.zeros(4, 8)}
+        >>> found = compare({"wide": lambda: one(images[256]), "narrow": lambda: two(images[8])}, 4, 0.01, 1)
+        >>> list(found.seconds), found.ratio.median > 0
+        (['wide', 'narrow'], True)
+    """
+    times = alternate(runs, seconds, threads)
+    first, second = times.values()
+    ratios = [one / two for one, two in zip(first, second, strict=True)]
+    return Comparison(batch, {name: Spread.of(each) for name, each in times.items()}, Spread.of(ratios))
+
+
+def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """A call that runs the model as it is run in use."""
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return run
+
+
+def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """A call that does one whole optimizer step on a copy of the model."""
+    twin = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.0, momentum=0.9)  # weights that stay take the same time
+
+    def run() -> None:
+        optimizer.zero_grad()
+        twin(images).square().mean().backward()
+        optimizer.step()
+
+    return run

@@ -1,0 +1,168 @@
+"""What can be exported: a checkpoint, a folder as `mvp-vote` writes it, or a zoo entry, all as one kind of thing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.create import create_backbone, load_weights, recipe_of
+from lightning_mvp.backbones.features import evaluating
+from lightning_mvp.backbones.groups import find_groups
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.surgery import shrink, without_sync
+from lightning_mvp.callbacks.zoo_export import small_head
+from lightning_mvp.modules.meta_vote import MetaVoteModule
+from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
+from lightning_mvp.zoo.zoo import ModelZoo
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model to export, and the dense one that it was cut from.
+
+    Args:
+        name: of the model, for a folder's name.
+        model: the backbone and, where there is one, its linear head; on the CPU, in eval mode.
+        recipe: of the backbone, widths included.
+        facts: of its task: classes and preprocessing.
+    """
+
+    name: str
+    model: nn.Sequential
+    recipe: dict[str, Any]
+    facts: TaskFacts
+
+    @classmethod
+    def of(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
+        """From a backbone that carries its recipe."""
+        model = nn.Sequential(without_sync(backbone), *([] if head is None else [head]))
+        return cls(name, model.cpu().to(memory_format=torch.contiguous_format).eval(), backbone.recipe, facts)
+
+    @classmethod
+    def of_module(cls, model: nn.Module, facts: TaskFacts) -> Source:
+        """From a backbone, or a Sequential of one and its linear head, as :meth:`MVPCallback.small_model` gives it.
+
+        Raises:
+            ValueError: nobody knows how the backbone was built.
+        """
+        parts = list(copy.deepcopy(model)) if isinstance(model, nn.Sequential) else [copy.deepcopy(model)]
+        backbone: Any = parts[0]
+        recipe, heads = recipe_of(backbone), [part for part in parts[1:] if isinstance(part, nn.Linear)]
+        if recipe is None or len(parts) > 2 or len(heads) < len(parts) - 1:
+            raise ValueError(
+                "Expected argument `model` to be a backbone from lightning_mvp.create_backbone, which carries its "
+                "recipe, or a Sequential of one and a linear head, but got "
+                + (" and ".join(type(part).__name__ for part in parts) or "nothing")
+                + ". Hand over MVPCallback.small_model() or MetaVoteModule.to_torch()."
+            )
+        backbone.recipe = recipe
+        return cls.of(facts.name, backbone, heads[0] if heads else None, facts)
+
+    def images(self, batch: int) -> Tensor:
+        """Random images of the task's shape, always the same."""
+        shape = (batch, self.facts.channels, self.facts.input_size, self.facts.input_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(batch))
+
+    def dense(self) -> nn.Sequential:
+        """The same architecture at full width, with random weights: what the small model is measured against."""
+        backbone = create_backbone({name: value for name, value in self.recipe.items() if name != "kept"})
+        with evaluating(backbone):
+            features = backbone(self.images(1)).shape[1]
+        head = [nn.Linear(features, part.out_features) for part in self.model[1:] if isinstance(part, nn.Linear)]
+        return nn.Sequential(backbone, *head).eval()
+
+
+def from_checkpoint(path: str | Path) -> Source:
+    """The model of a checkpoint of a `TaskModule` or `MetaVoteModule`; units that an `MVPCallback` removed are cut out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a checkpoint of something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file. `mvp-vote` writes one.")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    hparams = saved.get("hyper_parameters") or {}
+    if "recipe" not in hparams or "facts" not in hparams:
+        raise ValueError(
+            f"Expected a checkpoint of TaskModule or MetaVoteModule at {path}, but its hyper-parameters are "
+            f"{sorted(hparams) or 'none'}. Of a module of your own, hand MVPCallback.small_model() to export_model."
+        )
+    kind = MetaVoteModule if "report" in hparams else TaskModule
+    module = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    name = path.parent.name if path.stem == "model" else path.stem
+    masks = _masks_of(saved)
+    if masks is None:
+        return Source.of(name, module.backbone, module.head, module.facts)
+    assert isinstance(module.example_input_array, Tensor)
+    groups = find_groups(module.backbone, module.example_input_array)
+    chosen = Masks({**Masks.full(groups), **masks})
+    small = shrink(module.backbone, groups, chosen)
+    return Source.of(name, small, small_head(module.head, groups, chosen), module.facts)
+
+
+def _masks_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The masks of the checkpoint's `MVPCallback`, if it has one that has begun."""
+    state = (checkpoint.get("callbacks") or {}).get("MVPCallback") or {}
+    pruner = state.get("pruner")
+    return None if pruner is None else dict(pruner["masks"])
+
+
+def from_folder(path: str | Path) -> Source:
+    """The model of a folder with ``recipe.json`` and ``model.safetensors``, as `mvp-vote` and `mvp-export` write it.
+
+    Raises:
+        FileNotFoundError: one of the two is missing.
+        ValueError: they are damaged, or don't fit each other.
+    """
+    path = Path(path)
+    weights = path / "model.safetensors"
+    for file in (path / "recipe.json", weights):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"Expected {file.name} and {weights.name} in {path}, as mvp-vote writes them, but {file} is missing."
+            )
+    try:
+        described = json.loads((path / "recipe.json").read_text())
+        recipe, facts = described["recipe"], TaskFacts.from_dict(described["facts"])
+        with safe_open(weights, framework="pt") as file:
+            head = file.get_slice("1.weight").get_shape() if "1.weight" in file.keys() else None  # noqa: SIM118
+            bias = "1.bias" in file.keys()  # noqa: SIM118
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read: {error!r}. Write it again, with mvp-vote for example.") from error
+    linear = None if head is None else nn.Linear(head[1], head[0], bias=bias)
+    source = Source.of(path.resolve().name, create_backbone(recipe), linear, facts)
+    load_weights(source.model, weights)
+    return source
+
+
+def from_zoo(path: str | Path, entry: str | None) -> Source:
+    """The model of a zoo's entry.
+
+    Raises:
+        FileNotFoundError: there is no zoo.
+        ValueError: there is no such entry, it is damaged, or the zoo's backbone can't be built from a recipe.
+    """
+    zoo = ModelZoo(path)
+    if entry is None or entry not in zoo:
+        few = ", ".join(zoo.names[:5])
+        raise ValueError(
+            f"Expected `entry` to be the name of one of the {len(zoo)} entries of {path}, such as {few}, but got "
+            f"{entry!r}."
+        )
+    found = zoo[entry]
+    facts = TaskFacts.from_dict(found.facts)
+    dense = dense_backbone(zoo)
+    groups = find_groups(dense, torch.zeros(1, facts.channels, facts.input_size, facts.input_size))
+    return Source.of(entry, *rebuild(found, dense, groups), facts)
