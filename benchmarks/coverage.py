@@ -82,10 +82,14 @@ FAST = (
     "resnet18",
     "seresnet18",
     "mobilenetv3_small_100",
+    "efficientnet_b0",
+    "regnety_002",
     "convnext_atto",
     "vit_tiny_patch16_224",
     "deit_tiny_distilled_patch16_224",
+    "swin_tiny_patch4_window7_224",
     "mixer_s32_224",
+    "eva02_tiny_patch14_224",
 )
 
 
@@ -265,12 +269,11 @@ MEASURED = ["latency", "check at px", "difference", "find, s", "check, s", "chec
 
 
 def together(notes: Sequence[str]) -> list[str]:
-    """Notes of one reason as one: the first layer by name, the others counted."""
+    """Notes of one reason as one: the first in full, the others counted."""
     found: dict[str, list[str]] = {}
     for note in notes:
-        layer, _, reason = note.partition(": ")
-        # Layers of other blocks with the same fate differ by the names they quote.
-        found.setdefault(re.sub(r"`[^`]*`", "`…`", reason), []).append(f"`{layer}`: {reason}")
+        # Layers of other blocks with the same fate differ by their own names and those they quote.
+        found.setdefault(re.sub(r"`[^`]*`", "", note.partition(": ")[2]), []).append(note)
     return [first + (f" (and {len(rest)} like it)" if rest else "") for first, *rest in found.values()]
 
 
@@ -278,8 +281,7 @@ def reasons(row: Structure) -> list[str]:
     """What is left out and why, or why the whole model is refused."""
     if not row.refusal:
         return together(row.left_out)
-    message, has_notes, notes = row.refusal.partition(" has none: ")
-    return [f"refused: {message}{has_notes}" + "; ".join(together(notes.split("; ")) if has_notes else [])]
+    return ["refused: " + "; ".join(together(row.refusal.removesuffix(".").split("; ")))]
 
 
 def markdown(rows: Sequence[Row]) -> str:

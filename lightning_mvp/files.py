@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: str | Path, payload: bytes, *, overwrite: bool = False) -> Path:
@@ -56,3 +58,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_json(path: Path, value: Any, *, overwrite: bool = False) -> Path:
+    """Write JSON so that readers see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(path, (json.dumps(value, indent=1) + "\n").encode(), overwrite=overwrite)

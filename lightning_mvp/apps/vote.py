@@ -24,9 +24,9 @@ from lightning_mvp.apps.runtime import (
 def main(config: DictConfig) -> float:
     """Vote and fine-tune; write a checkpoint, safetensors, a recipe and a report; return the test accuracy."""
     from lightning_mvp.backbones.weights import save_weights
+    from lightning_mvp.files import write_json
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.meta_vote import MetaVoteModule
-    from lightning_mvp.study.records import write_json
 
     output = Path(config.output)
     refuse_existing(output)

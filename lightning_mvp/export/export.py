@@ -21,7 +21,7 @@ from lightning_mvp.export.formats import (
 from lightning_mvp.export.report import ExportReport, measure
 from lightning_mvp.export.source import Source
 from lightning_mvp.export.standalone import load
-from lightning_mvp.study.records import write_json
+from lightning_mvp.files import write_json
 from lightning_mvp.tasks.facts import TaskFacts
 
 

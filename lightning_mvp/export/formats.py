@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.export import standalone
 from lightning_mvp.export.source import Source
-from lightning_mvp.study.records import write_json
+from lightning_mvp.files import write_json
 
 Format = Literal["safetensors", "pt2", "onnx"]
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

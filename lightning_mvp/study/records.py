@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mvp.files import write_whole
+from lightning_mvp.files import write_json
 from lightning_mvp.study.settings import StudySettings
-
-
-def write_json(path: Path, value: Any, *, overwrite: bool = False) -> Path:
-    """Write JSON so that readers see the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, (json.dumps(value, indent=1) + "\n").encode(), overwrite=overwrite)
 
 
 def open_study(folder: Path, settings: StudySettings) -> None:

@@ -14,9 +14,9 @@ import torch
 from rich.table import Table
 
 import lightning_mvp
-from lightning_mvp.files import write_whole
+from lightning_mvp.files import write_json, write_whole
 from lightning_mvp.study.plots import draw_all
-from lightning_mvp.study.records import read_record, write_json
+from lightning_mvp.study.records import read_record
 from lightning_mvp.study.results import Row, break_even, hubs, load_runs, summarise, verdict
 from lightning_mvp.study.settings import METHODS, StudySettings
 
