@@ -328,7 +328,7 @@ class _Finder:
     def _distinct(self, groups: list[UnitGroup]) -> list[UnitGroup]:
         """Groups that would share a name are called by a smaller part of the backbone, or by their first layer."""
         names = [group.name for group in groups]
-        for name in {name for name in names if names.count(name) > 1}:
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
             alike = [i for i, other in enumerate(names) if other == name]
             layers = {i: _producers(groups[i]) for i in alike}
             smaller = {i: _group_name(self._sources(layers[i]), groups[i].kind, deeper=1) for i in alike}
@@ -360,6 +360,8 @@ def _group_name(producers: list[str], kind: Kind, deeper: int = 0) -> str:
     parts = producers[-1].split(".")
     if kind == "residual":
         stage = next((i for i, part in enumerate(parts) if i and part[-1].isdigit()), len(parts) - 1)
+        if parts[stage].isdigit() and not parts[stage - 1][-1].isdigit():  # stages.1, where others say layer1
+            stage += 1
         return ".".join([*parts[: stage + deeper], "residual"])
     if kind == "mlp" and len(parts) > 1 and not parts[-1].isdigit():
         return ".".join(parts[:-1])

@@ -248,6 +248,7 @@ def wait(pids: Iterable[int], patience: float) -> list[int | None]:
 
 
 def main(folder: Path, *runs: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with Ctrl-C ignored
     for run in runs:
         name, _, plan = run.partition("=")
         model, *kills = plan.split(",")
