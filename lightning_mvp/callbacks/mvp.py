@@ -13,15 +13,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_mvp.backbones.cost import CostModel
-from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.inputs import as_inputs
-from lightning_mvp.backbones.masks import Masks, apply_masks
-from lightning_mvp.backbones.surgery import shrink, without_sync
+from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import restart_averages
 from lightning_mvp.callbacks.finite_loss import LossWatch
 from lightning_mvp.callbacks.guards import (
@@ -41,18 +37,17 @@ from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, requ
 from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.callbacks.random_state import random_states, set_random_states
-from lightning_mvp.callbacks.resolve import check_head, first_tensor, resolve_module
-from lightning_mvp.callbacks.settings import Criterion, PruningSettings, RoundPlan, plan_rounds
-from lightning_mvp.callbacks.table import pruning_table
+from lightning_mvp.callbacks.readout import Readout
+from lightning_mvp.callbacks.resolve import check_head, resolve_module
+from lightning_mvp.callbacks.settings import Criterion, PruningSettings
 from lightning_mvp.callbacks.time_limit import TimeLimit
-from lightning_mvp.callbacks.zoo_export import ZooTarget, as_stored, on_rank_zero, own_state, small_head
+from lightning_mvp.callbacks.zoo_export import ZooTarget, as_stored, on_rank_zero, own_state
 from lightning_mvp.pruning.choose import RatioOf, Scope
-from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.tasks.facts import TaskFacts
 
 
-class MVPCallback(L.Callback):
+class MVPCallback(Readout):
     """Prunes a LightningModule's backbone in rounds while it trains, and adds the result to a zoo.
 
     Scores are taken from gradients that exist anyway, in ``on_before_optimizer_step``, where they are averaged over
@@ -162,94 +157,6 @@ class MVPCallback(L.Callback):
         self._dev_run = False
         self._rate = self._peak_rate = 0.0
 
-    # What a user reads ------------------------------------------------------------------------------------------------
-
-    @property
-    def pruner(self) -> Pruner:
-        """What prunes; known once the backbone's groups are."""
-        if self._pruner is None:
-            raise RuntimeError(
-                "There are no groups, masks or costs before fit; call trainer.fit(module) first. After a fit with "
-                "strategy='ddp_spawn' they are in the zoo or the checkpoint only: the processes that had them are gone."
-            )
-        return self._pruner
-
-    @property
-    def groups(self) -> Groups:
-        """The groups of units that are pruned."""
-        return self.pruner.groups
-
-    @property
-    def masks(self) -> Masks:
-        """The units kept so far."""
-        return self.pruner.masks
-
-    @property
-    def importance(self) -> Scores:
-        """Each unit's normalised score in the last round that it took part in."""
-        return self.pruner.importance
-
-    @property
-    def cost(self) -> CostModel:
-        """Parameters and MACs of the backbone for any masks."""
-        return self.pruner.cost
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last round has happened."""
-        if self._pruner is None:  # a resumed run may know its rounds before its groups
-            return self._resumed is not None and self._resumed["round"] == self.settings.rounds
-        return self._pruner.finished
-
-    def small_model(self) -> nn.Module:
-        """The pruned model, physically small, as a plain module on the CPU in eval mode.
-
-        Returns:
-            The small backbone, followed by the small head where ``head`` was given.
-
-        Raises:
-            RuntimeError: before fit.
-        """
-        masks = self.masks
-        assert self._module is not None, "it was seen before its groups were"
-        small = without_sync(shrink(self._backbone(self._module), self.groups, masks)).cpu().eval()
-        if self.head_name is None:
-            return small
-        head = resolve_module(self._module, self.head_name, "head")
-        assert isinstance(head, nn.Linear)
-        return nn.Sequential(small, small_head(head, self.groups, masks)).eval()
-
-    def preview(
-        self, module: L.LightningModule, example_input: Any = None, steps: int | None = None
-    ) -> list[RoundPlan]:
-        """What each round will leave, before any training.
-
-        Args:
-            module: the LightningModule.
-            example_input: a batch of images; default as in fit.
-            steps: the run's optimizer steps, needed for the rounds' steps where ``steps_per_round`` is None.
-
-        Returns:
-            A plan for each round. With global scope widths depend on scores that nobody has yet: None.
-        """
-        example = self._first_example(module) if example_input is None else as_inputs(example_input)
-        if example is None:
-            raise ValueError("Expected argument `example_input` to be a batch of images, but got None.")
-        pruner = Pruner(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
-        return plan_rounds(self.settings, pruner.groups, pruner.cost, steps)
-
-    def table(self) -> Table:
-        """Units, parameters and MACs before and after, for ``rich.print``."""
-        return pruning_table(self.groups, self.masks, self.cost, f"Pruned to ratio {self.masks.pruning_ratio:.2f}")
-
-    def config(self, steps: int) -> dict[str, Any]:
-        """The pruning configuration that a zoo entry's id is made of.
-
-        Args:
-            steps: the run's optimizer steps.
-        """
-        return self.settings.config(steps)
-
     # Before any work --------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -325,15 +232,6 @@ class MVPCallback(L.Callback):
         if self.zoo is not None and not self._dev_run:
             assert self.theta0 is not None
             self.zoo.open(backbone, self.theta0, self.pruner.all_groups)
-
-    def _backbone(self, module: nn.Module) -> nn.Module:
-        return resolve_module(module, self.backbone_name, "backbone")
-
-    def _first_example(self, module: L.LightningModule) -> tuple[Tensor, ...] | None:
-        if self.example_input is not None:
-            return tuple(tensor.detach().cpu() for tensor in self.example_input)
-        array = module.example_input_array
-        return None if array is None else (first_tensor(array).detach().cpu(),)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
