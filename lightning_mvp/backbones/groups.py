@@ -140,12 +140,11 @@ class _Finder:
     def _is_factor(self, layer: nn.Module) -> bool:
         """Whether a sigmoid makes a producer's output a factor, as in squeeze-and-excitation."""
         ahead = list(self.graph.module2node[layer].outputs)
-        while ahead:
-            node = ahead.pop()
+        for node in ahead:  # it grows
             if "igmoid" in str(node.name):
                 return True
             if not isinstance(node.module, (nn.Conv2d, nn.Linear, _BatchNorm, tp.ops._OutputOp)):
-                ahead += node.outputs
+                ahead += [output for output in node.outputs if output not in ahead]
         return False
 
     def _produces(self, item: Any) -> bool:
@@ -276,9 +275,8 @@ class _Finder:
 
     def _sources(self, names: list[str]) -> list[str]:
         """The producers that begin units: no factors, and no grouped convolutions, which go on with them."""
-        layers = dict(self.clone.named_modules())
-        sources = [n for n in names if getattr(layers[n], "groups", 1) == 1 and not self._is_factor(layers[n])]
-        return sources or names
+        layers = {name: self.clone.get_submodule(name) for name in names}
+        return [n for n in names if not _conv_groups(layers[n]) and not self._is_factor(layers[n])] or names
 
     def _is_mlp(self, layers: Sequence[Any], names: list[str]) -> bool:
         """Whether it is the hidden layer between two linear layers, or two 1×1 convolutions of a module called MLP."""
@@ -372,9 +370,10 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
     """Find a backbone's groups of units.
 
     Convolution channels with their batch norms (those of a residual stage are one group), hidden neurons of MLPs, and
-    whole attention heads. What can't be masked exactly (channels under a LayerNorm or GroupNorm, grouped convolutions,
-    other attention) is left out with a note in ``groups.skipped``; a timm classifier keeps its outputs. All work is
-    done on a CPU copy: the backbone, its mode, hooks and gradients, and the global random state stay as they are.
+    whole attention heads. Of grouped and depthwise convolutions whole conv groups are units. What can't be masked
+    exactly (channels under a LayerNorm or GroupNorm, other attention) is left out with a note in ``groups.skipped``; a
+    timm classifier keeps its outputs. All work is done on a CPU copy: the backbone, its mode, hooks and gradients, and
+    the global random state stay as they are.
 
     Args:
         backbone: maps a batch of images to one tensor, features on axis 1.

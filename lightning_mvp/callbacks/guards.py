@@ -170,6 +170,11 @@ def loaders_have_state(trainer: L.Trainer) -> bool:
     return all(hasattr(loader, "load_state_dict") for loader in CombinedLoader(trainer.train_dataloader).flattened)
 
 
+def loaders_have_workers(trainer: L.Trainer) -> bool:
+    """Whether a training loader has processes of its own."""
+    return any(getattr(loader, "num_workers", 0) for loader in CombinedLoader(trainer.train_dataloader).flattened)
+
+
 def warn_of_forgetful_loaders() -> None:
     """For a resumed run whose loader has no state."""
     rank_zero_warn(

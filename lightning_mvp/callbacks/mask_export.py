@@ -9,7 +9,8 @@ import lightning as L
 from torch import Tensor
 
 from lightning_mvp.backbones.groups import Groups, find_groups
-from lightning_mvp.callbacks.resolve import first_tensor, resolve_module
+from lightning_mvp.backbones.inputs import as_inputs
+from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
 from lightning_mvp.pruning.zeros import masks_from_zeros
 
 
@@ -34,7 +35,7 @@ class MaskExport(L.Callback):
 
     def __init__(self, path: str | Path, backbone: str = "backbone", example_input: Any = None) -> None:
         self.path, self.backbone_name = Path(path), backbone
-        self.example_input: Tensor | None = None if example_input is None else first_tensor(example_input)
+        self.example_input: tuple[Tensor, ...] | None = None if example_input is None else as_inputs(example_input)
         self._groups: Groups | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -44,14 +45,14 @@ class MaskExport(L.Callback):
             raise FileExistsError(
                 f"Expected argument `path` to be a new file, but {self.path} exists. Remove it first."
             )
-        example = self.example_input if self.example_input is not None else pl_module.example_input_array
+        example = example_inputs(self.example_input, pl_module)
         if example is None:
             raise ValueError(
                 "Expected argument `example_input` to be a batch of images, but got None, and the module has no "
                 "`example_input_array` either."
             )
         # Groups are those of the dense model: found now, read off at the end.
-        self._groups = find_groups(resolve_module(pl_module, self.backbone_name, "backbone"), first_tensor(example))
+        self._groups = find_groups(resolve_module(pl_module, self.backbone_name, "backbone"), example)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:

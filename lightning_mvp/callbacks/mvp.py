@@ -22,6 +22,7 @@ from lightning_mvp.callbacks.averaging import restart_averages
 from lightning_mvp.callbacks.finite_loss import LossWatch
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
+    loaders_have_workers,
     refuse_hidden_input,
     refuse_lossy_sync_batch_norm,
     refuse_what_cannot_work,
@@ -237,7 +238,7 @@ class MVPCallback(Readout):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stateful = loaders_have_state(trainer)
-        self._interrupt.install(trainer, hold_between=stateful)
+        self._interrupt.install(trainer, hold_between=stateful and not loaders_have_workers(trainer))
         if self._resumed is not None and not stateful:
             warn_of_forgetful_loaders()
 
@@ -259,6 +260,8 @@ class MVPCallback(Readout):
         backbone = self._backbone(pl_module)
         if self._optimizer not in trainer.optimizers:  # somebody has made new ones
             self._optimizer = optimizer_of(trainer, backbone)
+            if self._pruner is not None:
+                require_owned(self._optimizer, backbone, self.groups)
         if optimizer is not self._optimizer:
             return
         if self._pending and pl_module.automatic_optimization:  # an optimizer that takes several looks at one batch
@@ -322,16 +325,14 @@ class MVPCallback(Readout):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._interrupt.restore()
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING and self.step:
-            done = self._resumed["round"] if self._pruner is None and self._resumed is not None else self.pruner.round
-            rounds = f"{done} of {self.settings.rounds}"
+            rounds = f"{self.rounds_done} of {self.settings.rounds}"
             save_interrupted(trainer, self._interrupt, f"{self.step} steps and {rounds} pruning rounds are done")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.finished:
-            done = 0 if self._pruner is None else self._pruner.round
             rank_zero_warn(
-                f"Pruning is not complete: {done} of {self.settings.rounds} rounds had happened when fit ended, after "
-                f"{self.step} steps of an optimizer that owns the backbone."
+                f"Pruning is not complete: {self.rounds_done} of {self.settings.rounds} rounds had happened when fit "
+                f"ended, after {self.step} steps of an optimizer that owns the backbone."
                 + (" Nothing was added to the zoo." if self.zoo is not None else "")
             )
             return

@@ -78,16 +78,17 @@ class Pruner:
     ) -> None:
         require_plain(backbone)
         self.settings = settings
-        self.all_groups = self.groups = find_groups(backbone, example)
+        self.all_groups = find_groups(backbone, example)
         features = [group.name for group in self.all_groups.feature_groups]
         if features and keep_features:
             rank_zero_warn(
                 f"Group `{features[0]}` is the backbone's output and stays whole, because `head` is not given "
                 "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
             )
-            self.groups = self.all_groups.select(exclude=features)
-        if settings.include is not None or settings.exclude is not None:
-            self.groups = self.groups.select(settings.include, settings.exclude)
+        else:
+            features = []
+        # Chosen among all groups: a pattern may name those that stay whole anyway.
+        self.groups = self.all_groups.select(settings.include, [*(settings.exclude or ()), *features])
         require_trainable(backbone, self.groups)
         self.cost = CostModel(backbone, self.groups, example)
         # A ratio out of reach is refused now, not in the round that can't reach it.

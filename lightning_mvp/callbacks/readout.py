@@ -15,7 +15,7 @@ from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.pruner import Pruner
-from lightning_mvp.callbacks.resolve import first_tensor, resolve_module
+from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
 from lightning_mvp.callbacks.settings import PruningSettings, RoundPlan, plan_rounds
 from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.zoo_export import small_head
@@ -66,9 +66,14 @@ class Readout(L.Callback):
     @property
     def finished(self) -> bool:
         """Whether the last round has happened."""
+        return self.rounds_done == self.settings.rounds
+
+    @property
+    def rounds_done(self) -> int:
+        """How many rounds have happened."""
         if self._pruner is None:  # a resumed run may know its rounds before its groups
-            return self._resumed is not None and self._resumed["round"] == self.settings.rounds
-        return self._pruner.finished
+            return 0 if self._resumed is None else self._resumed["round"]
+        return self._pruner.round
 
     def small_model(self) -> nn.Module:
         """The pruned model, physically small, as a plain module on the CPU in eval mode.
@@ -123,7 +128,4 @@ class Readout(L.Callback):
         return resolve_module(module, self.backbone_name, "backbone")
 
     def _first_example(self, module: L.LightningModule) -> tuple[Tensor, ...] | None:
-        if self.example_input is not None:
-            return tuple(tensor.detach().cpu() for tensor in self.example_input)
-        array = module.example_input_array
-        return None if array is None else (first_tensor(array).detach().cpu(),)
+        return example_inputs(self.example_input, module)

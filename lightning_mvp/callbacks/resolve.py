@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating
-from lightning_mvp.backbones.inputs import as_inputs
+from lightning_mvp.backbones.inputs import as_inputs, one_sample
 
 
 def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
@@ -35,13 +34,16 @@ def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
     return original
 
 
-def first_tensor(example: Any, argument: str = "example_input") -> Tensor:
-    """The batch of images in a module's ``example_input_array``, which is one or begins with one.
+def example_inputs(given: tuple[Tensor, ...] | None, module: L.LightningModule) -> tuple[Tensor, ...] | None:
+    """What the backbone takes: as given, else the first of the module's ``example_input_array``, else None.
 
     Raises:
-        ValueError: it does neither.
+        ValueError: the array neither is a batch of images nor begins with one.
     """
-    return as_inputs(example, argument)[0]
+    array = module.example_input_array
+    if given is None and array is not None:
+        given = as_inputs(array[0] if isinstance(array, (tuple, list)) and array else array, "example_input_array")
+    return None if given is None else tuple(tensor.detach().cpu() for tensor in given)
 
 
 def check_head(
@@ -63,9 +65,8 @@ def check_head(
             f"Expected argument `head` to have one output for each of the task's {n_classes} classes, but it has "
             f"{head.out_features}."
         )
-    parameter = next(backbone.parameters())
     with evaluating(module):
-        inputs = tuple(x.to(parameter.device, parameter.dtype if x.is_floating_point() else None) for x in example)
+        inputs = one_sample(example, backbone)
         expected, got = module(*inputs), head(backbone(*inputs))
         if (
             not isinstance(expected, Tensor)

@@ -46,9 +46,9 @@ class TimeLimit:
             return
         for timer in self._timers:
             # Clocks differ between ranks; a decision must not.
-            elapsed, left = trainer.strategy.broadcast((timer.time_elapsed(), timer.time_remaining()))
-            seconds = (elapsed - trainer.strategy.broadcast(began)) / (step - first)
-            needed = seconds * (self._last_step - step)
+            clocks = began, timer.time_elapsed(), timer.time_remaining()
+            began, elapsed, left = trainer.strategy.broadcast(clocks)
+            needed = (elapsed - began) / (step - first) * (self._last_step - step)
             if left is not None and needed > left:
                 raise ValueError(
                     f"Expected `max_time` to hold the pruning schedule, but its last round, at step {self._last_step}, "

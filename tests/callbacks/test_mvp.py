@@ -268,6 +268,9 @@ def test_groups_are_chosen_by_kind_and_by_pattern(tmp_path: Any):
     only = callback(head="classifier", include=["layer2.*", "layer3.0.*"], exclude=["layer2.residual"])
     fit(UserModule(), only)
     assert only.groups.names == ["layer2.0.conv1", "layer3.0.conv1"]
+    headless = callback(exclude=["layer3.residual"])  # which stays whole without a head anyway
+    fit(UserModule(), headless)
+    assert "layer3.residual" not in headless.groups
     with pytest.raises(ValueError, match=r"'stem\*' matches no group; there are layer1\.residual"):
         fit(UserModule(), callback(exclude="stem*"))
 
