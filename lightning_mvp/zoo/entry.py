@@ -152,6 +152,23 @@ def read_entry(path: str | Path) -> ZooEntry:
     return entry
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Name, facts, config, groups and info of an entry, without its tensors: cheap, but the SHA-256 is not verified.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedEntryError: the header cannot be read or lacks one of these keys.
+    """
+    path = Path(path)
+    header, _ = _open(path)
+    missing = {"name", "facts", "config", "groups", "info"} - header.keys() if isinstance(header, dict) else {"all"}
+    if missing:
+        raise DamagedEntryError(f"{path}: its header lacks {sorted(missing)}. Remove it and prune this task again.")
+    if header["name"] != path.stem:
+        raise DamagedEntryError(f"{path}: holds the entry {header['name']!r}. Give the file that name again.")
+    return header
+
+
 def validate(entry: ZooEntry) -> None:
     """Raise ValueError, saying what was expected and what was found, unless `entry` agrees with itself."""
     missing = {"name", "classes"} - entry.facts.keys()

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save
 
 from lightning_mvp.files import write_whole
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, read_entry, validate, write_entry
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, read_entry, read_header, validate, write_entry
 
 if TYPE_CHECKING:
     from lightning_mvp.voting.similarity import Neighbour
@@ -151,17 +151,30 @@ class ModelZoo:
             KeyError: no entry of that name; similar names are told.
             DamagedEntryError: the file is damaged or belongs to another zoo.
         """
-        if name not in self:
-            close = difflib.get_close_matches(name, self.names, n=3) or list(self.names[:3])
-            raise KeyError(f"No entry {name!r} in the zoo at {self.path} with {len(self)} entries, such as {close}.")
+        self._require(name)
         entry = read_entry(self._file(name))
-        if entry.info.get("zoo") != self.fingerprint:
-            raise DamagedEntryError(f"{self._file(name)}: belongs to another zoo (other backbone or θ⁰). Remove it.")
+        self._require_ours(name, entry.info)
         try:
             self._check(entry)
         except ValueError as error:
             raise DamagedEntryError(f"{self._file(name)}: {error}") from error
         return entry
+
+    def header(self, name: str) -> dict[str, Any]:
+        """What an entry says about itself, read without its tensors: for listings, where all of it is not needed.
+
+        Returns:
+            ``{"name", "facts", "config", "groups" (group → units), "info"}``. Its SHA-256 is not verified: that takes
+            the tensors, which ``zoo[name]`` reads.
+
+        Raises:
+            KeyError: no entry of that name; similar names are told.
+            DamagedEntryError: the header is damaged or belongs to another zoo.
+        """
+        self._require(name)
+        header = read_header(self._file(name))
+        self._require_ours(name, header["info"])
+        return header
 
     def entries(self, config: str | None = None) -> Iterator[ZooEntry]:
         """The sound entries (of one config's hash, or all) in the order of their names; damaged ones warn by name."""
@@ -235,6 +248,15 @@ class ModelZoo:
                 "Restore it or fill a new zoo."
             )
         return state
+
+    def _require(self, name: str) -> None:
+        if name not in self:
+            close = difflib.get_close_matches(name, self.names, n=3) or list(self.names[:3])
+            raise KeyError(f"No entry {name!r} in the zoo at {self.path} with {len(self)} entries, such as {close}.")
+
+    def _require_ours(self, name: str, info: dict[str, Any]) -> None:
+        if info.get("zoo") != self.fingerprint:
+            raise DamagedEntryError(f"{self._file(name)}: belongs to another zoo (other backbone or θ⁰). Remove it.")
 
     def _file(self, name: str) -> Path:
         return self.path / "tasks" / f"{name}.safetensors"

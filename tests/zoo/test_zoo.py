@@ -33,6 +33,29 @@ def test_a_zoo_is_a_sorted_mapping(fill: Fill) -> None:
         zoo[f"a--{hash8}"]
 
 
+def test_a_header_is_what_the_entry_says_about_itself(fill: Fill, tmp_path: Path) -> None:
+    zoo = fill("a", "b")
+    name, other = zoo.names
+    entry, header = zoo[name], zoo.header(name)
+    assert header == {
+        "name": name,
+        "facts": entry.facts,
+        "config": entry.config,
+        "groups": zoo.group_sizes,
+        "info": entry.info,
+    }
+    with pytest.raises(KeyError, match="such as"):
+        zoo.header("nothing")
+    path = zoo.path / "tasks" / f"{other}.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DamagedEntryError, match=other):
+        zoo.header(other)
+    foreign = ModelZoo.create(tmp_path / "other", {"model": "other"}, THETA0, GROUPS)
+    shutil.copy(foreign.add(make_entry("a")), zoo.path / "tasks")
+    with pytest.raises(DamagedEntryError, match="another zoo"):
+        zoo.header(name)
+
+
 def test_theta0_comes_back_and_cannot_be_changed_from_outside(fill: Fill) -> None:
     zoo = fill()
     zoo.theta0().clear()
