@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import comb
 
 import torch
 
@@ -11,36 +10,9 @@ from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import magnitude_importance
+from lightning_mvp.zoo.chance import expected_random_iou
 from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
-
-
-def expected_random_iou(units: int, kept_a: int, kept_b: int) -> float:
-    r"""The IoU expected of two independent uniformly random masks.
-
-    :math:`E = \sum_i P(i)\, i / (a + b - i)` with the hypergeometric
-    :math:`P(i) = \binom{a}{i}\binom{n-a}{b-i} / \binom{n}{b}` for an intersection of i units.
-
-    Args:
-        units: n, of the group.
-        kept_a: a, kept by the one mask.
-        kept_b: b, kept by the other.
-
-    Returns:
-        The expectation in [0, 1]; 1 where both keep all.
-
-    Example:
-        >>> expected_random_iou(2, 1, 1)  # the same unit half of the time
-        0.5
-        >>> expected_random_iou(10, 10, 10)
-        1.0
-    """
-    total = comb(units, kept_b)
-    return sum(
-        comb(kept_a, both) * comb(units - kept_a, kept_b - both) / total * both / (kept_a + kept_b - both)
-        for both in range(max(0, kept_a + kept_b - units), min(kept_a, kept_b) + 1)
-        if kept_a + kept_b > both
-    )
 
 
 def overlap(a: Masks, b: Masks) -> dict[str, tuple[float, float]]:
@@ -56,7 +28,7 @@ def overlap(a: Masks, b: Masks) -> dict[str, tuple[float, float]]:
         {'conv': (1.0, 0.5)}
     """
     iou: Mapping[str, float] = a.iou(b)
-    return {name: (iou[name], expected_random_iou(len(a[name]), a.kept[name], b.kept[name])) for name in a}
+    return {name: (iou[name], float(expected_random_iou(len(a[name]), a.kept[name], b.kept[name]))) for name in a}
 
 
 def magnitude_masks(zoo: ModelZoo, kept: Mapping[str, int]) -> Masks:

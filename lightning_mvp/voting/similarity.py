@@ -17,6 +17,7 @@ from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -132,37 +133,6 @@ def informative_labels(labels: Tensor) -> Tensor:
             "label is always present or always absent. Give more images, or labels that tell them apart."
         )
     return present[:, telling]
-
-
-def prototype_similarity(source: Tensor | np.ndarray, target: Tensor | np.ndarray) -> float:
-    r"""How well the source's class means cover the target's, in θ⁰'s feature space (ours):
-    :math:`\frac{1}{C_t} \sum_y \max_z \cos(p^t_y - c,\; p^s_z - c)`, with c midway between the means of both sets.
-
-    Args:
-        source: ``(C_s, D)`` class means of features.
-        target: ``(C_t, D)``.
-
-    Returns:
-        A number in [−1, 1]; 1 if every target class is a source class. Comparable between sources of any class count.
-
-    Raises:
-        ValueError: shapes that do not fit.
-
-    Example:
-        >>> prototypes = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-        >>> round(prototype_similarity(prototypes, prototypes), 6)
-        1.0
-    """
-    ours, theirs = torch.as_tensor(source).double(), torch.as_tensor(target).double()
-    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1] or not (len(ours) and len(theirs)):
-        raise ValueError(
-            "Expected arguments `source` and `target` of shapes (classes, D) with the same D, "
-            f"but got {tuple(ours.shape)} and {tuple(theirs.shape)}."
-        )
-    centre = (ours.mean(0) + theirs.mean(0)) / 2
-    ours = nn.functional.normalize(ours - centre, dim=1)
-    theirs = nn.functional.normalize(theirs - centre, dim=1)
-    return float((theirs @ ours.T).amax(1).mean())
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
