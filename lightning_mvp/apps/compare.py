@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
-from lightning_mvp.apps.runtime import console, data_arguments, for_people, plain, split_arguments
+from lightning_mvp.apps.job import command
+from lightning_mvp.apps.runtime import console, data_arguments, plain, split_arguments
 
 if TYPE_CHECKING:
     from lightning_mvp.study.settings import StudySettings
@@ -41,9 +41,7 @@ def settings_of(config: DictConfig) -> StudySettings:
     )
 
 
-@hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="compare")
-@for_people
-def main(config: DictConfig) -> float:
+def run(config: DictConfig) -> float:
     """Run what is not done yet, write the report, return MVP's mean accuracy."""
     from lightning_mvp.study.compare import run_study
     from lightning_mvp.study.report import results_table, verdicts, write_report
@@ -60,6 +58,8 @@ def main(config: DictConfig) -> float:
         console.print(f"wrote {folder / name}", markup=False)
     return next((row.accuracy.mean for row in rows if row.method == "mvp"), rows[0].accuracy.mean)
 
+
+main = command("compare")
 
 if __name__ == "__main__":
     main()

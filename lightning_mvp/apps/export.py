@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
-from lightning_mvp.apps.runtime import console, for_people, plain, refuse_existing
+from lightning_mvp.apps.job import command
+from lightning_mvp.apps.runtime import console, plain, refuse_existing
 
 if TYPE_CHECKING:
     from lightning_mvp.export.source import Source
@@ -35,9 +35,7 @@ def source_of(config: DictConfig) -> Source:
     return from_zoo(config.zoo, config.entry)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="export")
-@for_people
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """Export, measure, report."""
     from lightning_mvp.export.export import export_model
     from lightning_mvp.export.formats import require_formats
@@ -60,6 +58,8 @@ def main(config: DictConfig) -> None:
         if (output / name).exists():
             console.print(f"wrote {output / name}: {what}")
 
+
+main = command("export")
 
 if __name__ == "__main__":
     main()

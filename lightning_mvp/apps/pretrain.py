@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
+from lightning_mvp.apps.job import command
 from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
     data_of,
     datamodule_of,
-    for_people,
     plain,
     refuse_existing,
     split_of,
@@ -20,19 +20,36 @@ from lightning_mvp.apps.runtime import (
 )
 from lightning_mvp.tasks.splits import TaskSpec
 
+if TYPE_CHECKING:
+    from lightning_mvp.tasks.datamodule import TaskDataModule
 
-@hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="pretrain")
-@for_people
-def main(config: DictConfig) -> float:
+
+def ready(config: DictConfig, world_size: int) -> None:
+    """Refuse what can't work, and a file that is there already."""
+    refuse_existing(Path(config.output))
+    split_of(config, data_of(config))
+
+
+def cost(config: DictConfig) -> float:
+    """Seconds of training, from a few steps of it in this process."""
+    from lightning_mvp.apps.estimate import training_seconds
+
+    return training_seconds(config, data_for(config))
+
+
+def data_for(config: DictConfig) -> TaskDataModule:
+    """All classes that are not held out, as one task."""
+    data = data_of(config)
+    return datamodule_of(config, data, TaskSpec("pretrain", split_of(config, data).seen))
+
+
+def run(config: DictConfig) -> float:
     """Pre-train, write safetensors, return the accuracy on validation images."""
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.task import TaskModule
 
-    output = Path(config.output)
-    refuse_existing(output)
-    data = data_of(config)
-    datamodule = datamodule_of(config, data, TaskSpec("pretrain", split_of(config, data).seen))
+    output, datamodule = Path(config.output), data_for(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
     trainer = make_trainer(config.steps, **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
@@ -43,6 +60,8 @@ def main(config: DictConfig) -> float:
         console.print(f"wrote {output}")
     return accuracy
 
+
+main = command("pretrain")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""What every command needs: plain containers from the configuration, a backbone, a task, and errors for people.
+"""What every command needs: plain containers from the configuration, data, a task, a backbone, the Trainer's arguments.
 
 Hydra decorates a command's `main` before it reads the arguments, so torch and Lightning are imported on first use: a
 cold ``--help`` costs no more than Hydra itself.
@@ -6,9 +6,9 @@ cold ``--help`` costs no more than Hydra itself.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,30 +51,6 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def for_people(app: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Show errors a person can mend without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it) and exit with 1.
-
-    Ctrl-C is no error: it is answered in a sentence, with exit code 130.
-    """
-
-    @wraps(app)
-    def wrapped(config: DictConfig) -> Any:
-        prepare(config)
-        try:
-            return app(config)
-        except FOR_PEOPLE as error:
-            if os.environ.get("LIGHTNING_MVP_TRACEBACK"):
-                raise
-            console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-            console.print(str(error), markup=False, highlight=False)
-            raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            console.print("Stopped. What is written stays; the same command goes on from there.")
-            raise SystemExit(130) from None
-
-    return wrapped
-
-
 def prepare(config: DictConfig) -> None:
     """Threads, seed and a quiet Lightning, before any work."""
     import lightning as L
@@ -88,10 +64,15 @@ def prepare(config: DictConfig) -> None:
 
 
 def data_of(config: DictConfig) -> ImageData:
-    """The data set that ``data`` names."""
+    """The data set that ``data`` names; the jobs of a sweep that run in one process share it."""
+    return _load(json.dumps(data_arguments(config), sort_keys=True), os.getcwd())
+
+
+@lru_cache(maxsize=1)
+def _load(arguments: str, _relative_to: str) -> ImageData:
     from lightning_mvp.tasks.data import load_data
 
-    return load_data(**data_arguments(config))
+    return load_data(**json.loads(arguments))
 
 
 def data_arguments(config: DictConfig) -> dict[str, Any]:
@@ -156,8 +137,10 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
 
 
 def trainer_options(config: DictConfig) -> dict[str, Any]:
-    """The Trainer's arguments from the ``trainer``, ``strategy`` and ``logger`` groups."""
-    options = {**plain(config.trainer), **plain(config.strategy)}
+    """The Trainer's arguments from the ``trainer`` group, into which ``strategy`` goes, and ``logger``."""
+    options = plain(config.trainer)
+    if str(options["devices"]) == "1" and options["strategy"] == "ddp" and options.get("num_nodes", 1) == 1:
+        options["strategy"] = "auto"  # the same, without a process to start and to wait for
     logger = config.get("logger")
     if logger is not None and "_target_" in logger:
         options["logger"] = hydra.utils.instantiate(logger)

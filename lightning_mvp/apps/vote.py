@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     console,
     data_of,
     datamodule_of,
-    for_people,
     plain,
     refuse_existing,
     task_of,
     trainer_options,
 )
 
+if TYPE_CHECKING:
+    import lightning as L
 
-@hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name="vote")
-@for_people
-def main(config: DictConfig) -> float:
-    """Vote and fine-tune; write a checkpoint, safetensors, a recipe and a report; return the test accuracy."""
-    from lightning_mvp.backbones.weights import save_weights
-    from lightning_mvp.files import write_json
+    from lightning_mvp.modules.meta_vote import MetaVoteModule
+
+
+def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
+    """What a report says it was made with: a sweep that is run again skips what is equal."""
+    settings = {name: plain(config[name]) for name in ("vote", "optim", "data", "split")}
+    own = {name: config[name] for name in ("zoo", "steps", "seed", "head_init")}
+    return {**settings, **own, "precision": config.trainer.precision, "devices": world_size}
+
+
+def ready(config: DictConfig, world_size: int) -> Done | None:
+    """Refuse an output that is there already; in a sweep, skip one that was made with these settings.
+
+    Raises:
+        FileExistsError: the output is there, and is another.
+        FileNotFoundError: there is no such zoo.
+    """
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    output = Path(config.output)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and (output / "report.json").exists():
+        report = json.loads((output / "report.json").read_text())
+        if report.get("settings") == settings_of(config, world_size):
+            return Done(f"{output} is there already: skipped", report["val_accuracy"])
+    refuse_existing(output)
+    ModelZoo(config.zoo)
+    return None
+
+
+def run(config: DictConfig) -> float:
+    """Vote and fine-tune; write a checkpoint, safetensors, a recipe and a report; return the validation accuracy.
+
+    That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
+    """
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.meta_vote import MetaVoteModule
 
-    output = Path(config.output)
-    refuse_existing(output)
     data = data_of(config)
     datamodule = datamodule_of(config, data, task_of(config, data))
     module = MetaVoteModule.from_zoo(
@@ -42,24 +74,47 @@ def main(config: DictConfig) -> float:
     )
     trainer = make_trainer(config.steps, **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
-    accuracy = module.accuracy_on(*datamodule.test_images())
-    output.mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(output / "model.ckpt")  # by all ranks together
-    if not trainer.is_global_zero:
-        return accuracy
-    save_weights(module.to_torch(), output / "model.safetensors")
-    write_json(output / "recipe.json", {"recipe": module.hparams["recipe"], "facts": module.facts.to_dict()})
-    write_json(output / "report.json", {**module.report, "steps": config.steps, "test_accuracy": accuracy})
-    console.print(f"{accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
-    for name, what in (
-        ("model.ckpt", "MetaVoteModule.load_from_checkpoint reads it; no zoo is needed"),
-        ("model.safetensors", "the weights alone"),
-        ("recipe.json", "the architecture, to rebuild the module from timm, and the preprocessing"),
-        ("report.json", "neighbours, widths, sizes, seconds"),
-    ):
-        console.print(f"wrote {output / name}: {what}")
-    return accuracy
+    val_accuracy = module.accuracy_on(*datamodule.val_images())
+    test_accuracy = module.accuracy_on(*datamodule.test_images())
+    report = {
+        **module.report,
+        "steps": config.steps,
+        "val_accuracy": val_accuracy,
+        "test_accuracy": test_accuracy,
+        "settings": settings_of(config, trainer.world_size),
+    }
+    write(Path(config.output), trainer, module, report)
+    if trainer.is_global_zero:
+        console.print(f"{test_accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
+        for name, what in (
+            ("model.ckpt", "MetaVoteModule.load_from_checkpoint reads it; no zoo is needed"),
+            ("model.safetensors", "the weights alone"),
+            ("recipe.json", "the architecture, to rebuild the module from timm, and the preprocessing"),
+            ("report.json", "neighbours, widths, sizes, seconds"),
+        ):
+            console.print(f"wrote {Path(config.output) / name}: {what}")
+    return val_accuracy
 
+
+def write(output: Path, trainer: L.Trainer, module: MetaVoteModule, report: dict[str, Any]) -> None:
+    """All files of a voted model in a folder that appears whole or not at all; called by all ranks."""
+    from lightning_mvp.backbones.weights import save_weights
+    from lightning_mvp.files import write_json
+
+    partial = output.with_name(f".{output.name}.partial")
+    if trainer.is_global_zero:
+        shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
+        partial.mkdir(parents=True)
+    trainer.save_checkpoint(partial / "model.ckpt")  # by all ranks together
+    if trainer.is_global_zero:
+        save_weights(module.to_torch(), partial / "model.safetensors")
+        write_json(partial / "recipe.json", {"recipe": module.hparams["recipe"], "facts": module.facts.to_dict()})
+        write_json(partial / "report.json", report)
+        refuse_existing(output)
+        partial.rename(output)
+
+
+main = command("vote")
 
 if __name__ == "__main__":
     main()

@@ -35,6 +35,7 @@ from lightning_mvp.callbacks.guards import (
 )
 from lightning_mvp.callbacks.interrupt import Interrupt, save_interrupted
 from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, require_owned
+from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.callbacks.random_state import random_states, set_random_states
@@ -77,6 +78,11 @@ class MVPCallback(Readout):
         include: which groups to prune: patterns of their names, or kinds (``"conv"``, ``"residual"``, ``"mlp"``,
             ``"heads"``); None: all.
         exclude: which to leave whole, likewise: ``exclude="residual"`` spares the residual stages.
+        training: what else tells this run from others (learning rate, batch size, ...; plain JSON): part of the zoo
+            entry's id and its config, so that entries of other trainings are others.
+
+    Attributes:
+        info: what you put here until fit ends (accuracy, seconds, ...; plain JSON) is kept with the zoo entry.
 
     Raises:
         ValueError: an argument out of its range, at once; what can't be seen before (no such submodule, a head that
@@ -113,8 +119,11 @@ class MVPCallback(Readout):
         round_to: int = 1,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         self._fitting = False
+        self.training = training
+        self.info: dict[str, Any] = {}
         self.settings = PruningSettings(
             criterion,
             pruning_ratio,
@@ -166,6 +175,8 @@ class MVPCallback(Readout):
             return
         self._reset()
         self._dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if trainer.world_size > 1:
+            close_process_group_at_exit()
         refuse_what_cannot_work(trainer)
         if sum(isinstance(callback, MVPCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError(
@@ -346,7 +357,7 @@ class MVPCallback(Readout):
         assert self.zoo is not None
         assert self.theta0 is not None
         head = None if self.head_name is None else resolve_module(pl_module, self.head_name, "head")
-        info = {"steps": self.step, "seed": self.settings.seed}
+        info = {"steps": self.step, "seed": self.settings.seed, **self.info}
         self.zoo.write(trainer, self.pruner, self._backbone(pl_module), head, self.theta0, info)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------

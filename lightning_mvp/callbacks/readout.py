@@ -29,6 +29,7 @@ class Readout(L.Callback):
     backbone_name: str
     head_name: str | None
     example_input: tuple[Tensor, ...] | None
+    training: Mapping[str, Any] | None
     _module: L.LightningModule | None
     _pruner: Pruner | None
     _resumed: Mapping[str, Any] | None
@@ -122,7 +123,7 @@ class Readout(L.Callback):
         Args:
             steps: the run's optimizer steps.
         """
-        return self.settings.config(steps)
+        return {**self.settings.config(steps), **({"training": dict(self.training)} if self.training else {})}
 
     def _backbone(self, module: nn.Module) -> nn.Module:
         return resolve_module(module, self.backbone_name, "backbone")

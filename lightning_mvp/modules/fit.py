@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import Tensor
 
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
+from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 
@@ -55,12 +56,13 @@ def quiet_lightning() -> None:
     Our own messages come through the same logger and stay, as do warnings of any other category.
     """
     logging.getLogger("lightning").propagate = False  # it has a handler of its own: Hydra's would show all twice
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     rank_zero_module.log.setLevel(logging.INFO)
     rank_zero_module.log.addFilter(_matters)
     warnings.simplefilter("ignore", PossibleUserWarning)
-    # torch, about a call of Lightning's own.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # torch, about calls of Lightning's own.
+    warnings.filterwarnings("ignore", message=".*(LeafSpec|nn.functional.all_gather).* is deprecated")
 
 
 class AccuracyCurve(L.Callback):
@@ -91,6 +93,46 @@ class AccuracyCurve(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._evaluate(pl_module, trainer.global_step)
+
+
+class EntryFacts(L.Callback):
+    """What a run came to, for its zoo entry: ``seconds`` of training and ``val_accuracy``; stands before MVPCallback.
+
+    Args:
+        pruning: the callback that writes the entry.
+        datamodule: of the task.
+    """
+
+    def __init__(self, pruning: MVPCallback, datamodule: TaskDataModule) -> None:
+        self.pruning, self.datamodule = pruning, datamodule
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.pruning.info["seconds"] = time.perf_counter() - self._start
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        self.pruning.info["val_accuracy"] = pl_module.accuracy_on(*self.datamodule.val_images())
+
+
+class StepSeconds(L.Callback):
+    """Times each step, for an estimate.
+
+    Attributes:
+        seconds: of each step, from one batch's end to the next one's.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
 
 
 def make_trainer(steps: int, callbacks: Sequence[L.Callback] = (), **options: Any) -> L.Trainer:

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
 from lightning_mvp.backbones.ridge import ridge_head
+from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.modules.decision import freeze, frozen_parameters
 from lightning_mvp.modules.resume import require_resizable, require_same_model, same_shapes, undisturbed
 from lightning_mvp.pruning.choose import require_choice
@@ -120,6 +121,10 @@ class TaskModule(L.LightningModule):
         for part in (self.backbone, self.head):
             part.to(device)
         freeze(self, frozen)
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            close_process_group_at_exit()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}

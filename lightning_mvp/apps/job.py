@@ -1,0 +1,158 @@
+"""One job of a command: prepared, decided once, then done here or by ranks of its own; its record says how it ended.
+
+Hydra runs a job in this process or in one of a launcher's. There :class:`Job` arrives as a name, and reads nothing of
+the process it was made in.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lightning_mvp.apps.runtime import FOR_PEOPLE, console, prepare
+from lightning_mvp.apps.sweep import RECORD, report_sweep
+from lightning_mvp.files import write_json
+
+
+@dataclass(frozen=True)
+class Done:
+    """Why a job has nothing to do.
+
+    Args:
+        what: a sentence without a full stop, for people.
+        metric: what the job would have returned, if that is known.
+    """
+
+    what: str
+    metric: float | None = None
+
+
+class JobFailed(CompactHydraException):
+    """A job of a sweep failed. Hydra goes on with the others and shows the message; the job's log has the traceback."""
+
+
+class Job:
+    """What Hydra calls for each job of ``mvp-<app>``.
+
+    The module ``lightning_mvp.apps.<app>`` has ``run(config)``. That of a command that trains has
+    ``ready(config, world_size)``, too, called once, before there are ranks: it refuses bad input, or returns a
+    :class:`Done`; then every rank calls ``run``. ``cost(config)`` estimates a job's seconds for ``dry_run=true``.
+
+    Args:
+        app: the command's name without ``mvp-``.
+    """
+
+    def __init__(self, app: str) -> None:
+        self.app = app
+        self.__module__ = f"lightning_mvp.apps.{app}"  # whence Hydra takes the job's name
+
+    def __call__(self, config: DictConfig) -> Any:
+        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        with _told(sweeping):
+            prepare(config)
+            app = import_module(f"lightning_mvp.apps.{self.app}")
+            if not hasattr(app, "ready"):
+                return app.run(config)
+            from lightning_mvp.apps.ranks import Ranks
+
+            ranks = Ranks.of(config, sweeping)
+            with _recorded(ranks.is_first) as record:
+                record["devices"] = ranks.world_size
+                done = ranks.agree(lambda: app.ready(config, ranks.world_size))
+                if done is not None:
+                    record |= {"state": "there already", "metric": done.metric}
+                    if ranks.is_first:
+                        console.print(done.what, markup=False, highlight=False)
+                elif config.dry_run:
+                    record |= {"state": "planned", "estimate": app.cost(config) if hasattr(app, "cost") else None}
+                else:
+                    record["metric"] = ranks.run(self.app, config, _folder())
+            return record.get("metric")
+
+
+def _folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+@contextmanager
+def _recorded(writes: bool) -> Iterator[dict[str, Any]]:
+    """The job's record in its output folder, while it runs and after; a traceback goes to its log."""
+    about = HydraConfig.get()
+    log = _folder() / f"{about.job.name}.log"
+    record: dict[str, Any] = {
+        "job": about.job.num if about.mode == RunMode.MULTIRUN else 0,
+        "overrides": list(about.overrides.task),
+        "state": "running",
+        "log": str(log),
+    }
+
+    def write() -> None:
+        if writes:
+            write_json(_folder() / RECORD, record, overwrite=True)
+
+    write()
+    start = time.perf_counter()
+    try:
+        yield record
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        record |= {"state": "failed", "error": f"{type(error).__name__}: {error}"} if failed else {"state": "stopped"}
+        if writes and failed:
+            with log.open("a") as file:
+                file.write(traceback.format_exc())
+        raise
+    else:
+        if record["state"] == "running":
+            record["state"] = "done"
+    finally:
+        record["seconds"] = time.perf_counter() - start
+        write()
+
+
+@contextmanager
+def _told(sweeping: bool) -> Iterator[None]:
+    """Errors that a person can mend are told without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it).
+
+    A command ends with exit code 1 then. A sweep goes on: whatever failed, its other jobs are run. Ctrl-C is no error:
+    it is answered in a sentence, with exit code 130.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Stopped. What is written stays; the same command goes on from there.")
+        raise SystemExit(130) from None
+    except Exception as error:
+        kind = type(error).__name__
+        if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not (sweeping or isinstance(error, FOR_PEOPLE)):
+            raise
+        console.print(f"[bold red]{kind}:[/] ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        if sweeping:
+            raise JobFailed(f"{kind}: {error}") from None
+        raise SystemExit(1) from None
+
+
+def command(app: str) -> Any:
+    """The console script ``mvp-<app>``: Hydra around a :class:`Job`, and after a sweep its table."""
+    entry = hydra.main(version_base="1.3", config_path="pkg://lightning_mvp.conf", config_name=app)(Job(app))
+
+    @wraps(entry)
+    def main() -> None:
+        with report_sweep(app):
+            entry()
+
+    return main

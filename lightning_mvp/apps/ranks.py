@@ -1,0 +1,233 @@
+"""The ranks of one job: processes of their own, started by torch's launcher with that job's configuration alone.
+
+Lightning starts the other ranks by repeating the command it finds in ``sys.argv``. In a sweep that is the *whole*
+sweep; in a launcher's worker it is no command at all; and what it leaves in the environment makes the next job of that
+process believe to be a rank. So the job's process is no rank here: it decides, starts all of them, waits, and is as it
+was. A rank that fails ends the others and this job, never the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import logging.config
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lightning_mvp.apps.runtime import FOR_PEOPLE, prepare, trainer_options
+from lightning_mvp.files import write_json
+from lightning_mvp.modules.fit import make_trainer
+
+if TYPE_CHECKING:
+    import lightning as L
+
+T = TypeVar("T")
+
+# What launchers tell a rank. In a sweep nobody has launched ranks yet, so whatever is there was left by somebody else.
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+class RankFailedError(RuntimeError):
+    """One of a job's ranks failed; the message says which, and its error."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who trains: this process alone, ranks that are yet to be started, or ranks that somebody has started already.
+
+    Args:
+        trainer: as the configuration makes it.
+        start: whether the ranks are ours to start.
+    """
+
+    trainer: L.Trainer
+    start: bool
+
+    @classmethod
+    def of(cls, config: DictConfig, sweeping: bool) -> Ranks:
+        """As the ``trainer`` group says, and the environment.
+
+        Raises:
+            ValueError: a strategy whose processes cannot be started here.
+        """
+        if sweeping:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                raise ValueError(
+                    "Expected a sweep to be started as one process, but got torchrun. Each job starts its own ranks: "
+                    "leave torchrun out and set trainer.devices."
+                )
+            for name in RANK_VARIABLES:
+                os.environ.pop(name, None)
+        options = {**trainer_options(config), "logger": False}
+        trainer = make_trainer(1, **options)
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                f"Expected a strategy whose ranks are commands of their own, but got {options['strategy']!r}. Use "
+                "strategy=ddp or strategy=ddp_cpu."
+            )
+        start = isinstance(launcher, _SubprocessScriptLauncher) and not _started_elsewhere(trainer)
+        if start and trainer.num_nodes > 1:
+            raise ValueError(
+                f"Expected ranks on {trainer.num_nodes} nodes to be started by a launcher that reaches them, but got "
+                "none. Use srun or torchrun on each node, or launcher=slurm."
+            )
+        return cls(trainer, start)
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train."""
+        return self.trainer.world_size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is rank 0, or the one that will start the ranks."""
+        return self.start or self.trainer.is_global_zero
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What ``decide`` answers, asked once; ranks that are there already get rank 0's answer, or its error."""
+        if self.start or self.world_size == 1:
+            return decide()
+        strategy = self.trainer.strategy
+        strategy.setup_environment()
+        answer = problem = None
+        if self.is_first:
+            try:
+                answer = decide()
+            except FOR_PEOPLE as error:
+                problem = error
+        answer, problem = strategy.broadcast((answer, problem))
+        if problem is not None:
+            raise problem
+        return answer  # type: ignore[return-value]
+
+    def run(self, app: str, config: DictConfig, folder: Path) -> Any:
+        """``run(config)`` of the app in each rank; what it returns in rank 0."""
+        if not self.start:
+            return import_module(f"lightning_mvp.apps.{app}").run(config)
+        return start_ranks(app, config, self.world_size, folder)
+
+
+def _started_elsewhere(trainer: L.Trainer) -> bool:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is not None and environment.creates_processes_externally
+
+
+def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> Any:
+    """Start ``world_size`` processes on this machine, wait for them, return what rank 0 returned.
+
+    Args:
+        app: the command's name without ``mvp-``.
+        config: of this one job; the ranks get it with all interpolations resolved.
+        world_size: how many.
+        folder: the job's output folder; ``ranks/`` in it has what the ranks were given and what came of it.
+
+    Raises:
+        RankFailedError: one failed; the others were ended.
+        KeyboardInterrupt: Ctrl-C; all were ended.
+    """
+    folder = folder / "ranks"
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    OmegaConf.save(HydraConfig.get().job_logging, folder / "logging.yaml", resolve=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    with TemporaryDirectory() as scratch, _signals_as_they_were():
+        launch = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=world_size,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=scratch),
+        )
+        try:
+            elastic_launch(launch, sys.executable)("-m", "lightning_mvp.apps.ranks", app, str(folder))
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise RankFailedError(f"rank {rank} of {world_size}: {failure.message}") from _Remote(failure)
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + error.sigval) from None
+    return json.loads((folder / "result.json").read_text())
+
+
+class _Remote(Exception):
+    """Where a rank failed, in another process: the cause of :class:`RankFailedError`, for the log."""
+
+    def __init__(self, failure: ProcessFailure) -> None:
+        said = failure.error_file_data.get("message")
+        super().__init__(said["extraInfo"]["py_callstack"] if isinstance(said, dict) else failure.message)
+
+
+@contextmanager
+def _signals_as_they_were() -> Iterator[None]:
+    """torch's launcher sets handlers, where it may, and leaves them behind."""
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for name, handler in before.items():
+                signal.signal(getattr(signal, name), handler)
+
+
+def _end_with_parent() -> None:
+    """A rank whose job was killed ends, too."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def main() -> None:
+    """One rank: ``python -m lightning_mvp.apps.ranks APP FOLDER``, started by :func:`start_ranks`."""
+    app, folder = sys.argv[1], Path(sys.argv[2])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        logging.config.dictConfig(OmegaConf.to_container(OmegaConf.load(folder / "logging.yaml")))  # type: ignore[arg-type]
+        config = OmegaConf.load(folder / "config.yaml")
+        assert isinstance(config, DictConfig)
+        prepare(config)
+        value = import_module(f"lightning_mvp.apps.{app}").run(config)
+        if int(os.environ["RANK"]) == 0:
+            write_json(folder / "result.json", value, overwrite=True)
+    except Exception as error:  # told once, by the job
+        handler.record_exception(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
