@@ -16,9 +16,9 @@ from lightning_mvp.backbones.features import features_of
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.prototypes import prototype_similarity
-from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
+from lightning_mvp.zoo.rebuild import dense_backbone, rebuild, require_fits
 from lightning_mvp.zoo.zoo import ModelZoo
 
 Similarity = Literal["leep", "prototypes", "random", "farthest"]
@@ -190,7 +190,8 @@ def rank_neighbours(
         raise ValueError(f"Expected argument `similarity` to be one of {get_args(Similarity)}, but got {similarity!r}.")
     if k is not None and k < 1:
         raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")
-    entries = [entry for entry in zoo.entries(_one_config(zoo, config)) if entry.name not in set(exclude)]
+    named = [entry for entry in zoo.entries(_one_config(zoo, config)) if entry.name not in set(exclude)]
+    entries = sound(named, lambda entry: require_usable(entry, zoo, images, backbone, groups))
     score: Callable[[ZooEntry], float]
     if similarity == "random":
         usable = entries
@@ -198,7 +199,7 @@ def rank_neighbours(
     elif similarity == "prototypes":
         usable = _having(entries, "prototypes", lambda entry: entry.prototypes is not None)
         target = _TargetPrototypes(dense_backbone(zoo, backbone), images, labels, batch_size)
-        score = lambda entry: prototype_similarity(_prototypes(entry), target(entry))  # noqa: E731
+        score = lambda entry: prototype_similarity(_prototypes(entry, target(entry)), target(entry))  # noqa: E731
     else:
         usable = _having(entries, "a head", lambda entry: bool(entry.head))
         counts = sorted({len(entry.facts["classes"]) for entry in usable})
@@ -218,10 +219,13 @@ def rank_neighbours(
         )
     if k is not None and len(usable) < k:
         warnings.warn(f"Expected at least {k} entries to choose from, but got {len(usable)}: using all.", stacklevel=2)
-    scores = {entry.name: score(entry) for entry in usable}
-    damaged = [name for name, value in scores.items() if not math.isfinite(value)]
-    if damaged:
-        raise ValueError(f"The similarity of {damaged} is not a finite number. Remove these entries from the zoo.")
+    scores: dict[str, float] = {}
+    usable = sound(usable, lambda entry: scores.update({entry.name: _finite(entry, score(entry))}))
+    if not usable:
+        raise ValueError(
+            f"None of the entries of the zoo at {zoo.path} could be compared with these images; the "
+            "warnings say why. Are the images of the backbone's size, and finite?"
+        )
     if similarity == "random":
         order = np.random.default_rng(seed).permutation(sorted(scores)).tolist()
     else:
@@ -234,6 +238,40 @@ def rank_neighbours(
     ]
 
 
+def sound(entries: Iterable[ZooEntry], check: Callable[[ZooEntry], object]) -> list[ZooEntry]:
+    """Those that pass the check; the others are named in a warning each, as damaged ones are by a zoo."""
+    passed = []
+    for entry in entries:
+        try:
+            check(entry)
+        except DamagedEntryError as error:
+            warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=3)
+        else:
+            passed.append(entry)
+    return passed
+
+
+def require_usable(entry: ZooEntry, zoo: ModelZoo, images: Tensor, backbone: nn.Module, groups: Groups) -> None:
+    """Refuse an entry that a vote could not use: weights against its masks, and raw images against its facts.
+
+    Raises:
+        DamagedEntryError: naming the entry.
+    """
+    require_fits(entry, backbone, groups)
+    if images.is_floating_point():
+        return
+    try:
+        facts = TaskFacts.from_dict(entry.facts)
+    except (ValueError, TypeError) as error:
+        raise DamagedEntryError(f"The facts of entry {entry.name!r} say nothing usable: {error}") from error
+    channels = (zoo.recipe or {}).get("in_chans", facts.channels)
+    if facts.channels != channels:
+        raise DamagedEntryError(
+            f"Expected entry {entry.name!r} to be of images with {channels} channels, but its facts have "
+            f"{facts.channels}. Remove it from its zoo and prune this task again."
+        )
+
+
 def source_probabilities(
     entry: ZooEntry, images: Tensor, backbone: nn.Module, groups: Groups, batch_size: int = 256
 ) -> Tensor:
@@ -243,8 +281,19 @@ def source_probabilities(
         raise ValueError(
             f"Expected entry {entry.name!r} to have a head, but it has none. Use `similarity='prototypes'`."
         )
+    features = features_of(small, as_input(images, entry.facts), batch_size)
+    if features.shape[1] != head.in_features:
+        raise DamagedEntryError(
+            f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks leave, "
+            f"but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
+        )
     with torch.no_grad():
-        return head(features_of(small, as_input(images, entry.facts), batch_size)).double().softmax(1)
+        probabilities = head(features).double().softmax(1)
+    if not torch.isfinite(probabilities).all():
+        raise DamagedEntryError(
+            f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
+        )
+    return probabilities
 
 
 def as_input(images: Tensor, facts: dict[str, Any]) -> Tensor:
@@ -267,9 +316,22 @@ class _TargetPrototypes:
         return self.cache[key]
 
 
-def _prototypes(entry: ZooEntry) -> np.ndarray:
+def _prototypes(entry: ZooEntry, target: Tensor) -> np.ndarray:
     assert entry.prototypes is not None  # only such entries are asked
+    if entry.prototypes.shape[1] != target.shape[1]:
+        raise DamagedEntryError(
+            f"Expected the prototypes of entry {entry.name!r} to have {target.shape[1]} features, as θ⁰ has, but got "
+            f"{entry.prototypes.shape[1]}. Remove the entry from its zoo and prune this task again."
+        )
     return entry.prototypes
+
+
+def _finite(entry: ZooEntry, value: float) -> float:
+    if not math.isfinite(value):
+        raise DamagedEntryError(
+            f"The similarity of entry {entry.name!r} is {value}. Are its weights or the images broken?"
+        )
+    return value
 
 
 def _having(entries: Iterable[ZooEntry], what: str, has: Callable[[ZooEntry], bool]) -> list[ZooEntry]:

@@ -6,8 +6,9 @@ import io
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import Missing, merge
-from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours
+from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours, require_usable
 from lightning_mvp.voting.vote import coefficients, require_temperature, vote, vote_widths
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -159,8 +162,8 @@ def voted_backbone(
 
     Raises:
         FileNotFoundError: there is no zoo.
-        ValueError: the zoo is empty or of another backbone, the loader gives no usable batch, or an argument is out of
-            its range.
+        ValueError: the zoo is empty or of another backbone, no entry that should vote is sound, the loader gives no
+            usable batch, or an argument is out of its range.
     """
     if pruning_ratio is not None:
         require_ratio(pruning_ratio)
@@ -198,7 +201,8 @@ def voted_backbone(
             )
         )
     with _timed(seconds, "vote"):
-        entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
+        entries = _sound_entries(zoo, ranked, target.images, dense, groups)
+        ranked = [neighbour for neighbour in ranked if neighbour.name in entries]
         masks = {name: entry_masks(entry) for name, entry in entries.items()}
         weights = coefficients({neighbour.name: neighbour.score for neighbour in ranked}, temperature)
         widths = vote_widths(masks, pruning_ratio, multiples=unit_multiples(groups, round_to))
@@ -314,9 +318,28 @@ def balanced_subset(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     return order[turn[order].argsort(stable=True)[:n]].sort().values
 
 
+def _sound_entries(
+    zoo: ModelZoo, ranked: Sequence[Neighbour], images: Tensor, dense: nn.Module, groups: Groups
+) -> dict[str, ZooEntry]:
+    """The entries of a ranking; those that were damaged since, or never checked, are left out with a warning."""
+    entries = {}
+    for neighbour in ranked:
+        try:
+            entry = zoo[neighbour.name]
+            require_usable(entry, zoo, images, dense, groups)
+        except DamagedEntryError as error:
+            warnings.warn(f"Leaving a damaged zoo entry out of the vote: {error}", stacklevel=3)
+        else:
+            entries[neighbour.name] = entry
+    if not entries:
+        raise ValueError(f"No entry that should vote is sound in the zoo at {zoo.path}; the warnings say why.")
+    return entries
+
+
 def _any_facts(zoo: ModelZoo) -> dict[str, Any]:
     for entry in zoo.entries():
-        return entry.facts
+        with suppress(ValueError, TypeError):
+            return TaskFacts.from_dict(entry.facts).to_dict()
     raise ValueError(f"No entry of the zoo at {zoo.path} is sound: {zoo.verify()}. Fill it again with `mvp-prune`.")
 
 

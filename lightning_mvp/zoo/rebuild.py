@@ -14,7 +14,7 @@ from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
-from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -56,6 +56,38 @@ def entry_masks(entry: ZooEntry) -> Masks:
     return Masks(as_tensors(entry.masks))
 
 
+def require_fits(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> None:
+    """Refuse an entry whose weights are not what its masks leave of the backbone: a zoo alone can't tell.
+
+    Args:
+        entry: from a zoo.
+        backbone: the dense backbone, for the shapes of its tensors.
+        groups: of that backbone.
+
+    Raises:
+        DamagedEntryError: naming the entry and its first tensor that does not fit.
+    """
+    sizes = {group: len(mask) for group, mask in entry.masks.items()}
+    if sizes != groups.sizes:
+        raise DamagedEntryError(
+            f"Expected entry {entry.name!r} to have masks of {groups.sizes}, but got {sizes}. Is it another backbone's?"
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    for name in sorted(shapes.keys() | entry.weights.keys()):
+        expected = None
+        if name in shapes:
+            kept = groups.kept(name, shapes[name], entry.masks)
+            expected = tuple(
+                size if index is None else len(index) for size, index in zip(shapes[name], kept, strict=True)
+            )
+        got = entry.weights[name].shape if name in entry.weights else None
+        if got != expected:
+            raise DamagedEntryError(
+                f"Expected weight {name!r} of entry {entry.name!r} to have shape {expected}, which its masks leave of "
+                f"the backbone's, but got {got}. Remove the entry from its zoo and prune this task again."
+            )
+
+
 def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Module, nn.Linear | None]:
     """The small model of an entry, bit-equal to the one that was stored.
 
@@ -68,8 +100,9 @@ def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Mo
         The small backbone in eval mode, and its head (None if the entry has none).
 
     Raises:
-        RuntimeError: the weights of the entry do not fit its masks.
+        DamagedEntryError: the weights of the entry do not fit its masks.
     """
+    require_fits(entry, backbone, groups)
     small = shrink(backbone, groups, entry_masks(entry))
     small.load_state_dict(as_tensors(entry.weights))
     if not entry.head:

@@ -9,28 +9,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import hashlib
-import json
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-from lightning_mvp.files import write_whole
-from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, read_entry, read_header, validate, write_entry
+from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
+from lightning_mvp.zoo.entry_file import SUFFIX, read_entry, read_header, shown, write_entry
+from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
+from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
+from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
 
 if TYPE_CHECKING:
     from lightning_mvp.voting.similarity import Neighbour
 
-VERSION = 1
+T = TypeVar("T")
+
+# For what θ⁰ sets no bound to: head and prototypes. Twenty thousand classes of two thousand features take a third.
+ROOM = 1 << 30
 
 
 class ModelZoo:
@@ -53,21 +57,15 @@ class ModelZoo:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        index = self.path / "zoo.json"
-        if not index.is_file():
-            state = "it holds no zoo.json" if self.path.is_dir() else "there is no such folder"
-            raise FileNotFoundError(f"Expected a zoo at {self.path}, but {state}. Fill one with `mvp-prune`.")
         try:
-            facts = json.loads(index.read_text())
-            version = facts["version"]
-            if version == VERSION:
-                self.recipe: dict[str, Any] | None = facts["recipe"]
-                self.group_sizes: dict[str, int] = facts["groups"]
-                self.theta0_fingerprint: str = facts["theta0"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{index} is damaged ({error!r}). Restore it or fill a new zoo.") from error
-        if version != VERSION:
-            raise ValueError(f"Expected {index} to be of version {VERSION}, but got {version!r}.")
+            self._index = read_index(self.path)
+        except UnseenFileError:
+            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            state = f"it holds no {INDEX}" if self.path.is_dir() else "there is no such folder"
+            raise FileNotFoundError(
+                f"Expected a zoo at {self.path}, but {state}. Fill one with `mvp-prune`."
+            ) from error
 
     @classmethod
     def create(
@@ -89,40 +87,50 @@ class ModelZoo:
             ValueError: there is a zoo of another backbone, of other groups or of another θ⁰; says which.
         """
         path = Path(path)
-        facts = {"version": VERSION, "recipe": recipe, "groups": dict(group_sizes), "theta0": fingerprint(theta0)}
-        payload = json.dumps(facts, indent=2) + "\n"
-        try:
-            if not (path / "zoo.json").exists():
-                # θ⁰ comes first: whoever sees zoo.json sees a whole zoo.
-                _write_first(path / "theta0.safetensors", save({k: np.array(v, order="C") for k, v in theta0.items()}))
-                _write_first(path / "zoo.json", payload.encode())
-        except NotADirectoryError as error:
-            raise ValueError(f"Expected {path} to be a folder for a zoo, but a file is in the way.") from error
-        zoo = cls(path)
-        found = {"version": VERSION, "recipe": zoo.recipe, "groups": zoo.group_sizes, "theta0": zoo.theta0_fingerprint}
-        expected = json.loads(payload)
-        differing = [
-            f"{label}: expected {expected[key]}, got {found[key]}"
-            for key, label in (("recipe", "backbone recipe"), ("groups", "groups"), ("theta0", "fingerprint of θ⁰"))
-            if expected[key] != found[key]
-        ]
+        index = Index.of(recipe, theta0, group_sizes)
+        differing = index.differences(create_index(path, index, theta0))
         if differing:
             raise ValueError(
                 f"The zoo at {path} is of another backbone or θ⁰. " + "; ".join(differing) + ". Use another folder."
             )
-        zoo.theta0()  # an interrupted creation may have left another θ⁰ behind
+        zoo = cls(path)
+        zoo.theta0()
         return zoo
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The backbone's recipe, or None if only you can build it."""
+        return self._index.recipe
+
+    @property
+    def group_sizes(self) -> dict[str, int]:
+        """Units per group, in the order of the groups."""
+        return self._index.groups
+
+    @property
+    def theta0_fingerprint(self) -> str:
+        """SHA-256 of the pre-trained weights."""
+        return self._index.theta0
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over recipe, groups and θ⁰: what all entries of this zoo have in common."""
-        facts = [self.recipe, self.group_sizes, self.theta0_fingerprint]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return self._index.fingerprint
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all entries, sorted; damaged ones included."""
-        return tuple(sorted(path.stem for path in (self.path / "tasks").glob("*.safetensors")))
+        """Names of all entries, sorted; damaged ones included.
+
+        Raises:
+            FileNotFoundError: the zoo's folder is gone.
+        """
+        try:
+            files = os.listdir(self.path / "tasks")
+        except FileNotFoundError:
+            # A zoo without entries has no such folder yet; one that is no longer mounted must not look like one.
+            self._require_unchanged()
+            files = []
+        return tuple(sorted(file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX)))
 
     @property
     def configs(self) -> dict[str, tuple[str, ...]]:
@@ -139,7 +147,13 @@ class ModelZoo:
         return iter(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._file(name).is_file()
+        if not isinstance(name, str) or not _is_file_name(name):
+            return False
+        try:
+            self._file(name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def __repr__(self) -> str:
         return f"ModelZoo({str(self.path)!r}, entries={len(self)}, configs={list(self.configs)})"
@@ -151,13 +165,12 @@ class ModelZoo:
             KeyError: no entry of that name; similar names are told.
             DamagedEntryError: the file is damaged or belongs to another zoo.
         """
-        self._require(name)
-        entry = read_entry(self._file(name))
+        dense = sum(array.nbytes for array in self._theta0.values())
+        most = HEADER_LIMIT + dense + 5 * sum(self.group_sizes.values()) + ROOM
+        entry = self._read(name, lambda path: read_entry(path, most))
         self._require_ours(name, entry.info)
-        try:
+        with self._naming(name):
             self._check(entry)
-        except ValueError as error:
-            raise DamagedEntryError(f"{self._file(name)}: {error}") from error
         return entry
 
     def header(self, name: str) -> dict[str, Any]:
@@ -171,9 +184,10 @@ class ModelZoo:
             KeyError: no entry of that name; similar names are told.
             DamagedEntryError: the header is damaged or belongs to another zoo.
         """
-        self._require(name)
-        header = read_header(self._file(name))
+        header = self._read(name, read_header)
         self._require_ours(name, header["info"])
+        with self._naming(name):
+            self._check_groups(header["groups"])
         return header
 
     def entries(self, config: str | None = None) -> Iterator[ZooEntry]:
@@ -182,32 +196,66 @@ class ModelZoo:
             raise ValueError(f"Expected `config` to be one of {list(self.configs)}, but got {config!r}.")
         for name in self.names if config is None else self.configs[config]:
             try:
-                yield self[name]
+                entry = self[name]
             except DamagedEntryError as error:
                 warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=2)
+            except KeyError:
+                pass  # removed since the names were listed
+            else:
+                yield entry
 
     def add(self, entry: ZooEntry, overwrite: bool = False) -> Path:
-        """Validate `entry` against this zoo and write it whole or not at all.
+        """Validate `entry` against this zoo and write it whole or not at all. Then clean up after killed writers.
 
         Raises:
-            ValueError: masks, weights or values do not fit this zoo's backbone; nothing is written.
+            ValueError: masks, weights or values do not fit this zoo's backbone, or the folder holds another zoo by now;
+                nothing is written.
             FileExistsError: the zoo has such an entry and `overwrite` is false.
+            FileNotFoundError: the zoo's folder is gone; it is not made anew.
+            OSError: the entry could not be written (disk full, read-only, no permission …); the zoo is as it was, and
+                the message says what to do.
+            UnseenFileError: it was written, but the file system does not show it, or may lose it.
         """
         validate(entry)
         self._check(entry)
         stamped = replace(entry, info={**entry.info, "zoo": self.fingerprint})
+        self._require_unchanged()
         try:
-            return write_entry(self._file(entry.name), stamped, overwrite=overwrite)
+            make_folder(self.path / "tasks")
+            path = write_entry(self._file(entry.name), stamped, overwrite=overwrite, parents=False)
         except FileExistsError as error:
             raise FileExistsError(
                 f"The zoo at {self.path} has an entry {entry.name!r} already. Pass `overwrite=True` to replace it."
             ) from error
+        except UnseenFileError:
+            raise
+        except OSError as error:
+            words = f"The zoo at {self.path} is as it was, without this entry {entry.name!r}. {error.strerror or error}"
+            raise with_words(error, words) from error
+        with contextlib.suppress(OSError):  # the entry is there, and cleaning can wait
+            now = path.stat().st_mtime
+            for folder in (self.path, path.parent):
+                remove_leftovers(folder, now)
+        return path
 
     def remove(self, name: str) -> None:
         """Delete one entry, damaged or not."""
         if name not in self:
             raise KeyError(f"No entry {name!r} in the zoo at {self.path}.")
         self._file(name).unlink()
+
+    def clean(self, older_than: float = OLD) -> tuple[str, ...]:
+        """Remove what killed writers left behind, as `add` does, and return the names of those hidden files.
+
+        Args:
+            older_than: seconds by the file system's clock; files of writers at work stay, however old.
+
+        Raises:
+            OSError: the folder can't be written to.
+        """
+        self._require_unchanged()
+        folders = (self.path, self.path / "tasks")
+        return tuple(path.name for folder in folders for path in remove_leftovers(folder, older_than=older_than))
 
     def verify(self) -> dict[str, str | None]:
         """Read every entry: name → what is wrong with it, or None."""
@@ -218,6 +266,8 @@ class ModelZoo:
                 problems[name] = None
             except DamagedEntryError as error:
                 problems[name] = str(error)
+            except KeyError:
+                pass  # removed since the names were listed
         return problems
 
     def theta0(self) -> dict[str, np.ndarray]:
@@ -236,54 +286,98 @@ class ModelZoo:
 
     @cached_property
     def _theta0(self) -> dict[str, np.ndarray]:
-        path = self.path / "theta0.safetensors"
-        try:
-            state = load_file(path)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{path} cannot be read ({error}). Restore it or fill a new zoo.") from error
-        found = fingerprint(state)
-        if found != self.theta0_fingerprint:
-            raise ValueError(
-                f"{path} is not this zoo's θ⁰: expected fingerprint {self.theta0_fingerprint}, got {found}. "
-                "Restore it or fill a new zoo."
-            )
-        return state
+        return read_theta0(self.path, self.theta0_fingerprint)
 
-    def _require(self, name: str) -> None:
-        if name not in self:
-            close = difflib.get_close_matches(name, self.names, n=3) or list(self.names[:3])
-            raise KeyError(f"No entry {name!r} in the zoo at {self.path} with {len(self)} entries, such as {close}.")
+    def _read(self, name: str, read: Callable[[Path], T]) -> T:
+        """What `read` makes of an entry's file."""
+        if not isinstance(name, str) or not _is_file_name(name):
+            raise self._no_entry(name)
+        path = self._file(name)
+        try:
+            return read_listed(path, read)
+        except UnseenFileError as error:
+            raise DamagedEntryError(f"{error.strerror or error}") from error
+        except (FileNotFoundError, NotADirectoryError):
+            if name in self:
+                raise DamagedEntryError(f"{shown(path)} is a link to nothing. Restore what it names.") from None
+            raise self._no_entry(name) from None
+
+    def _no_entry(self, name: object) -> KeyError:
+        names = self.names
+        close = difflib.get_close_matches(str(name)[:255], names, n=3) or list(names[:3])
+        return KeyError(
+            f"No entry {str(name)[:255]!r} in the zoo at {self.path} with {len(names)} entries, such as {close}."
+        )
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise DamagedEntryError(
+                f"{shown(self._file(name))}: {str(error).rstrip('.')}. Remove it and prune this task again."
+            ) from error
 
     def _require_ours(self, name: str, info: dict[str, Any]) -> None:
         if info.get("zoo") != self.fingerprint:
-            raise DamagedEntryError(f"{self._file(name)}: belongs to another zoo (other backbone or θ⁰). Remove it.")
+            self._require_unchanged()
+            raise DamagedEntryError(
+                f"{shown(self._file(name))}: belongs to another zoo (other backbone or θ⁰). Remove it."
+            )
+
+    def _require_unchanged(self) -> None:
+        """The folder still holds the zoo that was opened."""
+        try:
+            found = read_index(self.path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(
+                f"The zoo at {self.path} was there when it was opened, but its {INDEX} is gone, so nothing was read or "
+                "written. Was the folder moved, removed or unmounted? Bring it back and try again."
+            ) from error
+        if found.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The zoo at {self.path} was replaced by another one since it was opened: "
+                + "; ".join(self._index.differences(found))
+                + ". Open it again."
+            )
 
     def _file(self, name: str) -> Path:
-        return self.path / "tasks" / f"{name}.safetensors"
+        return self.path / "tasks" / f"{name}{SUFFIX}"
 
     def _check(self, entry: ZooEntry) -> None:
         """Does `entry` fit this zoo's groups and θ⁰?"""
-        sizes = {group: len(mask) for group, mask in entry.masks.items()}
+        self._check_groups({group: len(mask) for group, mask in entry.masks.items()})
+        if sum(array.nbytes for array in (*entry.head.values(), entry.prototypes) if array is not None) > ROOM:
+            raise ValueError(f"Expected head and prototypes of entry {entry.name!r} to have at most {ROOM:,} bytes.")
+        dense = self._theta0
+        if entry.weights.keys() != dense.keys():
+            differing = sorted(entry.weights.keys() ^ dense.keys())
+            raise ValueError(f"Expected weights of the same names as θ⁰'s, but they differ in {differing[:5]}.")
+        for name, value in entry.weights.items():
+            shape, dtype = dense[name].shape, dense[name].dtype
+            fits = value.ndim == len(shape) and all(
+                min(1, full) <= kept <= full for kept, full in zip(value.shape, shape, strict=True)
+            )
+            if not fits or value.dtype != dtype:
+                raise ValueError(
+                    f"Expected weight {name!r} to be {dtype} cut from shape {shape}, but got {value.dtype} of shape "
+                    f"{value.shape}."
+                )
+            if name.endswith("running_var") and (value < 0).any():
+                raise ValueError(f"Expected the variances {name!r} not to be negative, but some are.")
+
+    def _check_groups(self, sizes: Mapping[str, int]) -> None:
         if sizes != self.group_sizes:
             differing = [g for g in {**self.group_sizes, **sizes} if self.group_sizes.get(g) != sizes.get(g)]
             raise ValueError(
                 "Expected masks of this zoo's groups, but they differ: "
                 + ", ".join(f"{g} expected {self.group_sizes.get(g)} units, got {sizes.get(g)}" for g in differing[:5])
             )
-        dense = self._theta0
-        if entry.weights.keys() != dense.keys():
-            differing = sorted(entry.weights.keys() ^ dense.keys())
-            raise ValueError(f"Expected weights of the same names as θ⁰'s, but they differ in {differing[:5]}.")
-        for name, value in entry.weights.items():
-            shape = dense[name].shape
-            if value.ndim != len(shape) or any(kept > full for kept, full in zip(value.shape, shape, strict=True)):
-                raise ValueError(f"Expected weight {name!r} to be cut from shape {shape}, but got {value.shape}.")
 
 
-def _write_first(path: Path, payload: bytes) -> None:
-    """Write unless another job was first; what is there is compared afterwards."""
+def _is_file_name(name: str) -> bool:
+    """Whether it can name a file in a folder, and no file anywhere else."""
     try:
-        write_whole(path, payload)
-    except FileExistsError:
-        if not path.is_file():
-            raise
+        return "\0" not in name and os.path.basename(name) == name and len(os.fsencode(name + SUFFIX)) <= 255
+    except UnicodeEncodeError:
+        return False

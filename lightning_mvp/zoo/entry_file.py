@@ -1,0 +1,231 @@
+"""The file of one zoo entry, written whole or not at all, and read as if an enemy had written it. Needs no torch.
+
+A file holds the tensors ``mask/<group>`` (packed bits), ``weight/<name>`` (kept entries only), ``importance/<group>``,
+``head/<name>`` and ``prototype/features``, and in its metadata the facts as JSON with a SHA-256 over all of it. Anybody
+can compute that sum, so that a right one proves only that the file is whole: everything in it is checked as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from lightning_mvp.files import LATE, write_whole
+from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate, validate_facts
+from lightning_mvp.zoo.strict_json import parse_json
+from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, TensorFile, TensorSpec, open_tensors
+
+FORMAT = "lightning-mvp-entry-1"
+SUFFIX = ".safetensors"
+
+_PARTS = ("mask", "weight", "importance", "head", "prototype")
+# Not the file's fault: the process has too many open, or was interrupted.
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+def write_entry(path: str | Path, entry: ZooEntry, *, overwrite: bool = False, parents: bool = True) -> Path:
+    """Validate `entry` and write it whole or not at all; without `overwrite` the first writer wins.
+
+    Raises:
+        ValueError: the entry contradicts itself or holds a value that is not finite; nothing is written.
+        FileExistsError: there is such a file and `overwrite` is false.
+        OSError: it could not be written; the message says why and what to do.
+    """
+    validate(entry)
+    header = json.dumps(
+        {
+            "name": entry.name,
+            "facts": entry.facts,
+            "config": entry.config,
+            "groups": {group: len(mask) for group, mask in entry.masks.items()},
+            "info": _finite(entry.info),
+        },
+        allow_nan=False,
+    )
+    tensors = {f"mask/{group}": np.packbits(mask) for group, mask in entry.masks.items()}
+    tensors |= {f"weight/{name}": _compact(value) for name, value in entry.weights.items()}
+    tensors |= {f"importance/{group}": _compact(value, np.float32) for group, value in entry.importance.items()}
+    tensors |= {f"head/{name}": _compact(value) for name, value in entry.head.items()}
+    if entry.prototypes is not None:
+        tensors["prototype/features"] = _compact(entry.prototypes)
+    metadata = {"format": FORMAT, "entry": header, "sha256": _payload_sha256(tensors, header)}
+    payload = save(tensors, metadata)
+    _require_readable(entry.name, header, int.from_bytes(payload[:8], "little"))
+    return write_whole(path, payload, overwrite=overwrite, parents=parents)
+
+
+def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
+    """Read and verify an entry: payload hash, names, types, shapes, finite values. It is never loaded in part.
+
+    Args:
+        path: of the file.
+        most_bytes: a larger file is refused before it is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedEntryError: anything else is wrong; the message names the file and the reason.
+    """
+    path = Path(path)
+    with _reading(path), open_tensors(path, most_bytes) as file:
+        header, text = _read_header(path, file)
+        tensors = {name: file.read(name) for name in file.specs}
+        if _payload_sha256(tensors, text) != file.metadata.get("sha256"):
+            raise ValueError("its content does not match its SHA-256")
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition("/")
+            parts[part][key] = tensor
+        entry = ZooEntry(
+            name=header["name"],
+            facts=header["facts"],
+            config=header["config"],
+            masks={group: _unpack(group, parts["mask"][group], size) for group, size in header["groups"].items()},
+            weights=parts["weight"],
+            importance={group: parts["importance"][group] for group in header["groups"] if parts["importance"]},
+            head=parts["head"],
+            prototypes=parts["prototype"].get("features"),
+            info=header["info"],
+        )
+        validate(entry)
+    return entry
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Name, facts, config, groups and info of an entry, without its tensors: cheap, but the SHA-256 is not verified.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedEntryError: what can be seen without the tensors is wrong; the message names the file and the reason.
+    """
+    path = Path(path)
+    with _reading(path), open_tensors(path) as file:
+        return _read_header(path, file)[0]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the file becomes a `DamagedEntryError` that names it."""
+    try:
+        yield
+    except DamagedEntryError:
+        raise
+    except ValueError as error:
+        raise DamagedEntryError(
+            f"{shown(path)}: cannot be read: {str(error).rstrip('.')}. Remove it and prune this task again."
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, f"There is no zoo entry at {shown(path)}") from error
+    except OSError as error:
+        if error.errno in (*LATE, *_OF_THE_PROCESS):
+            raise
+        raise DamagedEntryError(
+            f"{shown(path)}: cannot be read ({error.strerror}). Mend that, or remove it."
+        ) from error
+
+
+def shown(path: Path) -> str:
+    """A path as it may be printed: a file's name can hold bytes that are no text, and codes that steer a terminal.
+
+    Example:
+        >>> shown(Path("a\\x1b[2Jb"))
+        'a\\\\x1b[2Jb'
+    """
+    text = str(path)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _read_header(path: Path, file: TensorFile) -> tuple[dict[str, Any], str]:
+    """The header and its text, checked against the file's name and the types and shapes of its tensors."""
+    if file.metadata.get("format") != FORMAT:
+        got = file.metadata.get("format")
+        raise ValueError(f"not a zoo entry (expected format {FORMAT!r}, got {got if got is None else got[:80]!r})")
+    text = file.metadata.get("entry", "")
+    header = parse_json(text)
+    keys = ("name", "facts", "config", "groups", "info")
+    missing = sorted(set(keys) - header.keys()) if isinstance(header, dict) else list(keys)
+    if missing:
+        raise ValueError(f"its header lacks {missing}")
+    name = path.name.removesuffix(SUFFIX)
+    if header["name"] != name:
+        raise DamagedEntryError(
+            f"{shown(path)}: holds the entry {str(header['name'])[:200]!r}. Give the file that name, or remove it."
+        )
+    validate_facts(name, header["facts"], header["config"], header["info"])
+    _check_tensors(header["groups"], file.specs)
+    return {key: header[key] for key in keys}, text
+
+
+def _check_tensors(groups: Any, specs: Mapping[str, TensorSpec]) -> None:
+    """Masks and importance have the sizes of the groups, and every tensor a known name: nothing is allocated before."""
+    if (
+        not isinstance(groups, dict)
+        or not groups
+        or not all(type(size) is int and 0 < size < 2**31 for size in groups.values())
+    ):
+        raise ValueError(f"its groups are no mapping to numbers of units, but {str(groups)[:80]!r}")
+    missing = [group for group in groups if f"mask/{group}" not in specs]
+    if missing:
+        raise ValueError(f"its parts do not match its header: there are no masks of the groups {missing[:5]}")
+    for name, spec in specs.items():
+        part, _, key = name.partition("/")
+        if part == "mask" and key in groups:
+            _require(name, spec, np.dtype(np.uint8), (math.ceil(groups[key] / 8),))
+        elif part == "importance" and key in groups:
+            _require(name, spec, np.dtype(np.float32), (groups[key],))
+        elif not key or (part not in ("weight", "head") and name != "prototype/features"):
+            raise ValueError(f"its parts do not match its header: {name[:200]!r} is no tensor of these groups")
+    scored = [group for group in groups if f"importance/{group}" in specs]
+    if len(scored) not in (0, len(groups)):
+        raise ValueError(f"its importance is of {len(scored)} of {len(groups)} groups")
+
+
+def _require(name: str, spec: TensorSpec, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if spec.dtype != dtype or spec.shape != shape:
+        raise ValueError(f"expected tensor {name!r} to be {dtype} of shape {shape}, but got {spec.dtype} {spec.shape}")
+
+
+def _require_readable(name: str, header: str, length: int) -> None:
+    """What this version would refuse to read is not written."""
+    try:
+        if length > HEADER_LIMIT:
+            raise ValueError(f"it has {length:,} bytes")
+        parse_json(header)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected facts, config and info of entry {name!r} to be plain JSON below {HEADER_LIMIT:,} bytes, but "
+            f"{error}."
+        ) from error
+
+
+def _unpack(group: str, packed: np.ndarray, size: int) -> np.ndarray:
+    bits = np.unpackbits(packed).astype(bool)
+    if bits[size:].any():
+        raise ValueError(f"the mask of group {group!r} has bits beyond its {size} units")
+    return bits[:size]
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN; one undefined metric must not cost the whole entry."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _compact(value: np.ndarray, dtype: Any = None) -> np.ndarray:
+    # np.ascontiguousarray would turn a scalar such as num_batches_tracked into a vector.
+    return np.array(value, dtype=dtype, order="C")
+
+
+def _payload_sha256(tensors: Mapping[str, np.ndarray], header: str) -> str:
+    return fingerprint({**tensors, "": np.frombuffer(header.encode(), np.uint8)})

@@ -1,0 +1,187 @@
+"""What all entries of a zoo have in common, and the two files that hold it: `zoo.json` and `theta0.safetensors`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from lightning_mvp.files import read_listed, write_whole
+from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.zoo.strict_json import parse_json
+from lightning_mvp.zoo.tensor_file import DTYPES, HEADER_LIMIT, open_regular, open_tensors
+
+VERSION = 1
+INDEX = "zoo.json"
+THETA0 = "theta0.safetensors"
+# Several times the largest model in timm: a θ⁰ of more is damage, or an attack on memory.
+MOST_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class Index:
+    """The content of `zoo.json`.
+
+    Args:
+        recipe: the backbone's, or None.
+        groups: group → units, in the order of the groups.
+        theta0: fingerprint of θ⁰.
+    """
+
+    recipe: dict[str, Any] | None
+    groups: dict[str, int]
+    theta0: str
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any] | None, theta0: Mapping[str, np.ndarray], groups: Mapping[str, int]) -> Index:
+        """As it will be read back: what JSON turns into something else (a tuple) is turned here.
+
+        Raises:
+            ValueError: it is not plain JSON, or θ⁰ holds what can't be stored.
+        """
+        wrong = {str(value.dtype) for value in theta0.values()} - {str(dtype) for dtype in DTYPES.values()}
+        if wrong:
+            raise ValueError(f"Expected θ⁰ of {', '.join(map(str, DTYPES.values()))}, but got {', '.join(wrong)}.")
+        return parse_index(cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0)).text)
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
+        facts = {"version": VERSION, "recipe": self.recipe, "groups": self.groups, "theta0": self.theta0}
+        return json.dumps(facts, indent=2) + "\n"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over recipe, groups and θ⁰."""
+        facts = [self.recipe, self.groups, self.theta0]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, found: Index) -> list[str]:
+        """In what another index differs from this one, in words."""
+        parts = (("recipe", "backbone recipe"), ("groups", "groups"), ("theta0", "fingerprint of θ⁰"))
+        return [
+            f"{label}: expected {getattr(self, part)}, got {getattr(found, part)}"
+            for part, label in parts
+            if getattr(self, part) != getattr(found, part)
+        ]
+
+
+def parse_index(text: str | bytes) -> Index:
+    """From the content of a `zoo.json`.
+
+    Raises:
+        ValueError: it is damaged or of another version; says how.
+
+    Example:
+        >>> parse_index('{"version": 2}')
+        Traceback (most recent call last):
+        ValueError: expected version 1, but got 2
+    """
+    facts = parse_json(text)
+    if not isinstance(facts, dict) or "version" not in facts:
+        raise ValueError("damaged: it is no JSON object with a version")
+    if facts["version"] != VERSION or type(facts["version"]) is not int:
+        raise ValueError(f"expected version {VERSION}, but got {str(facts['version'])[:80]}")
+    missing = {"recipe", "groups", "theta0"} - facts.keys()
+    if missing:
+        raise ValueError(f"damaged: it lacks {sorted(missing)}")
+    recipe, groups, theta0 = facts["recipe"], facts["groups"], facts["theta0"]
+    if not isinstance(recipe, (dict, type(None))):
+        raise ValueError(f"damaged: its recipe is neither an object nor null, but {str(recipe)[:80]!r}")
+    if not isinstance(groups, dict) or not all(type(size) is int and 0 < size < 2**31 for size in groups.values()):
+        raise ValueError(f"damaged: its groups are no mapping to numbers of units, but {str(groups)[:80]!r}")
+    if not isinstance(theta0, str) or len(theta0) != 64 or not set(theta0) <= set("0123456789abcdef"):
+        raise ValueError(f"damaged: the fingerprint of θ⁰ is not 64 hexadecimal digits, but {str(theta0)[:80]!r}")
+    return Index(recipe, groups, theta0)
+
+
+def read_index(folder: Path, *, expected: bool = False) -> Index:
+    """Read `zoo.json`.
+
+    Args:
+        folder: of the zoo.
+        expected: it is known to be there, perhaps just written by another machine: wait for it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnseenFileError: there is one, but the file system does not show it.
+        ValueError: it is damaged or of another version.
+    """
+    path = folder / INDEX
+    try:
+        return parse_index(read_listed(path, _read_text, expected=expected))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}. Restore it or fill a new zoo.") from error
+
+
+def read_theta0(folder: Path, expected: str) -> dict[str, np.ndarray]:
+    """Read θ⁰ and verify it against its fingerprint.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another θ⁰.
+        UnseenFileError: there is one, but the file system does not show it.
+    """
+    path = folder / THETA0
+    try:
+        state = read_listed(path, _read_state)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).rstrip('.')}. Restore it or fill a new zoo.") from error
+    found = fingerprint(state)
+    if found != expected:
+        raise ValueError(
+            f"{path} is not this zoo's θ⁰: expected fingerprint {expected}, got {found}. Restore it or fill a new zoo."
+        )
+    return state
+
+
+def create_index(folder: Path, index: Index, theta0: Mapping[str, np.ndarray]) -> Index:
+    """Write both files unless they are there; returns the index that is there then, as other jobs may do the same.
+
+    Raises:
+        ValueError: a file is in the way, or θ⁰'s file is another one without a `zoo.json` beside it.
+        OSError: the files could not be written.
+    """
+    if (folder / INDEX).exists():
+        return read_index(folder, expected=True)
+    try:
+        # θ⁰ comes first: whoever sees zoo.json sees a whole zoo.
+        write_whole(folder / THETA0, save({name: np.array(value, order="C") for name, value in theta0.items()}))
+    except NotADirectoryError as error:
+        raise ValueError(f"Expected {folder} to be a folder for a zoo, but a file is in the way.") from error
+    except FileExistsError:
+        _require_theta0(folder, index)
+    with contextlib.suppress(FileExistsError):
+        write_whole(folder / INDEX, index.text.encode())
+    return read_index(folder, expected=True)
+
+
+def _require_theta0(folder: Path, index: Index) -> None:
+    """Another job's θ⁰, or one that an interrupted creation left behind: then no `zoo.json` must claim it as ours."""
+    try:
+        read_theta0(folder, index.theta0)
+    except ValueError as error:
+        if (folder / INDEX).exists():
+            return  # a whole zoo, which the caller compares with his
+        raise ValueError(
+            f"{error} There is no {INDEX} beside it: if no other job is just creating this zoo, it was left by a job "
+            "that was stopped, and may be removed."
+        ) from error
+
+
+def _read_text(path: Path) -> bytes:
+    with open_regular(path) as (file, size):
+        if size > HEADER_LIMIT:
+            raise ValueError(f"it has {size:,} bytes, but expected are at most {HEADER_LIMIT:,}")
+        return file.read(HEADER_LIMIT)
+
+
+def _read_state(path: Path) -> dict[str, np.ndarray]:
+    with open_tensors(path, MOST_BYTES) as file:
+        return {name: file.read(name) for name in file.specs}
