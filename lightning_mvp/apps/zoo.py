@@ -1,0 +1,229 @@
+"""``mvp-zoo``: what a zoo holds, one entry in detail, whether it is sound, without these entries, on one page.
+
+A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from lightning_mvp.zoo.check import check_zoo
+from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
+from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
+from lightning_mvp.zoo.tables import entries_tables, entry_page
+from lightning_mvp.zoo.zoo import ModelZoo
+
+NEAREST = 8
+EXAMPLES = """\
+Examples:  mvp-zoo list mvp-outputs/zoos/glyphs-resnet_mini
+           mvp-zoo show mvp-outputs/zoos/glyphs-resnet_mini source-003--4b5bcf91
+           mvp-zoo verify mvp-outputs/zoos/glyphs-resnet_mini --json
+"""
+
+# What is said goes to people's screen, or nowhere if a script asked for JSON.
+Say = Callable[..., None]
+
+
+def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """A line for each entry."""
+    summaries = summarise(zoo, arguments.sort)
+    damaged = [each for each in summaries if each.problem is not None]
+    for table in entries_tables(summaries):
+        say(table)
+    say(f"{_count(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}; ", end="")
+    say("accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
+    for each in damaged:
+        say(f"damaged: {each.problem}", markup=False)
+    entries = [{name: value for name, value in asdict(each).items() if name != "settings"} for each in summaries]
+    configs = {each.config: each.settings for each in summaries if each.problem is None}
+    return {"entries": entries, "configs": configs}, 0
+
+
+def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """All about one entry."""
+    require_known(zoo, [arguments.entry])
+    entry = zoo[arguments.entry]
+    config = entry.name.rpartition("--")[2]
+    others, damaged = sound_entries(zoo, [name for name in zoo.configs[config] if name != entry.name])
+    relatives = nearest_relatives(entry, others, NEAREST)
+    size = entry_size(zoo, entry.name)
+    say(entry_page(entry, size, relatives))
+    _say_damaged(damaged, say)
+    return {
+        "name": entry.name,
+        "facts": entry.facts,
+        "config": entry.config,
+        "info": entry.info,
+        "accuracy": validation_accuracy(entry.info),
+        "widths": {group: {"kept": int(mask.sum()), "units": len(mask)} for group, mask in entry.masks.items()},
+        "importance": bool(entry.importance),
+        "head": bool(entry.head),
+        "prototypes": entry.prototypes is not None,
+        "size": size,
+        "nearest": [asdict(each) for each in relatives],
+        "left_out": damaged,
+    }, 0
+
+
+def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """Read everything; 1 if anything is damaged."""
+    found = check_zoo(zoo)
+    if found.theta0 is not None:
+        say(f"damaged: {found.theta0}", markup=False)
+        say("Entries could not be held against θ⁰: each was checked by itself.", markup=False)
+    for problem in found.damaged.values():
+        say(f"damaged: {problem}", markup=False)
+    sound = len(found.entries) - len(found.damaged)
+    say(f"{sound} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="", markup=False)
+    say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not", markup=False)
+    answer = {"sound": sound, "entries": len(found.entries), "damaged": found.damaged, "theta0": found.theta0}
+    return answer, 0 if found.sound else 1
+
+
+def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """Exactly these, or none if one of them is unknown."""
+    names = list(dict.fromkeys(arguments.entries))
+    require_known(zoo, names, "Nothing was removed. ")
+    for name in names:
+        zoo.remove(name)
+        say(f"removed {name}", markup=False)
+    say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}", markup=False)
+    return {"removed": names, "left": len(zoo)}, 0
+
+
+def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """Overlap and similarity of the tasks of one config, as one page."""
+    from lightning_mvp.apps.runtime import refuse_existing
+    from lightning_mvp.files import write_whole
+    from lightning_mvp.study.zoo_picture import draw_relations, relations
+
+    output = Path(arguments.output or zoo.path / "picture.png")
+    refuse_existing(output)
+    config, others = chosen_config(zoo, arguments.config)
+    entries, damaged = sound_entries(zoo, zoo.configs.get(config, ()))
+    found = relations(entries)
+    page = BytesIO()
+    title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
+    draw_relations(found, title).savefig(page, format=output.suffix[1:] or "png", dpi=150)
+    write_whole(output, page.getvalue())
+    if others:
+        say(f"config {config}; --config draws another: {', '.join(others)}", markup=False)
+    _say_damaged(damaged, say)
+    say(f"wrote {output}: overlap and similarity of {len(entries)} tasks", markup=False)
+    return {"output": str(output), "config": config, **found.to_dict(), "left_out": damaged}, 0
+
+
+def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
+    """The hash of the config that is asked for, else of the one with most entries; and the others.
+
+    Raises:
+        ValueError: no entry has that config, or the zoo is empty.
+    """
+    sizes = Counter({key: len(names) for key, names in zoo.configs.items()})
+    if not sizes:
+        raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
+    if config is None:
+        config = sizes.most_common(1)[0][0]
+    if config not in sizes:
+        raise ValueError(f"Expected `--config` to be one of {', '.join(sizes)}, but got {config!r}.")
+    return config, [key for key in sizes if key != config]
+
+
+def require_known(zoo: ModelZoo, names: Sequence[str], before: str = "") -> None:
+    """Refuse names that are no entries of the zoo; a path that leads out of its folder is none either.
+
+    Raises:
+        ValueError: all such names, each with similar ones.
+    """
+    known = zoo.names
+    unknown = []
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            unknown.append(f"{name!r}" + (f" (similar: {', '.join(close)})" if close else ""))
+    if unknown:
+        raise ValueError(
+            f"{before}Expected names of entries in the zoo at {zoo.path}, which has {len(known)}, but it has no "
+            f"{', no '.join(unknown)}. `mvp-zoo list {zoo.path}` shows them all."
+        )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("zoo", metavar="ZOO", help="the zoo's folder")
+    common.add_argument("--json", action="store_true", help="print one JSON document instead, for scripts")
+    top = argparse.ArgumentParser(
+        prog="mvp-zoo",
+        description="Look after a zoo of pruned models.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., tuple[dict[str, Any], int]], what: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", parents=[common])
+        command.set_defaults(run=run)
+        return command
+
+    command = add("list", list_entries, "a line for each entry: classes, accuracy, what was kept, size on disk")
+    command.add_argument("--sort", choices=get_args(SortBy), default="name", help="within each config (default: name)")
+    command = add("show", show_entry, "one entry: its task, config, widths, metrics, and the tasks nearest to it")
+    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it")
+    add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
+    command = add("remove", remove_entries, "remove these entries without asking, or none if one is unknown")
+    command.add_argument("entries", metavar="ENTRY", nargs="+", help="names, as `mvp-zoo list` shows them")
+    command = add("picture", draw_picture, "tasks by tasks on one page: the units they share, and how alike they are")
+    command.add_argument("--output", metavar="FILE.png", help="also .pdf or .svg (default: ZOO/picture.png)")
+    command.add_argument("--config", metavar="HASH", help="whose entries to compare (default: that of most entries)")
+    return top
+
+
+def main() -> None:
+    """Run a command: exit code 0, or 1 with a sentence about what is wrong."""
+    arguments = parser().parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names that this terminal has no letters for must not end a listing
+            stream.reconfigure(errors="backslashreplace")
+    screen = Console(soft_wrap=True, quiet=arguments.json, highlight=False)
+    try:
+        answer, code = arguments.run(ModelZoo(arguments.zoo), arguments, screen.print)
+        if arguments.json:
+            print(json.dumps({"zoo": arguments.zoo, **answer}, indent=1), flush=True)
+    except BrokenPipeError:  # `mvp-zoo list ZOO | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("LIGHTNING_MVP_TRACEBACK"):
+            raise
+        # Not where a script reads its JSON.
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        code = 1
+    raise SystemExit(code)
+
+
+def _say_damaged(damaged: dict[str, str], say: Say) -> None:
+    for problem in damaged.values():
+        say(f"left out, damaged: {problem}", markup=False)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+if __name__ == "__main__":
+    main()

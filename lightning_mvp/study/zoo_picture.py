@@ -1,0 +1,186 @@
+"""A zoo on one page: tasks by tasks, the units they share beside how alike they are. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.kinship import mask_overlap, similarities
+
+MEASURES = {"prototypes": "prototype similarity", "shared classes": "classes in common"}
+
+# More names than this on an axis can't be read: every second, third ... is written then.
+MOST_LABELS = 64
+# As many tasks as this have room for numbers in their cells.
+MOST_NUMBERS = 16
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Tasks by tasks, in an order that puts similar ones side by side.
+
+    Args:
+        names: of the entries, and
+        tasks: of their tasks.
+        iou: of their masks ``(n, n)``, see :func:`~lightning_mvp.zoo.kinship.mask_overlap`, and
+        random_iou: what random masks of the same widths would have.
+        similarity: ``(n, n)``, by
+        measure: "prototypes" or "shared classes".
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[str, ...]
+    iou: np.ndarray
+    random_iou: np.ndarray
+    similarity: np.ndarray
+    measure: str
+
+    def pairs(self, matrix: np.ndarray) -> np.ndarray:
+        """The entries of a matrix for two different tasks, each pair once."""
+        return matrix[np.triu_indices(len(self.names), 1)]
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's r of overlap and similarity over all pairs; None where one of them doesn't vary."""
+        iou, similarity = self.pairs(self.iou), self.pairs(self.similarity)
+        if np.ptp(iou) < 1e-12 or np.ptp(similarity) < 1e-12:
+            return None
+        return float(np.corrcoef(iou, similarity)[0, 1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: means over pairs, and the order."""
+        means = {name: float(self.pairs(getattr(self, name)).mean()) for name in ("iou", "random_iou", "similarity")}
+        return {"entries": list(self.names), "measure": self.measure, **means, "correlation": self.correlation}
+
+
+def relations(entries: Sequence[ZooEntry]) -> Relations:
+    """Overlap and similarity of each task with each, ordered by average-linkage clustering of the similarity.
+
+    Args:
+        entries: of one zoo and one config.
+
+    Raises:
+        ValueError: fewer than two entries.
+    """
+    if len(entries) < 2:
+        raise ValueError(
+            f"Expected at least two sound entries of one config to compare, but got {len(entries)}. Fill the zoo with "
+            "`mvp-prune`."
+        )
+    masks = [entry.masks for entry in entries]
+    iou, random_iou = mask_overlap(masks, masks)
+    similarity, measure = similarities(entries)
+    order = clustered(similarity)
+    square = np.ix_(order, order)
+    return Relations(
+        tuple(entries[index].name for index in order),
+        tuple(entries[index].facts["name"] for index in order),
+        iou[square],
+        random_iou[square],
+        similarity[square],
+        measure,
+    )
+
+
+def clustered(similarity: np.ndarray) -> list[int]:
+    """An order in which similar rows are neighbours: leaves of average linkage, best turned (Bar-Joseph et al., 2001).
+
+    Args:
+        similarity: symmetric ``(n, n)``, n ≥ 2, greater is nearer.
+
+    Example:
+        >>> alike = np.array([[1.0, 0.1, 0.9], [0.1, 1.0, 0.2], [0.9, 0.2, 1.0]])
+        >>> clustered(alike) in ([0, 2, 1], [1, 2, 0])
+        True
+    """
+    distance = similarity.max() - similarity
+    np.fill_diagonal(distance, 0)
+    return [int(leaf) for leaf in leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))]
+
+
+def draw_relations(found: Relations, title: str) -> Figure:
+    """Two heat maps side by side, rows and columns in the same order: units in common, and similarity.
+
+    Args:
+        found: for two tasks or hundreds; names are thinned where they can't be read.
+        title: of the page, such as the zoo's name.
+    """
+    iou, chance, similarity = (found.pairs(matrix) for matrix in (found.iou, found.random_iou, found.similarity))
+    digits = 2 if found.measure == "prototypes" else 0
+    r = "not defined" if found.correlation is None else f"r = {found.correlation:.2f}"
+    figure = Figure(figsize=(16, 8.4), layout="compressed")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(
+        f"{title}: do similar tasks keep the same units?\n"
+        f"{len(found.names)} tasks, correlation of overlap and similarity over all pairs ({len(iou):,}): {r}",
+        fontsize=14,
+    )
+    left.set_title(
+        f"Overlap: IoU of the units kept, {_spread(iou, 2)}\nrandom masks of the same widths: {_spread(chance, 2)}"
+    )
+    right.set_title(
+        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\n"
+        "tasks in the same order as on the left, similar ones side by side"
+    )
+    _heat_map(left, found.iou, found.tasks, "IoU of the units kept", 2)
+    _heat_map(right, found.similarity, found.tasks, MEASURES[found.measure], digits)
+    return figure
+
+
+def _heat_map(axes: Axes, matrix: np.ndarray, tasks: Sequence[str], label: str, digits: int) -> None:
+    count = len(tasks)
+    shown = np.where(np.eye(count, dtype=bool), np.nan, matrix)  # a task with itself would take all the contrast
+    image = axes.imshow(shown, cmap="viridis", interpolation="nearest")
+    axes.set_facecolor("#DDDDDD")
+    step = -(-count // MOST_LABELS)
+    ticks = list(range(0, count, step))
+    size = min(10.0, 400 / len(ticks))  # points: a panel is some six inches wide
+    names = [_shortened(tasks[tick]) for tick in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size)
+    axes.tick_params(length=2)
+    if step > 1:
+        axes.set_xlabel(f"every {_ordinal(step)} task is named", fontsize=9)
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
+    bar.set_label(label)
+    if count <= MOST_NUMBERS:
+        _write_numbers(axes, shown, digits)
+
+
+def _write_numbers(axes: Axes, shown: np.ndarray, digits: int) -> None:
+    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
+    for (row, column), value in np.ndenumerate(shown):
+        if not np.isnan(value):
+            colour = "white" if value < middle else "black"
+            axes.text(
+                column,
+                row,
+                f"{value:.{digits}f}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=min(9, 110 / len(shown)),
+            )
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    # The middle goes: what tells names apart is often the number at their end.
+    half = most // 2
+    return name if len(name) <= most else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def _spread(values: np.ndarray, digits: int) -> str:
+    low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
+    return f"{low} everywhere" if low == high else f"mean {values.mean():.2f} ({low} to {high})"

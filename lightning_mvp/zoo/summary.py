@@ -1,0 +1,144 @@
+"""What a zoo holds, an entry a line, read from the headers alone. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_mvp.zoo import DamagedEntryError
+from lightning_mvp.zoo.zoo import ModelZoo
+
+SortBy = Literal["name", "accuracy", "size"]
+
+# What a validation accuracy is called: by `TaskModule`, and by most LightningModules of other people.
+ACCURACIES = ("val_accuracy", "val/accuracy", "val_acc", "val/acc")
+
+
+@dataclass(frozen=True)
+class EntrySummary:
+    """One line about an entry; what its header does not say is None.
+
+    Args:
+        name: of the entry.
+        config: hash of its pruning config.
+        size: bytes on disk.
+        task: the task's name.
+        classes: how many.
+        accuracy: on validation data, in [0, 1].
+        kept: "units", "params" and "macs" → the fraction that was kept.
+        settings: the pruning config.
+        problem: what is wrong with the entry, if its header shows it.
+    """
+
+    name: str
+    config: str
+    size: int
+    task: str | None = None
+    classes: int | None = None
+    accuracy: float | None = None
+    kept: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def validation_accuracy(info: Mapping[str, Any]) -> float | None:
+    """The accuracy on validation data among an entry's metrics, if it was logged and is a number.
+
+    Example:
+        >>> validation_accuracy({"metrics": {"val_accuracy": 0.5}}), validation_accuracy({"steps": 100})
+        (0.5, None)
+    """
+    metrics = _numbers(info.get("metrics"))
+    return next((metrics[name] for name in ACCURACIES if name in metrics), None)
+
+
+def kept_fractions(info: Mapping[str, Any]) -> dict[str, float]:
+    """Of "units", "params" and "macs" the fraction that an entry kept, as far as it was recorded.
+
+    Example:
+        >>> kept_fractions({"kept": {"units": 0.3, "macs": None}})
+        {'units': 0.3}
+    """
+    return _numbers(info.get("kept"))
+
+
+def summarise(zoo: ModelZoo, sort: SortBy = "name") -> list[EntrySummary]:
+    """All entries of a zoo, damaged ones included: grouped by config, sorted within it.
+
+    Args:
+        zoo: to be listed; no tensor is read, so a listing of large entries is as quick as one of small ones. What
+            only the tensors would show is found by `zoo.verify()`.
+        sort: by "name", by "accuracy" (best first, unknown ones last) or by "size" (largest first).
+
+    Raises:
+        ValueError: another order.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> zoo = ModelZoo.create(tempfile.mkdtemp(), None, {"w": np.zeros(2, np.float32)}, {"conv": 2})
+        >>> summarise(zoo)
+        []
+    """
+    keys: dict[SortBy, Callable[[EntrySummary], Any]] = {
+        "name": lambda each: each.name,
+        "accuracy": lambda each: (each.accuracy is None, -(each.accuracy or 0.0), each.name),
+        "size": lambda each: (-each.size, each.name),
+    }
+    if sort not in keys:
+        raise ValueError(f"Expected argument `sort` to be one of {tuple(keys)}, but got {sort!r}.")
+    by_config = ([_summary(zoo, name) for name in names] for names in zoo.configs.values())
+    return [each for summaries in by_config for each in sorted(summaries, key=keys[sort])]
+
+
+def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What tells configs apart: each one's settings that are not the same in all of them.
+
+    Example:
+        >>> differing_settings({"aa": {"rounds": 3, "seed": 0}, "bb": {"rounds": 1, "seed": 0}})
+        {'aa': {'rounds': 3}, 'bb': {'rounds': 1}}
+    """
+    names = dict.fromkeys(name for config in configs.values() for name in config)
+    differing = [name for name in names if len({repr(config.get(name)) for config in configs.values()}) > 1]
+    return {key: {name: config.get(name) for name in differing} for key, config in configs.items()}
+
+
+def entry_file(zoo: ModelZoo, name: str) -> Path:
+    """Where an entry's file is."""
+    return zoo.path / "tasks" / f"{name}.safetensors"
+
+
+def entry_size(zoo: ModelZoo, name: str) -> int:
+    """Bytes of an entry's file on disk; 0 if that can't be told, as of a link to nothing."""
+    try:
+        return entry_file(zoo, name).stat().st_size
+    except OSError:
+        return 0
+
+
+def _summary(zoo: ModelZoo, name: str) -> EntrySummary:
+    own = EntrySummary(name, name.rpartition("--")[2], entry_size(zoo, name))
+    try:
+        header = zoo.header(name)
+        facts, info = header["facts"], header["info"]
+        return replace(
+            own,
+            settings=dict(header["config"]),
+            task=facts["name"],
+            classes=len(facts["classes"]),
+            accuracy=validation_accuracy(info),
+            kept=kept_fractions(info),
+        )
+    except (DamagedEntryError, OSError) as error:
+        return replace(own, problem=str(error))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a header that nobody's `add` has checked
+        file = entry_file(zoo, name)
+        return replace(own, problem=f"{file}: its header is not one of an entry ({error!r}). Prune this task again.")
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Those that are numbers: an undefined metric is stored as null."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}

@@ -1,0 +1,156 @@
+"""A zoo on the screen: its entries, and one of them with its relatives. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.kinship import Relative
+from lightning_mvp.zoo.summary import EntrySummary, differing_settings, kept_fractions, validation_accuracy
+
+UNKNOWN = "–"
+
+
+def percent(value: float | None) -> str:
+    """For people.
+
+    Example:
+        >>> percent(0.1234), percent(None)
+        ('12.3%', '–')
+    """
+    return UNKNOWN if value is None else f"{value:.1%}"
+
+
+def entries_tables(summaries: Sequence[EntrySummary]) -> list[Table]:
+    """A row for each entry, a table for each config, headed by what tells the configs apart.
+
+    Args:
+        summaries: as :func:`~lightning_mvp.zoo.summary.summarise` gives them.
+    """
+    differing = differing_settings({each.config: each.settings for each in summaries if each.problem is None})
+    tables = []
+    for config in dict.fromkeys(each.config for each in summaries):
+        title = ", ".join([f"config {config}", *_pairs(differing.get(config, {}))])
+        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("entry", overflow="fold")
+        for heading in ("classes", "accuracy", "units", "params", "MACs", "size"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for each in summaries:
+            if each.config == config:
+                table.add_row(*_entry_row(each), style="red" if each.problem else None)
+        tables.append(table)
+    return tables
+
+
+def _entry_row(each: EntrySummary) -> list[str]:
+    if each.problem is not None:
+        return [escape(each.name), "", "damaged", "", "", "", decimal(each.size)]
+    return [
+        escape(each.name),
+        UNKNOWN if each.classes is None else str(each.classes),
+        percent(each.accuracy),
+        *(percent(each.kept.get(what)) for what in ("units", "params", "macs")),
+        decimal(each.size),
+    ]
+
+
+def entry_page(entry: ZooEntry, size: int, relatives: Sequence[Relative]) -> RenderableType:
+    """All about one entry: the task, how it was pruned, its widths, and the tasks nearest to it.
+
+    Args:
+        entry: the entry, weights included.
+        size: of its file, in bytes.
+        relatives: best first.
+    """
+    parts: list[RenderableType] = [_facts(entry, size), _widths(entry)]
+    if relatives:
+        parts.append(_relatives(relatives))
+    return Group(*parts)
+
+
+def _facts(entry: ZooEntry, size: int) -> Table:
+    facts, info = entry.facts, entry.info
+    # What the callback logged about its own progress says the same as `kept`.
+    metrics = {name: value for name, value in (info.get("metrics") or {}).items() if not name.startswith("mvp/")}
+    rows: dict[str, Any] = {
+        "task": facts["name"],
+        f"{len(facts['classes'])} classes": _first(list(map(str, facts["classes"]))),
+        **{name.replace("_", " "): _short(value) for name, value in facts.items() if name not in ("name", "classes")},
+        "pruning config": ", ".join(_pairs(entry.config)),
+        "validation accuracy": percent(validation_accuracy(info)),
+        "metrics": ", ".join(_pairs(metrics)),
+        "kept": ", ".join(_pairs({name: percent(value) for name, value in kept_fractions(info).items()})),
+        "parameters": f"{sum(np.size(value) for value in entry.weights.values()):,} numbers in the backbone"
+        + (f", {sum(np.size(value) for value in entry.head.values()):,} in the head" if entry.head else ", no head"),
+        "importance": "stored" if entry.importance else "not stored",
+        "prototypes": "not stored" if entry.prototypes is None else f"{len(entry.prototypes)} class means stored",
+        **{name: _short(info[name]) for name in info if name not in ("kept", "metrics", "versions", "zoo")},
+        "versions": ", ".join(_pairs(info.get("versions") or {})),
+        "size on disk": decimal(size),
+    }
+    table = Table(title=escape(entry.name), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(str(value)) or UNKNOWN)
+    return table
+
+
+def _widths(entry: ZooEntry) -> Table:
+    table = Table(title="Widths", title_justify="left")
+    table.add_column("group", overflow="fold")
+    for heading in ("kept", "of units", ""):
+        table.add_column(heading, justify="right")
+    for group, mask in entry.masks.items():
+        kept = int(mask.sum())
+        table.add_row(escape(group), f"{kept:,}", f"{len(mask):,}", percent(kept / len(mask)))
+    table.add_section()
+    kept, units = (sum(map(count, entry.masks.values())) for count in (np.count_nonzero, len))
+    table.add_row("all groups", f"{kept:,}", f"{units:,}", percent(kept / units))
+    return table
+
+
+def _relatives(relatives: Sequence[Relative]) -> Table:
+    by_prototypes = any(each.similarity is not None for each in relatives)
+    table = Table(
+        title="Nearest tasks of the same config",
+        title_justify="left",
+        caption=f"Best first by {'prototype similarity' if by_prototypes else 'IoU'}. IoU: of the units kept, mean "
+        "over groups weighted by their units; beside it what random masks of the same widths would have.",
+        caption_justify="left",
+    )
+    table.add_column("entry", overflow="fold")
+    for heading in ("similarity", "IoU", "random", "shared classes"):
+        table.add_column(heading, justify="right")
+    for each in relatives:
+        similarity = UNKNOWN if each.similarity is None else f"{each.similarity:.2f}"
+        table.add_row(
+            escape(each.name), similarity, f"{each.iou:.2f}", f"{each.random_iou:.2f}", str(each.shared_classes)
+        )
+    return table
+
+
+def _pairs(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_short(value)}" for name, value in values.items()]
+
+
+def _first(words: list[str], most: int = 40) -> str:
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(value: Any) -> str:
+    """Numbers with four digits: what is exact is in the JSON."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(_short, value)) + ")"
+    return str(value)
