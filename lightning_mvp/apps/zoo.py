@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from lightning_mvp.zoo.check import check_zoo
+from lightning_mvp.zoo.entry_file import shown
 from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page
@@ -89,8 +90,15 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     sound = len(found.entries) - len(found.damaged)
     say(f"{sound} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="", markup=False)
     say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not", markup=False)
-    answer = {"sound": sound, "entries": len(found.entries), "damaged": found.damaged, "theta0": found.theta0}
-    return answer, 0 if found.sound else 1
+    if found.leftovers:
+        say(f"left by killed writers, or of writers at work: {_names(found.leftovers)}", markup=False)
+    return {
+        "sound": sound,
+        "entries": len(found.entries),
+        "damaged": found.damaged,
+        "theta0": found.theta0,
+        "leftovers": list(found.leftovers),
+    }, 0 if found.sound else 1
 
 
 def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -99,7 +107,7 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
     require_known(zoo, names, "Nothing was removed. ")
     for name in names:
         zoo.remove(name)
-        say(f"removed {name}", markup=False)
+        say(f"removed {shown(Path(name))}", markup=False)
     say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}", markup=False)
     return {"removed": names, "left": len(zoo)}, 0
 
@@ -153,7 +161,7 @@ def require_known(zoo: ModelZoo, names: Sequence[str], before: str = "") -> None
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3)
-            unknown.append(f"{name!r}" + (f" (similar: {', '.join(close)})" if close else ""))
+            unknown.append(f"{name!r}" + (f" (similar: {_names(close)})" if close else ""))
     if unknown:
         raise ValueError(
             f"{before}Expected names of entries in the zoo at {zoo.path}, which has {len(known)}, but it has no "
@@ -219,6 +227,10 @@ def main() -> None:
 def _say_damaged(damaged: dict[str, str], say: Say) -> None:
     for problem in damaged.values():
         say(f"left out, damaged: {problem}", markup=False)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(shown(Path(name)) for name in names)
 
 
 def _count(number: int, one: str, many: str) -> str:

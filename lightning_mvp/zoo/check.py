@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_mvp.zoo import DamagedEntryError, read_entry
+from lightning_mvp.zoo.entry import DamagedEntryError
+from lightning_mvp.zoo.entry_file import read_entry
+from lightning_mvp.zoo.leftovers import leftovers
 from lightning_mvp.zoo.summary import entry_file
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -16,10 +18,12 @@ class ZooCheck:
     Args:
         theta0: what is wrong with the pre-trained weights, or None.
         entries: name → what is wrong with the entry, or None.
+        leftovers: names of hidden files of killed writers, and of writers at work: no damage.
     """
 
     theta0: str | None
     entries: dict[str, str | None]
+    leftovers: tuple[str, ...] = ()
 
     @property
     def damaged(self) -> dict[str, str]:
@@ -37,6 +41,9 @@ def check_zoo(zoo: ModelZoo) -> ZooCheck:
 
     If θ⁰ is damaged, entries can't be held against it, and each is only checked by itself: one damaged file must not
     look like hundreds.
+
+    Raises:
+        OSError: reading failed for a reason that is not the files', such as too many open ones.
 
     Example:
         >>> import tempfile, numpy as np
@@ -59,6 +66,7 @@ def check_zoo(zoo: ModelZoo) -> ZooCheck:
             entries[name] = None
         except KeyError:
             pass  # removed since the names were listed
-        except (DamagedEntryError, OSError) as error:
+        except (DamagedEntryError, FileNotFoundError) as error:
             entries[name] = str(error)
-    return ZooCheck(theta0, entries)
+    hidden = [path for folder in (zoo.path, zoo.path / "tasks") for path in leftovers(folder)]
+    return ZooCheck(theta0, entries, tuple(str(path.relative_to(zoo.path)) for path in hidden))

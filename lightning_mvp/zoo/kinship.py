@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightning_mvp.zoo.chance import expected_random_iou
-from lightning_mvp.zoo import DamagedEntryError, ZooEntry
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -119,7 +119,7 @@ def sound_entries(zoo: ModelZoo, names: Iterable[str]) -> tuple[list[ZooEntry], 
             sound.append(replace(zoo[name], weights={}, importance={}, head={}))
         except KeyError:
             pass  # removed since the names were listed
-        except (DamagedEntryError, OSError) as error:
+        except DamagedEntryError as error:
             damaged[name] = str(error)
     return sound, damaged
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_mvp.zoo import DamagedEntryError
+from lightning_mvp.zoo.entry import DamagedEntryError
+from lightning_mvp.zoo.entry_file import SUFFIX, shown
 from lightning_mvp.zoo.zoo import ModelZoo
 
 SortBy = Literal["name", "accuracy", "size"]
@@ -89,7 +90,7 @@ def summarise(zoo: ModelZoo, sort: SortBy = "name") -> list[EntrySummary]:
     if sort not in keys:
         raise ValueError(f"Expected argument `sort` to be one of {tuple(keys)}, but got {sort!r}.")
     by_config = ([_summary(zoo, name) for name in names] for names in zoo.configs.values())
-    return [each for summaries in by_config for each in sorted(summaries, key=keys[sort])]
+    return [each for found in by_config for each in sorted(filter(None, found), key=keys[sort])]
 
 
 def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -106,7 +107,7 @@ def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, di
 
 def entry_file(zoo: ModelZoo, name: str) -> Path:
     """Where an entry's file is."""
-    return zoo.path / "tasks" / f"{name}.safetensors"
+    return zoo.path / "tasks" / f"{name}{SUFFIX}"
 
 
 def entry_size(zoo: ModelZoo, name: str) -> int:
@@ -117,11 +118,16 @@ def entry_size(zoo: ModelZoo, name: str) -> int:
         return 0
 
 
-def _summary(zoo: ModelZoo, name: str) -> EntrySummary:
+def _summary(zoo: ModelZoo, name: str) -> EntrySummary | None:
     own = EntrySummary(name, name.rpartition("--")[2], entry_size(zoo, name))
     try:
         header = zoo.header(name)
-        facts, info = header["facts"], header["info"]
+    except KeyError:
+        return None  # removed since the names were listed
+    except DamagedEntryError as error:
+        return replace(own, problem=str(error))
+    facts, info = header["facts"], header["info"]
+    try:
         return replace(
             own,
             settings=dict(header["config"]),
@@ -130,10 +136,8 @@ def _summary(zoo: ModelZoo, name: str) -> EntrySummary:
             accuracy=validation_accuracy(info),
             kept=kept_fractions(info),
         )
-    except (DamagedEntryError, OSError) as error:
-        return replace(own, problem=str(error))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a header that nobody's `add` has checked
-        file = entry_file(zoo, name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # only the tensors' hash vouches for a header
+        file = shown(entry_file(zoo, name))
         return replace(own, problem=f"{file}: its header is not one of an entry ({error!r}). Prune this task again.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.entry_file import shown
 from lightning_mvp.zoo.kinship import Relative
 from lightning_mvp.zoo.summary import EntrySummary, differing_settings, kept_fractions, validation_accuracy
 
@@ -38,7 +40,7 @@ def entries_tables(summaries: Sequence[EntrySummary]) -> list[Table]:
     differing = differing_settings({each.config: each.settings for each in summaries if each.problem is None})
     tables = []
     for config in dict.fromkeys(each.config for each in summaries):
-        title = ", ".join([f"config {config}", *_pairs(differing.get(config, {}))])
+        title = ", ".join([f"config {shown(Path(config))}", *_pairs(differing.get(config, {}))])
         table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("entry", overflow="fold")
         for heading in ("classes", "accuracy", "units", "params", "MACs", "size"):
@@ -51,10 +53,11 @@ def entries_tables(summaries: Sequence[EntrySummary]) -> list[Table]:
 
 
 def _entry_row(each: EntrySummary) -> list[str]:
+    name = escape(shown(Path(each.name)))
     if each.problem is not None:
-        return [escape(each.name), "", "damaged", "", "", "", decimal(each.size)]
+        return [name, "", "damaged", "", "", "", decimal(each.size)]
     return [
-        escape(each.name),
+        name,
         UNKNOWN if each.classes is None else str(each.classes),
         percent(each.accuracy),
         *(percent(each.kept.get(what)) for what in ("units", "params", "macs")),

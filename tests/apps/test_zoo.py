@@ -170,6 +170,22 @@ def test_verify_does_not_blame_entries_for_a_damaged_theta0(zoo: ModelZoo, ask: 
     assert ask("verify", zoo.path).line.endswith("3 of 4 entries are sound, but θ⁰ is not")
 
 
+def test_verify_names_what_killed_writers_left_but_that_is_no_damage(zoo: ModelZoo, ask: Ask) -> None:
+    (zoo.path / "tasks" / ".beta.safetensors.0123456789abcdef.tmp").write_bytes(b"half")
+    done = ask("verify", zoo.path)
+    assert done.code == 0
+    assert "tasks/.beta.safetensors.0123456789abcdef.tmp" in done.out
+    assert len(ask("verify", zoo.path, "--json").json["leftovers"]) == 1
+
+
+def test_a_name_that_would_steer_the_terminal_is_escaped(zoo: ModelZoo, ask: Ask) -> None:
+    file_of(zoo, "\x1b[2Jx--00000000").write_bytes(b"torn")
+    for command in ("list", "verify"):
+        out = ask(command, zoo.path).out
+        assert "\x1b" not in out
+        assert "\\x1b[2Jx--00000000" in out
+
+
 def test_show_says_all_about_an_entry_and_its_nearest(zoo: ModelZoo, ask: Ask) -> None:
     name = name_of("alpha")
     page = ask("show", zoo.path, name)
