@@ -298,7 +298,7 @@ class ModelZoo:
         except UnseenFileError as error:
             raise DamagedEntryError(f"{error.strerror or error}") from error
         except (FileNotFoundError, NotADirectoryError):
-            if name in self:
+            if path.is_symlink():
                 raise DamagedEntryError(f"{shown(path)} is a link to nothing. Restore what it names.") from None
             raise self._no_entry(name) from None
 

@@ -11,7 +11,7 @@ import pytest
 
 from lightning_mvp.zoo import DamagedEntryError, ModelZoo
 
-from .conftest import GROUPS, THETA0, make_entry
+from .entries import GROUPS, THETA0, make_entry
 
 Fill = Callable[..., ModelZoo]
 RECIPE = {"model": "mini"}

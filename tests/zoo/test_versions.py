@@ -1,0 +1,79 @@
+"""Zoos written by earlier versions, byte for byte as they were: every version reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.voting.voted import voted_backbone
+from lightning_mvp.zoo import ModelZoo
+
+from .make_data import CLASSES, images_of
+
+VERSION_1 = Path(__file__).parent / "data" / "zoo-version-1"
+ZOO = "aa0bb1ff204f397fcde1249619922a356a3b72440f6cb44347c70dd39b4f6a6b"
+# masks, weights, head
+ENTRIES = {
+    "bare--f69cc171": (
+        "0964cc3180404c1d9e3c0ece7adfbed31a26a19e74deae42db6ad5f3961ae878",
+        "46937b494c4729cc09d0c1f3aa026dc29178348ce403a1d2bf43d1925e39358f",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    ),
+    "cold--02d23488": (
+        "ecbafebdf4bda5e34e4d7db56714010e81793ec03d308801968e8372507f9b54",
+        "b0bea620b7e9c19d085e8e4acaef6fa47b253718da2cfbb9efb5825d41c81269",
+        "0f8f48a77c277c37e41d4c707fdaa0d2b09c48a2030edabd60124a30adb84198",
+    ),
+    "warm--02d23488": (
+        "449ed092ea062411c75a2a4badfce99f038c27f4f8f03c463d2b968e978b7019",
+        "e0b8a9bbd924975b347bc344e5dc80149fdc9349436051bb15edee6464aa773e",
+        "60b3547ccbb2db238fa488881dfc47d7e391783a81446c66707e71858dfbf213",
+    ),
+}
+VOTED = {
+    "layer1.residual": "10101010",
+    "layer1.0.conv1": "01101100",
+    "layer2.0.conv1": "011110110000",
+    "layer2.residual": "100011000111",
+}
+
+
+def test_version_1_is_read_to_the_last_bit() -> None:
+    zoo = ModelZoo(VERSION_1)
+    assert zoo.verify() == dict.fromkeys(ENTRIES)
+    assert zoo.fingerprint == ZOO
+    assert {
+        entry.name: tuple(fingerprint(part) for part in (entry.masks, entry.weights, entry.head))
+        for entry in zoo.entries()
+    } == ENTRIES
+    cold, bare = zoo["cold--02d23488"], zoo["bare--f69cc171"]
+    assert cold.facts["classes"] == ["grün", "blue"]
+    assert cold.config == {"pruning_ratio": 0.5, "rounds": 4, "ratio_of": "units"}
+    assert cold.info == {"metrics": {"val_accuracy": 0.75, "auc": None}, "steps": 100, "zoo": ZOO}
+    assert list(cold.masks) == list(cold.importance) == list(zoo.group_sizes)
+    assert cold.prototypes is not None
+    assert (bare.head, bare.importance, bare.prototypes) == ({}, {}, None)
+    assert all(zoo.header(name)["facts"] == zoo[name].facts for name in zoo)
+
+
+@pytest.mark.parametrize("similarity", ["leep", "prototypes"])
+def test_version_1_still_votes(similarity) -> None:
+    images, labels = images_of(*CLASSES)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    small, report = voted_backbone(
+        ModelZoo(VERSION_1), [(images[order], labels[order])], neighbours=2, config="02d23488", similarity=similarity
+    )
+    assert sorted(neighbour.name for neighbour in report.neighbours) == ["cold--02d23488", "warm--02d23488"]
+    assert {group: "".join(map(str, mask.int().tolist())) for group, mask in report.masks.items()} == VOTED
+    assert all(torch.isfinite(tensor).all() for tensor in small.state_dict().values())
+
+
+def test_version_1_is_added_to(tmp_path: Path) -> None:
+    zoo, old = ModelZoo(VERSION_1), ModelZoo(VERSION_1)["cold--02d23488"]
+    new = ModelZoo.create(tmp_path / "zoo", zoo.recipe, zoo.theta0(), zoo.group_sizes)
+    assert new.fingerprint == ZOO
+    new.add(old)
+    assert fingerprint(new["cold--02d23488"].weights) == fingerprint(old.weights)
