@@ -15,7 +15,7 @@ import pytest
 from lightning_mvp.apps.zoo import main
 from lightning_mvp.zoo import ModelZoo, ZooEntry, config_hash, entry_id
 
-from ..zoo.conftest import CONFIG, GROUPS, THETA0, make_entry
+from ..zoo.entries import CONFIG, GROUPS, THETA0, make_entry
 
 OTHER = {**CONFIG, "rounds": 8}
 

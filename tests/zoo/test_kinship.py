@@ -14,7 +14,7 @@ from lightning_mvp.zoo.chance import expected_random_iou
 from lightning_mvp.zoo.kinship import mask_overlap, nearest_relatives, similarities, sound_entries
 from lightning_mvp.zoo.prototypes import prototype_similarity
 
-from .conftest import make_entry
+from .entries import make_entry
 
 
 def exact(units: int, a: int, b: int) -> float:
