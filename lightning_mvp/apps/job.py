@@ -78,10 +78,18 @@ class Job:
                     if ranks.is_first:
                         console.print(done.what, markup=False, highlight=False)
                 elif config.dry_run:
-                    record |= {"state": "planned", "estimate": app.cost(config) if hasattr(app, "cost") else None}
+                    estimate = app.cost(config) if hasattr(app, "cost") else None
+                    record |= {"state": "planned", "estimate": estimate}
+                    if ranks.is_first and not sweeping:
+                        console.print(_plan(self.app, ranks.world_size, estimate), highlight=False)
                 else:
                     record["metric"] = ranks.run(self.app, config, _folder())
             return record.get("metric")
+
+
+def _plan(app: str, world_size: int, estimate: float | None) -> str:
+    seconds = "" if estimate is None else f"; training takes about {estimate:.0f} s, as measured here"
+    return f"would run mvp-{app} in {world_size} process(es){seconds}. Nothing was done"
 
 
 def _folder() -> Path:

@@ -173,7 +173,8 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
             elastic_launch(launch, sys.executable)("-m", "lightning_mvp.apps.ranks", app, str(folder))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            raise RankFailedError(f"rank {rank} of {world_size}: {failure.message}") from _Remote(failure)
+            problem, where = _told(failure)
+            raise RankFailedError(f"rank {rank} of {world_size}: {problem}") from _Remote(where)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -184,9 +185,11 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
 class _Remote(Exception):
     """Where a rank failed, in another process: the cause of :class:`RankFailedError`, for the log."""
 
-    def __init__(self, failure: ProcessFailure) -> None:
-        said = failure.error_file_data.get("message")
-        super().__init__(said["extraInfo"]["py_callstack"] if isinstance(said, dict) else failure.message)
+
+def _told(failure: ProcessFailure) -> tuple[str, str]:
+    """A rank's error and its traceback; of one that was killed, how."""
+    said = failure.error_file_data["message"]
+    return (said["message"], said["extraInfo"]["py_callstack"]) if isinstance(said, dict) else (failure.message,) * 2
 
 
 @contextmanager

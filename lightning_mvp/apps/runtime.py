@@ -131,9 +131,13 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
             f"Expected weights of the backbone at {weights}, but there is no such file. Make them with `mvp-pretrain`, "
             "name others with weights=FILE, or take timm's with weights=null backbone.pretrained=true."
         )
+    import torch
+
     from lightning_mvp.backbones.create import create_backbone
 
-    return create_backbone(plain(config.backbone.recipe), pretrained=config.backbone.pretrained, weights=weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # random ones are the same wherever and whenever they are drawn
+        return create_backbone(plain(config.backbone.recipe), pretrained=config.backbone.pretrained, weights=weights)
 
 
 def trainer_options(config: DictConfig) -> dict[str, Any]:

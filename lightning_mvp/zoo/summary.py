@@ -45,13 +45,15 @@ class EntrySummary:
 
 
 def validation_accuracy(info: Mapping[str, Any]) -> float | None:
-    """The accuracy on validation data among an entry's metrics, if it was logged and is a number.
+    """The accuracy on validation data that an entry was given, or that was logged last, if it is a number.
 
     Example:
         >>> validation_accuracy({"metrics": {"val_accuracy": 0.5}}), validation_accuracy({"steps": 100})
         (0.5, None)
+        >>> validation_accuracy({"val_accuracy": 0.6, "metrics": {"val_accuracy": 0.5}})
+        0.6
     """
-    metrics = _numbers(info.get("metrics"))
+    metrics = {**_numbers(info.get("metrics")), **_numbers(info)}
     return next((metrics[name] for name in ACCURACIES if name in metrics), None)
 
 
