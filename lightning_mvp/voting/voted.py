@@ -180,7 +180,7 @@ def voted_backbone(
     with _timed(seconds, "read"):
         target = _Target.read(loader, scoring_images, max(1, reestimate_batches), seed)
         # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
-        example = as_input(target.images[:1], target.facts or _any_facts(zoo))
+        example = as_input(target.images[:1], target.facts or _any_facts(zoo, target.images.shape[1]))
         dense, groups = _structure(zoo, backbone, groups, example)
     with _timed(seconds, "rank"):
         ranked = (
@@ -336,10 +336,16 @@ def _sound_entries(
     return entries
 
 
-def _any_facts(zoo: ModelZoo) -> dict[str, Any]:
+def _any_facts(zoo: ModelZoo, channels: int) -> dict[str, Any]:
+    """Those of the first entry that is about such images, or of any: the error then says what the zoo's images are."""
+    found = None
     for entry in zoo.entries():
         with suppress(ValueError, TypeError):
-            return TaskFacts.from_dict(entry.facts).to_dict()
+            found = TaskFacts.from_dict(entry.facts)
+            if found.channels == channels:
+                break
+    if found is not None:
+        return found.to_dict()
     raise ValueError(f"No entry of the zoo at {zoo.path} is sound: {zoo.verify()}. Fill it again with `mvp-prune`.")
 
 

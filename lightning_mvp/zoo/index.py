@@ -121,8 +121,8 @@ def read_index(folder: Path, *, expected: bool = False) -> Index:
         raise ValueError(f"{path} cannot be read: {error}. Restore it or fill a new zoo.") from error
 
 
-def read_theta0(folder: Path, expected: str) -> dict[str, np.ndarray]:
-    """Read θ⁰ and verify it against its fingerprint.
+def read_theta0(folder: Path, wanted: str, *, expected: bool = False) -> dict[str, np.ndarray]:
+    """Read θ⁰ and verify it against the `wanted` fingerprint; `expected` as in `read_index`.
 
     Raises:
         ValueError: the file is missing, damaged or of another θ⁰.
@@ -130,13 +130,13 @@ def read_theta0(folder: Path, expected: str) -> dict[str, np.ndarray]:
     """
     path = folder / THETA0
     try:
-        state = read_listed(path, _read_state)
+        state = read_listed(path, _read_state, expected=expected)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).rstrip('.')}. Restore it or fill a new zoo.") from error
     found = fingerprint(state)
-    if found != expected:
+    if found != wanted:
         raise ValueError(
-            f"{path} is not this zoo's θ⁰: expected fingerprint {expected}, got {found}. Restore it or fill a new zoo."
+            f"{path} is not this zoo's θ⁰: expected fingerprint {wanted}, got {found}. Restore it or fill a new zoo."
         )
     return state
 
@@ -165,7 +165,7 @@ def create_index(folder: Path, index: Index, theta0: Mapping[str, np.ndarray]) -
 def _require_theta0(folder: Path, index: Index) -> None:
     """Another job's θ⁰, or one that an interrupted creation left behind: then no `zoo.json` must claim it as ours."""
     try:
-        read_theta0(folder, index.theta0)
+        read_theta0(folder, index.theta0, expected=True)
     except ValueError as error:
         if (folder / INDEX).exists():
             return  # a whole zoo, which the caller compares with his

@@ -19,6 +19,9 @@ from .writer import LARGE, large_entry
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals and fork")
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def _require_whole(zoo: ModelZoo, name: str) -> None:
     """Not only sound by its own sum: all of it is of one writer."""
     entry = zoo[name]
@@ -36,7 +39,7 @@ def test_killed_writers_leave_whole_entries_and_hidden_files_that_are_cleaned_la
         zoo.add(large_entry("again", seed), overwrite=True)
     spell = time.perf_counter() - start  # what four writes take on this machine, now
     command = [sys.executable, "-m", "tests.zoo.writer", str(zoo.path), "nursery"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as nursery:
         assert nursery.stdin is not None
         assert nursery.stdout is not None
         for seed in range(kills):

@@ -9,12 +9,13 @@ from lightning_mvp.zoo import ModelZoo
 
 from .writer import SHARED
 
+ROOT = Path(__file__).parents[2]
 WRITERS, EACH, READERS = 8, 50, 2
 
 
 def _start(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-W", "error", "-m", "tests.zoo.writer", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def _result(process: subprocess.Popen) -> dict:
