@@ -12,7 +12,7 @@ SAYS = {
     "01_callback_only.py": "outputs differ from the trained module's by at most",
     "02_vote_new_task.py": "before the first step",
     "03_ddp.py": "Global batch 64 = 2 device(s)",
-    "04_own_module.py": "After 40 steps: characters",
+    "05_own_module.py": "After 40 steps: characters",
 }
 ARGUMENTS = {"03_ddp.py": ["--devices", "2", "--accelerator", "cpu"]}
 

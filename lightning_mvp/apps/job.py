@@ -21,7 +21,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
@@ -69,6 +69,8 @@ class Job:
                 return app.run(config)
             from lightning_mvp.apps.ranks import Ranks
 
+            with open_dict(config):  # what a Trainer writes by itself belongs to the job
+                config.trainer.default_root_dir = str(_folder())
             ranks = Ranks.of(config, sweeping)
             with _recorded(ranks.is_first) as record:
                 record["devices"] = ranks.world_size

@@ -1,4 +1,4 @@
-"""``mvp-zoo``: what a zoo holds, one entry in detail, whether it is sound, without these entries, on one page.
+"""``mvp-zoo``: what a zoo holds, one entry in detail, whether it is sound, with or without these entries, on one page.
 
 A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
 """
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from lightning_mvp.zoo.check import check_zoo
-from lightning_mvp.zoo.entry_file import shown
+from lightning_mvp.zoo.entry_file import read_entry, shown
 from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page
@@ -112,6 +112,25 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
     return {"removed": names, "left": len(zoo)}, 0
 
 
+def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """Entries that were written elsewhere: where a run kept what it could not add, or in another copy of this zoo."""
+    entries = [read_entry(file) for file in arguments.files]
+    foreign = [entry.name for entry in entries if entry.info.get("zoo") != zoo.fingerprint]
+    if foreign:
+        raise ValueError(
+            f"Expected entries that were made for the zoo at {zoo.path}, but {_names(foreign)} belongs to a zoo of "
+            "another backbone or θ⁰. Nothing was added."
+        )
+    there = [entry.name for entry in entries if entry.name in zoo]
+    if there:
+        raise FileExistsError(f"The zoo at {zoo.path} has {_names(there)} already. Nothing was added.")
+    for entry in entries:
+        zoo.add(entry)
+        say(f"added {entry.name}", markup=False)
+    say(f"{_count(len(zoo), 'entry is', 'entries are')} in {zoo.path}", markup=False)
+    return {"added": [entry.name for entry in entries], "entries": len(zoo)}, 0
+
+
 def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
     """Overlap and similarity of the tasks of one config, as one page."""
     from lightning_mvp.apps.runtime import refuse_existing
@@ -192,6 +211,8 @@ def parser() -> argparse.ArgumentParser:
     command = add("show", show_entry, "one entry: its task, config, widths, metrics, and the tasks nearest to it")
     command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it")
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
+    command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
+    command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")
     command = add("remove", remove_entries, "remove these entries without asking, or none if one is unknown")
     command.add_argument("entries", metavar="ENTRY", nargs="+", help="names, as `mvp-zoo list` shows them")
     command = add("picture", draw_picture, "tasks by tasks on one page: the units they share, and how alike they are")

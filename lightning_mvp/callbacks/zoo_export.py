@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import slice_state
 from lightning_mvp.callbacks.pruner import Pruner
+from lightning_mvp.files import UnseenFileError, with_words
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.similarity import class_means
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
+from lightning_mvp.zoo.entry_file import SUFFIX, write_entry
 from lightning_mvp.zoo.zoo import ModelZoo
 
 PROTOTYPE_IMAGES = 500
@@ -61,7 +64,7 @@ def require_new_entry(path: Path, task: TaskFacts, config: Mapping[str, Any]) ->
     if (path / "zoo.json").exists() and entry in ModelZoo(path):
         raise FileExistsError(
             f"The zoo {path} already has an entry {entry}: the same task pruned with the same configuration. "
-            "Nothing is overwritten; remove it with ModelZoo.remove, or change `seed`."
+            "Nothing is overwritten; remove it with `mvp-zoo remove`, or change `seed`."
         )
 
 
@@ -140,6 +143,32 @@ def on_rank_zero(trainer: L.Trainer, write: Callable[[], object]) -> None:
         raise RuntimeError(f"The zoo entry could not be written, and the zoo is as it was. {problem}")
 
 
+def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path) -> None:
+    """Add an entry; where the zoo can't be written, keep it in ``folder``, because it took a training to make.
+
+    The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays.
+
+    Raises:
+        OSError: the entry is not in the zoo; the message says where it is.
+    """
+    try:
+        zoo.add(entry)
+    except FileExistsError:
+        rank_zero_warn(f"Another job has added {entry.name} to the zoo {zoo.path} meanwhile: its entry stays.")
+    except UnseenFileError:
+        raise
+    except OSError as error:
+        try:
+            entry = replace(entry, info={**entry.info, "zoo": zoo.fingerprint})  # whose it is
+            kept = write_entry(folder / f"{entry.name}{SUFFIX}", entry, overwrite=True)
+        except OSError:  # nowhere to write: the first error is the one to mend
+            raise error from None
+        words = (
+            f"The pruned model is kept in {kept}: `mvp-zoo add {zoo.path} {kept}` adds it once the zoo can be written."
+        )
+        raise with_words(error, f"{error.strerror or error} {words}") from error
+
+
 class ZooTarget:
     """The zoo that a pruned model is to be added to, and what the entry is about.
 
@@ -151,6 +180,7 @@ class ZooTarget:
     def __init__(self, path: Path, task: TaskFacts) -> None:
         self.path, self.task = path, task
         self.config: dict[str, Any] = {}
+        self._zoo: ModelZoo | None = None
 
     def reserve(self, config: Mapping[str, Any]) -> None:
         """Refuse an entry that the zoo has already, before any work; nothing is written.
@@ -161,9 +191,9 @@ class ZooTarget:
         self.config = dict(config)
         require_new_entry(self.path, self.task, self.config)
 
-    def open(self, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> ModelZoo:
+    def open(self, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> None:
         """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
-        return open_zoo(self.path, backbone, theta0, groups)
+        self._zoo = open_zoo(self.path, backbone, theta0, groups)
 
     def write(
         self,
@@ -174,7 +204,11 @@ class ZooTarget:
         theta0: Mapping[str, Tensor],
         info: Mapping[str, Any],
     ) -> None:
-        """Add the entry. A timm classifier inside the backbone is the head if ``head`` is not a linear layer."""
+        """Add the entry. A timm classifier inside the backbone is the head if ``head`` is not a linear layer.
+
+        Raises:
+            OSError: the zoo can't be written, or is gone; the entry is kept in the Trainer's ``default_root_dir``.
+        """
         groups, (masks, importance) = pruner.all_groups, pruner.for_zoo()
         state = slice_state(backbone.state_dict(), groups, masks)
         inner = f"{classifier_name(backbone)}."
@@ -202,4 +236,5 @@ class ZooTarget:
                 },
             },
         )
-        self.open(backbone, theta0, groups).add(entry)
+        assert self._zoo is not None, "it was opened before the first step"
+        add_or_keep(self._zoo, entry, Path(trainer.default_root_dir))

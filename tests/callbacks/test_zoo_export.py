@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_mvp import ModelZoo, TaskFacts, create_backbone, find_groups, voted_backbone
+from lightning_mvp.apps import zoo as mvp_zoo
 from lightning_mvp.backbones import features_of
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 
@@ -160,3 +162,69 @@ def test_batches_that_are_no_pairs_give_no_prototypes(zoo: Path):
     make_trainer(mvp).fit(Triples(), DataLoader(data, batch_size=None))
     made = ModelZoo(zoo)
     assert made[made.names[0]].prototypes is None
+
+
+class Meanwhile(L.Callback):
+    """Something happens to the zoo while the model is trained."""
+
+    def __init__(self, happens: Callable[[], Any]) -> None:
+        self.happens = happens
+
+    def on_train_end(self, *_: Any) -> None:
+        self.happens()
+
+
+def test_a_zoo_that_vanishes_costs_no_training(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    away = tmp_path / "away"
+    mvp = callback(head="classifier", task=FACTS, zoo=zoo)
+    mvp.info["note"] = "kept"
+    with pytest.raises(OSError, match="is gone, so nothing was read or written") as caught:
+        fit(UserModule(), mvp, Meanwhile(lambda: zoo.rename(away)), default_root_dir=tmp_path)
+    assert not zoo.exists(), "a zoo that is gone is not made anew"
+    (kept,) = tmp_path.glob("*.safetensors")
+    assert f"`mvp-zoo add {zoo} {kept}` adds it" in str(caught.value)
+
+    away.rename(zoo)
+    monkeypatch.setattr(sys, "argv", ["mvp-zoo", "add", str(zoo), str(kept)])
+    with pytest.raises(SystemExit, match="0"):
+        mvp_zoo.main()
+    made = ModelZoo(zoo)
+    assert made.verify() == {kept.stem: None}
+    assert made[kept.stem].info["note"] == "kept"
+    assert {group: mask.tolist() for group, mask in made[kept.stem].masks.items()} == {
+        group: mask.tolist() for group, mask in mvp.masks.items()
+    }
+
+
+def test_an_entry_that_was_kept_is_not_added_to_another_zoo(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fit(UserModule(), callback(head="classifier", task=FACTS, zoo=zoo))
+    fit(
+        UserModule(create_backbone(RECIPE)),
+        callback(head="classifier", task=facts("other"), zoo=tmp_path / "b", seed=1),
+    )
+    one, other = ModelZoo(zoo), ModelZoo(tmp_path / "b")
+    assert one.fingerprint != other.fingerprint
+    files = [str(zoo / "tasks" / f"{name}.safetensors") for name in one.names]
+    monkeypatch.setattr(sys, "argv", ["mvp-zoo", "add", str(other.path), *files])
+    with pytest.raises(SystemExit, match="1"):
+        mvp_zoo.main()
+    assert other.names == ModelZoo(tmp_path / "b").names
+    assert len(other) == 1
+
+
+def test_of_two_jobs_with_the_same_work_the_first_entry_stays(zoo: Path):
+    first = callback(head="classifier", task=FACTS, zoo=zoo)
+    second = callback(head="classifier", task=FACTS, zoo=zoo)
+    with pytest.warns(UserWarning, match="Another job has added colours--.* meanwhile: its entry stays"):
+        fit(UserModule(), second, Meanwhile(lambda: fit(UserModule(), first)))
+    assert len(ModelZoo(zoo)) == 1
+
+
+def test_what_else_tells_trainings_apart_is_part_of_the_id(zoo: Path):
+    ids = set()
+    for training in (None, {"learning_rate": 0.1}, {"learning_rate": 0.2}):
+        mvp = callback(head="classifier", task=FACTS, zoo=zoo, training=training)
+        fit(UserModule(), mvp)
+        ids |= set(ModelZoo(zoo).names)
+        assert mvp.config(12).get("training") == training
+    assert len(ids) == 3

@@ -1,6 +1,6 @@
 """Your own LightningModule, with two heads and a multi-label loss, over the backbone that a zoo votes for.
 
-    python examples/04_own_module.py
+    python examples/05_own_module.py
 
 Takes under a minute on one core.
 """
