@@ -90,7 +90,7 @@ def test_ctrl_c_is_answered_in_a_sentence(tmp_path: Path, run: Run, monkeypatch:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lightning_mvp.tasks.data.load_data", interrupted)
-    done = run("prune", *TINY, home=tmp_path)
+    done = run("prune", *TINY, "data.seed=99", home=tmp_path)  # a seed that no test before has loaded
     assert done.code == 130
     assert "Stopped. What is written stays; the same command goes on from there." in done.line
     assert "Traceback" not in done.text

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
 
 CONF = Path(str(files("lightning_mvp.conf")))
@@ -20,6 +23,7 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
+INTO = {"strategy": "trainer"}  # groups whose options fill another one
 USES = {
     "pretrain": set(GROUPS) - {"pruning", "vote"},
     "prune": set(GROUPS) - {"vote"},
@@ -57,7 +61,7 @@ def own_keys(group: str, option: str) -> set[str]:
 
 def test_the_groups_are_those_of_the_design() -> None:
     expected = {"backbone", "data", "split", "pruning", "vote", "optim", "trainer", "strategy", "logger", "experiment"}
-    assert expected | {"paths"} == set(GROUPS)
+    assert expected | {"paths", "launcher"} == set(GROUPS)
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -65,7 +69,8 @@ def test_each_root_composes_with_each_option_of_each_group(root: str) -> None:
     for choices in rows_of(root):
         composed = compose_for(root, *(f"{group}={option}" for group, option in choices.items()))
         for group, option in choices.items():
-            assert own_keys(group, option) <= set(composed[group]), f"{group}={option}"
+            if group != "launcher":  # Hydra's own
+                assert own_keys(group, option) <= set(composed[INTO.get(group, group)]), f"{group}={option}"
 
 
 @pytest.mark.parametrize("option", GROUPS["experiment"])
@@ -94,6 +99,29 @@ def test_pre_training_has_a_learning_rate_of_its_optimizer() -> None:
     assert default == {**compose_for("prune")["optim"], "learning_rate": 0.2}
     assert adamw == compose_for("prune", "optim=adamw")["optim"]
     assert compose_for("compare", "optim=adamw")["pretrain"]["learning_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "launcher"), [("basic", "Basic"), ("joblib", "Joblib"), ("submitit", "Local"), ("ray", "Ray")]
+)
+def test_each_launcher_is_hydras(option: str, launcher: str) -> None:
+    with initialize_config_module("lightning_mvp.conf", version_base="1.3"):
+        config = compose("prune", [f"launcher={option}"], return_hydra_config=True)
+    assert config.hydra.launcher._target_.endswith(f".{launcher}Launcher")
+
+
+def test_slurm_is_asked_for_one_task_a_device() -> None:
+    with initialize_config_module("lightning_mvp.conf", version_base="1.3"):
+        overrides = ["launcher=slurm", "strategy=ddp", "trainer.devices=4", "hydra.sweep.dir=sweep"]
+        config = compose("prune", overrides, return_hydra_config=True)
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(config_loader=None, callbacks=Callbacks()),  # type: ignore[arg-type]
+        task_function=lambda _: None,
+        config=config,
+    )
+    assert type(launcher).__name__ == "SlurmLauncher"
+    asked = {name: launcher.params[name] for name in ("tasks_per_node", "gpus_per_node", "nodes")}
+    assert asked == {"tasks_per_node": 4, "gpus_per_node": 4, "nodes": 1}
 
 
 @pytest.mark.parametrize("root", ["pretrain", "prune", "vote", "compare"])

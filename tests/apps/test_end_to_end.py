@@ -92,6 +92,29 @@ def test_a_vote_writes_its_four_files_and_says_what_it_did(voted: Path) -> None:
     assert report["parameters"] < 0.2 * report["dense_parameters"]
 
 
+def test_a_sweep_of_votes_skips_what_is_done_and_refuses_what_is_another(home: Path, zoo: Path, run: Run) -> None:
+    command = ("-m", *TINY, "vote.neighbours=2", "split.task=0,1", f"output={home}/swept/${{split.task}}")
+    assert run("vote", *command, home=home).code == 0
+    before = modified(home / "swept")
+    assert len(before) == 2 * len(OUTPUTS)
+    again = run("vote", *command, home=home)
+    assert again.code == 0
+    assert "2 jobs: 2 there already" in again.line
+    other = run("vote", *command, "seed=1", home=home)
+    assert other.code == 1
+    assert "swept/0 exists already and is not overwritten" in other.line
+    assert modified(home / "swept") == before
+
+
+def test_a_vote_that_was_killed_while_it_wrote_leaves_nothing_in_the_way(home: Path, zoo: Path, run: Run) -> None:
+    partial = home / "killed" / ".0.partial"
+    partial.mkdir(parents=True)
+    (partial / "model.ckpt").write_text("half")
+    assert run("vote", *TINY, "vote.neighbours=2", f"output={home}/killed/0", home=home).code == 0
+    assert {path.name for path in (home / "killed").iterdir()} == {"0"}
+    assert {path.name for path in (home / "killed" / "0").iterdir()} == OUTPUTS
+
+
 def test_the_checkpoint_loads_without_the_zoo(voted: Path, tmp_path: Path) -> None:
     alone = shutil.copy(voted / "model.ckpt", tmp_path)
     assert torch.load(alone, weights_only=True)["hyper_parameters"]["recipe"]["kept"]

@@ -91,6 +91,20 @@ def test_submitit_and_ray_run_the_same_sweep(launcher: list[str], tmp_path: Path
     require_a_folder_and_a_row_for_each_job(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_sweeper_optimises_the_validation_accuracy(tmp_path: Path):
+    pytest.importorskip("optuna")
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    space = ("hydra.sweeper.direction=maximize", "optim.learning_rate=interval(0.01,0.2)")
+    done = sweep(tmp_path, *search, *space)
+    assert done.code == 0, done.text
+    metrics = [float(row["metric"]) for row in rows_of(tmp_path)]
+    assert len(metrics) == 3
+    assert f"Best value: {max(metrics)}" in done.text
+    zoo = ModelZoo(tmp_path / ZOO)
+    assert sorted(entry.info["val_accuracy"] for entry in zoo.entries(None)) == sorted(metrics)
+
+
 def test_jobs_that_fail_are_listed_with_log_and_command_and_the_others_are_run(tmp_path: Path, run: Run):
     done = run("prune", "-m", *QUICK, "split.task=0,77,1", home=tmp_path)
     assert done.code == 1

@@ -1,0 +1,74 @@
+"""What a sweep says at its end, from the records that its jobs left."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lightning_mvp.apps.sweep import SHOWN, own_overrides, read_records, sentences, sweep_table, write_csv
+
+
+def record(job: int, state: str = "done", **more: Any) -> dict[str, Any]:
+    shared = {"overrides": ["steps=4", f"split.task={job}"], "log": f"logs/{job}/prune.log", "seconds": 2.0}
+    return {"job": job, "state": state, "metric": 0.5, "devices": 1, **shared, **more}
+
+
+def text_of(records: list[dict[str, Any]]) -> str:
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(sweep_table(records))
+    return screen.getvalue()
+
+
+def leave(folder: Path, *records: dict[str, Any]) -> None:
+    for each in records:
+        (folder / str(each["job"])).mkdir(parents=True)
+        (folder / str(each["job"]) / "job.json").write_text(json.dumps(each))
+
+
+def test_records_come_by_number_and_a_killed_job_is_not_running_any_more(tmp_path: Path):
+    leave(tmp_path, record(10), record(2, "running"), record(1))
+    assert [(each["job"], each["state"]) for each in read_records(tmp_path)] == [
+        (1, "done"),
+        (2, "stopped"),
+        (10, "done"),
+    ]
+
+
+def test_the_table_shows_what_differs_and_failures_first_where_there_are_too_many():
+    jobs = [record(job) for job in range(SHOWN)]
+    assert "steps=4" not in text_of(jobs)
+    assert f"split.task={SHOWN - 1} " in text_of(jobs)
+    jobs.append(record(SHOWN, "failed", metric=None, error="ValueError: no"))
+    shown = [line for line in text_of(jobs).splitlines() if "split.task" in line]
+    assert len(shown) == SHOWN
+    assert "failed" in shown[0]
+    assert f"{SHOWN} of them are shown, jobs.csv has all" in sentences("prune", jobs)
+
+
+def test_failures_are_told_with_error_log_and_a_command_that_a_shell_understands():
+    failed = record(3, "failed", error="ValueError: no", overrides=["split.classes=[a b, c]"])
+    lines = sentences("prune", [record(0), failed, record(4, "stopped")])
+    assert lines[0] == "3 jobs: 1 done, 1 failed, 1 stopped"
+    assert "job 3 failed: ValueError: no" in lines
+    assert "  log: logs/3/prune.log" in lines
+    again = next(line for line in lines if "again: " in line)
+    assert shlex.split(again)[1:] == ["mvp-prune", "split.classes=[a b, c]"]
+    assert lines[-1].startswith("1 did not end; the same command goes on from there: mvp-prune")
+
+
+def test_the_csv_has_every_job_and_column(tmp_path: Path):
+    write_csv(tmp_path / "jobs.csv", [record(0), record(1, "failed", metric=None, error="a, b\nc", what="unused")])
+    with (tmp_path / "jobs.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["state"], first["metric"], first["overrides"]) == ("done", "0.5", "steps=4 split.task=0")
+    assert (second["error"], second["metric"], second["estimate"]) == ("a, b\nc", "", "")
+
+
+def test_one_job_alone_keeps_its_overrides():
+    assert own_overrides([{"overrides": ["steps=4"]}]) == [["steps=4"]]
