@@ -14,6 +14,7 @@ import pytest
 
 from lightning_mvp import files
 from lightning_mvp.zoo import DamagedEntryError, ModelZoo
+from lightning_mvp.zoo import zoo as zoo_module
 
 from .entries import GROUPS, THETA0, make_entry
 
@@ -176,6 +177,16 @@ def test_a_folder_that_goes_away_during_the_write_is_said(fill: Fill, monkeypatc
         zoo.path.rename(zoo.path.with_name("moved"))
 
     monkeypatch.setattr(files, "_write", vanishing)
+    with pytest.raises(FileNotFoundError, match="Its folder is gone: mount"):
+        zoo.add(make_entry("second", seed=1))
+    assert not zoo.path.exists()
+
+
+def test_a_folder_that_goes_away_just_before_the_write_is_not_made_anew(
+    fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = fill("first")
+    monkeypatch.setattr(zoo_module, "make_folder", lambda _: zoo.path.rename(zoo.path.with_name("moved")))
     with pytest.raises(FileNotFoundError, match="Its folder is gone: mount"):
         zoo.add(make_entry("second", seed=1))
     assert not zoo.path.exists()

@@ -64,7 +64,7 @@ def _harmless(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("files", "seed"), [(1200, 0), pytest.param(20_000, 1, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("files", "seed"), [(1200, 0), pytest.param(10_000, 1, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_a_damaged_entry_is_refused_by_name_or_read_as_it_was(
     files: int, seed: int, fill: Fill, tmp_path: Path
@@ -192,10 +192,20 @@ def test_what_is_no_file_and_what_is_a_giant_are_refused(fill: Fill, tmp_path: P
     raw = (tasks / f"{sound}.safetensors").read_bytes()
     _giant(tasks / "giant.safetensors", raw)
     _giant(tasks / "giant-header.safetensors", (2**40).to_bytes(8, "little"))
+    honest = Parts(raw)  # a header that fits the size of its file
+    honest.entry["name"] = honest.entry["facts"]["name"] = "honest"
+    last = "prototype/features"
+    honest.tensors[last] = honest.tensors.pop(last)
+    begin = sum(tensor.nbytes for tensor in honest.tensors.values()) - honest.tensors[last].nbytes
+    honest.specs[last] = {"shape": [2, 2**37], "data_offsets": [begin, begin + 2**40]}
+    _giant(tasks / "honest.safetensors", honest.build())
+    os.truncate(tasks / "honest.safetensors", len(honest.build()) - honest.tensors[last].nbytes + 2**40)
     with _harmless(tmp_path):
         problems = zoo.verify()
     assert problems.pop(sound) is None
-    assert len(problems) == 12
+    assert len(problems) == 13
+    assert all("no regular file" in str(problems[name]) for name in ("pipe", "to-pipe", "zeros"))
+    assert "expected are at most" in str(problems["honest"])
     for name, problem in problems.items():
         assert problem is not None
         assert shown(Path(f"{name}.safetensors")) in problem

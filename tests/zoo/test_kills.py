@@ -49,8 +49,8 @@ def test_killed_writers_leave_whole_entries_and_hidden_files_that_are_cleaned_la
             deadline = time.monotonic() + 60
             while set(os.listdir(tasks)) == before:  # it has begun
                 assert time.monotonic() < deadline, "the writer does nothing"
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, spell))
+            # Every other one at once, which is mostly in the first write, the others somewhere in the next ones.
+            time.sleep(rng.uniform(0, spell) * (seed % 2))
             os.kill(writer, signal.SIGKILL)
             assert nursery.stdout.readline().strip() == str(int(signal.SIGKILL))
 
@@ -64,8 +64,8 @@ def test_killed_writers_leave_whole_entries_and_hidden_files_that_are_cleaned_la
                 zoo.remove(name)
         nursery.stdin.close()
         assert '"torch": false' in nursery.stdout.read()
-    assert hit >= kills / 4, "too few kills hit a write in progress to show anything"
-    assert written >= kills / 4, "too few entries were written to show anything"
+    assert hit >= kills / 5, "too few kills hit a write in progress to show anything"
+    assert written >= kills / 8, "too few entries were written to show anything"
     assert zoo.verify() == {again: None}
 
     left = leftovers(tasks)
