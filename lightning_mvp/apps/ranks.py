@@ -227,7 +227,9 @@ def main() -> None:
         value = import_module(f"lightning_mvp.apps.{app}").run(config)
         if int(os.environ["RANK"]) == 0:
             write_json(folder / "result.json", value, overwrite=True)
-    except Exception as error:  # told once, by the job
+    except KeyboardInterrupt:  # told once, by the job, as is whatever else ends it
+        sys.exit(130)
+    except Exception as error:
         handler.record_exception(error)
         sys.exit(1)
 

@@ -120,7 +120,8 @@ def sentences(app: str, records: Sequence[Record]) -> list[str]:
         ['2 jobs: 1 done, 1 planned', 'about 8 s one after the other, as measured here']
     """
     states = Counter(record["state"] for record in records)
-    lines = [f"{len(records)} jobs: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
+    jobs = "1 job" if len(records) == 1 else f"{len(records)} jobs"
+    lines = [f"{jobs}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
     if len(records) > SHOWN:
         lines.append(f"{SHOWN} of them are shown, jobs.csv has all")
     estimates = [record["estimate"] for record in records if record.get("estimate") is not None]

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from lightning_mvp.zoo.zoo import ModelZoo
 from .conftest import Outcome, Run, modified
 from .sweeps import (
     QUICK,
+    SPY,
     TWO_BY_TWO,
     environment,
     folder_of,
+    passes_of,
     prune,
     require_a_folder_and_a_row_for_each_job,
     require_each_job_trained_on_all_of_its_data,
@@ -173,6 +177,39 @@ def test_data_is_loaded_once_for_all_jobs_of_a_process(tmp_path: Path, run: Run,
     assert run("prune", "-m", *QUICK, *options, home=tmp_path).code == 0
     assert len(rows_of(tmp_path)) == 3
     assert len(loaded) == 1
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def within(seconds: float, reached: Callable[[], bool]) -> bool:
+    """Whether it is reached in that time."""
+    end = time.monotonic() + seconds
+    while not reached() and time.monotonic() < end:
+        time.sleep(0.1)
+    return reached()
+
+
+def test_ranks_of_a_sweep_that_is_killed_end_with_it(tmp_path: Path):
+    (tmp_path / "spy").mkdir()
+    more = {"SPY": str(tmp_path / "spy"), "PYTHONPATH": str(SPY)}
+    overrides = (*QUICK, "split.task=0,1", "trainer.devices=2", "strategy=ddp_cpu", "steps=100000")
+    with (tmp_path / "output.txt").open("w") as output:
+        command = [sys.executable, "-m", "lightning_mvp.apps.prune", "-m", *overrides]
+        job = subprocess.Popen(command, env=environment(tmp_path, **more), stdout=output, stderr=output)
+    assert within(120, lambda: len(passes_of(tmp_path)) >= 2), (tmp_path / "output.txt").read_text()
+    ranks = {one["process"] for one in passes_of(tmp_path)}
+    assert len(ranks) == 2
+    assert job.pid not in ranks
+    job.kill()
+    job.wait()
+    assert within(20, lambda: not any(map(is_alive, ranks)))
+    assert not (tmp_path / ZOO / "tasks").exists() or not len(ModelZoo(tmp_path / ZOO))
 
 
 def free_port() -> int:
