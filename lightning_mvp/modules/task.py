@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
+from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.ridge import ridge_head
 from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.modules.decision import freeze, frozen_parameters
@@ -99,7 +100,8 @@ class TaskModule(L.LightningModule):
     def _build(self, recipe: Mapping[str, Any], backbone: nn.Module | None = None) -> None:
         self.backbone = create_backbone(recipe) if backbone is None else backbone
         # Convolutions on CPU and GPU are fastest with channels last; linear layers don't mind.
-        self.backbone.to(memory_format=torch.channels_last).train()
+        self.layout = training_layout(self.backbone)
+        self.backbone.to(memory_format=self.layout).train()
         assert isinstance(self.example_input_array, Tensor)
         n_features = _feature_count(self.backbone, recipe, self.example_input_array)
         self.head = nn.Linear(n_features, len(self.facts.classes))
@@ -177,7 +179,7 @@ class TaskModule(L.LightningModule):
 
     def _shared_step(self, batch: Sequence[Tensor], stage: str) -> Tensor:
         images, labels = batch
-        logits = self(images.contiguous(memory_format=torch.channels_last))
+        logits = self(images.contiguous(memory_format=self.layout))
         loss = F.cross_entropy(logits.float(), labels)
         metric = self.accuracy[f"{stage}_stage"]
         assert isinstance(metric, MulticlassAccuracy)
