@@ -172,7 +172,7 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
         try:
             elastic_launch(launch, sys.executable)("-m", "lightning_mvp.apps.ranks", app, str(folder))
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
+            rank, failure = min(error.failures.items(), key=_order)
             problem, where = _told(failure)
             raise RankFailedError(f"rank {rank} of {world_size}: {problem}") from _Remote(where)
         except SignalException as error:
@@ -184,6 +184,15 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
 
 class _Remote(Exception):
     """Where a rank failed, in another process: the cause of :class:`RankFailedError`, for the log."""
+
+
+def _order(failed: tuple[int, ProcessFailure]) -> int:
+    """When a rank failed, in nanoseconds: the others lose their connection to it and fail within the same second.
+
+    One that was killed has left no file, and comes first.
+    """
+    path = Path(failed[1].error_file)
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _told(failure: ProcessFailure) -> tuple[str, str]:

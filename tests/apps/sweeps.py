@@ -12,7 +12,36 @@ from typing import Any
 
 from .conftest import TINY, TINY_ROUNDS, Outcome
 
-SPY = Path(__file__).parent / "spy"
+# As sitecustomize.py it makes every process write which images its training loader hands out, into $SPY: a line for
+# each pass over one rank's share. (A file of that name among the tests would be imported, by pytest's doctests.)
+SPY = r"""
+import json
+import os
+from pathlib import Path
+
+from lightning_mvp.tasks.loader import TaskLoader
+
+_draw = TaskLoader._draw
+
+
+def spied(self, epoch):
+    drawn = _draw(self, epoch)
+    if self.train:
+        line = {
+            "task": self.facts.name,
+            "world_size": self.world_size,
+            "rank": self.rank,
+            "epoch": epoch,
+            "images": drawn[0].tolist(),
+            "process": os.getpid(),
+        }
+        with Path(os.environ["SPY"], f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return drawn
+
+
+TaskLoader._draw = spied
+"""
 QUICK = (*TINY, *TINY_ROUNDS, "weights=null", "trainer.enable_progress_bar=false")
 TWO_BY_TWO = ("split.task=0,1", "trainer.devices=1,2", "strategy=ddp_cpu")
 IMAGES = 36  # of a TINY task: 3 classes of 12
@@ -35,12 +64,22 @@ def prune(home: Path, *overrides: str, command: tuple[str, ...] = (), **more: st
     return Outcome(done.returncode, done.stdout)
 
 
+def patched(folder: Path, code: str) -> dict[str, str]:
+    """The environment in which every Python process runs this code first."""
+    folder.mkdir(parents=True)
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}
+
+
+def spied(home: Path) -> dict[str, str]:
+    """The environment in which :func:`passes_of` knows what loaders hand out."""
+    (home / "spy").mkdir(parents=True)
+    return {"SPY": str(home / "spy"), **patched(home / "code", SPY)}
+
+
 def sweep(home: Path, *overrides: str, spy: bool = False) -> Outcome:
     """A multirun of tiny jobs."""
-    more = {}
-    if spy:
-        (home / "spy").mkdir(parents=True)
-        more = {"SPY": str(home / "spy"), "PYTHONPATH": str(SPY)}
+    more = spied(home) if spy else {}
     return prune(home, "-m", *QUICK, *overrides, **more)
 
 

@@ -20,15 +20,16 @@ from lightning_mvp.zoo.zoo import ModelZoo
 from .conftest import Outcome, Run, modified
 from .sweeps import (
     QUICK,
-    SPY,
     TWO_BY_TWO,
     environment,
     folder_of,
     passes_of,
+    patched,
     prune,
     require_a_folder_and_a_row_for_each_job,
     require_each_job_trained_on_all_of_its_data,
     rows_of,
+    spied,
     sweep,
 )
 
@@ -125,18 +126,17 @@ def test_jobs_that_fail_are_listed_with_log_and_command_and_the_others_are_run(t
 
 def test_a_rank_that_fails_ends_its_job_and_not_the_sweep(tmp_path: Path):
     """The second rank can't read a batch: the others of its job end with it, the next job is run."""
-    spy = tmp_path / "broken"
-    spy.mkdir()
-    (spy / "sitecustomize.py").write_text(
+    broken = patched(
+        tmp_path / "code",
         "from lightning_mvp.tasks.loader import TaskLoader\n"
         "draw = TaskLoader._draw\n"
         "def fail(self, epoch):\n"
         "    if self.rank == 1: raise RuntimeError('a broken image')\n"
         "    return draw(self, epoch)\n"
-        "TaskLoader._draw = fail\n"
+        "TaskLoader._draw = fail\n",
     )
     overrides = ("split.task=0", "trainer.devices=2,1", "strategy=ddp_cpu")
-    done = prune(tmp_path, "-m", *QUICK, *overrides, PYTHONPATH=str(spy))
+    done = prune(tmp_path, "-m", *QUICK, *overrides, **broken)
     assert done.code == 1
     first, second = rows_of(tmp_path)
     assert [(row["devices"], row["state"]) for row in (first, second)] == [("2", "failed"), ("1", "done")]
@@ -196,8 +196,7 @@ def within(seconds: float, reached: Callable[[], bool]) -> bool:
 
 
 def test_ranks_of_a_sweep_that_is_killed_end_with_it(tmp_path: Path):
-    (tmp_path / "spy").mkdir()
-    more = {"SPY": str(tmp_path / "spy"), "PYTHONPATH": str(SPY)}
+    more = spied(tmp_path)
     overrides = (*QUICK, "split.task=0,1", "trainer.devices=2", "strategy=ddp_cpu", "steps=100000")
     with (tmp_path / "output.txt").open("w") as output:
         command = [sys.executable, "-m", "lightning_mvp.apps.prune", "-m", *overrides]
