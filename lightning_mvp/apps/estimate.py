@@ -24,8 +24,9 @@ def training_seconds(config: DictConfig, datamodule: TaskDataModule) -> float:
     What comes before and after training (groups, head, evaluation) is not in it, and neither is what ranks tell each
     other.
     """
-    alike = [plain(config.backbone.recipe), plain(config.trainer), datamodule.batch_size, datamodule.facts.input_size]
-    key = json.dumps(alike, sort_keys=True)
+    trainer = [config.trainer[name] for name in ("accelerator", "precision", "accumulate_grad_batches")]
+    data = [datamodule.batch_size, datamodule.facts.input_size]
+    key = json.dumps([plain(config.backbone.recipe), trainer, data], sort_keys=True)
     if key not in _seconds_a_step:
         _seconds_a_step[key] = _time_steps(config, datamodule)
     return config.steps * _seconds_a_step[key]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -23,7 +24,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from lightning_mvp.apps.runtime import FOR_PEOPLE, console, prepare
+from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
 from lightning_mvp.files import write_json
 
@@ -62,31 +63,38 @@ class Job:
 
     def __call__(self, config: DictConfig) -> Any:
         sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        if sweeping:
+            forget_ranks()
+        app = import_module(f"lightning_mvp.apps.{self.app}")
         with _told(sweeping):
+            if hasattr(app, "ready"):
+                with _recorded() as record:
+                    return self._train(app, config, sweeping, record)
             prepare(config)
-            app = import_module(f"lightning_mvp.apps.{self.app}")
-            if not hasattr(app, "ready"):
-                return app.run(config)
-            from lightning_mvp.apps.ranks import Ranks
+            return app.run(config)
 
-            with open_dict(config):  # what a Trainer writes by itself belongs to the job
-                config.trainer.default_root_dir = str(_folder())
-            ranks = Ranks.of(config, sweeping)
-            with _recorded(ranks.is_first) as record:
-                record["devices"] = ranks.world_size
-                done = ranks.agree(lambda: app.ready(config, ranks.world_size))
-                if done is not None:
-                    record |= {"state": "there already", "metric": done.metric}
-                    if ranks.is_first:
-                        console.print(done.what, markup=False, highlight=False)
-                elif config.dry_run:
-                    estimate = app.cost(config) if hasattr(app, "cost") else None
-                    record |= {"state": "planned", "estimate": estimate}
-                    if ranks.is_first and not sweeping:
-                        console.print(_plan(self.app, ranks.world_size, estimate), highlight=False)
-                else:
-                    record["metric"] = ranks.run(self.app, config, _folder())
-            return record.get("metric")
+    def _train(self, app: ModuleType, config: DictConfig, sweeping: bool, record: dict[str, Any]) -> Any:
+        """Decide, then do what there is to do, if anything; what came of it goes into the record."""
+        from lightning_mvp.apps.ranks import Ranks
+
+        prepare(config)
+        with open_dict(config):  # what a Trainer writes by itself belongs to the job
+            config.trainer.default_root_dir = str(_folder())
+        ranks = Ranks.of(config, sweeping)
+        record["devices"] = ranks.world_size
+        done = ranks.agree(lambda: app.ready(config, ranks.world_size))
+        if done is not None:
+            record |= {"state": "there already", "metric": done.metric}
+            if ranks.is_first:
+                console.print(done.what, markup=False, highlight=False)
+        elif config.dry_run:
+            estimate = app.cost(config) if hasattr(app, "cost") else None
+            record |= {"state": "planned", "estimate": estimate}
+            if ranks.is_first and not sweeping:
+                console.print(_plan(self.app, ranks.world_size, estimate), highlight=False)
+        else:
+            record["metric"] = ranks.run(self.app, config, _folder())
+        return record.get("metric")
 
 
 def _plan(app: str, world_size: int, estimate: float | None) -> str:
@@ -99,9 +107,14 @@ def _folder() -> Path:
 
 
 @contextmanager
-def _recorded(writes: bool) -> Iterator[dict[str, Any]]:
-    """The job's record in its output folder, while it runs and after; a traceback goes to its log."""
-    about = HydraConfig.get()
+def _recorded() -> Iterator[dict[str, Any]]:
+    """The job's record in its output folder, while it runs and after; a traceback goes to its log.
+
+    Of ranks that somebody else has started the first writes.
+    """
+    from lightning_mvp.modules.decision import is_first_process
+
+    about, writes = HydraConfig.get(), is_first_process()
     log = _folder() / f"{about.job.name}.log"
     record: dict[str, Any] = {
         "job": about.job.num if about.mode == RunMode.MULTIRUN else 0,

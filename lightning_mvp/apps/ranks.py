@@ -40,18 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What launchers tell a rank. In a sweep nobody has launched ranks yet, so whatever is there was left by somebody else.
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "GROUP_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
-
 
 class RankFailedError(RuntimeError):
     """One of a job's ranks failed; the message says which, and its error."""
@@ -76,14 +64,11 @@ class Ranks:
         Raises:
             ValueError: a strategy whose processes cannot be started here.
         """
-        if sweeping:
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                raise ValueError(
-                    "Expected a sweep to be started as one process, but got torchrun. Each job starts its own ranks: "
-                    "leave torchrun out and set trainer.devices."
-                )
-            for name in RANK_VARIABLES:
-                os.environ.pop(name, None)
+        if sweeping and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ValueError(
+                "Expected a sweep to be started as one process, but got torchrun. Each job starts its own ranks: leave "
+                "torchrun out and set trainer.devices."
+            )
         options = {**trainer_options(config), "logger": False}
         trainer = make_trainer(1, **options)
         launcher = trainer.strategy.launcher

@@ -32,6 +32,28 @@ console = Console(soft_wrap=True)
 FOR_PEOPLE = (ValueError, OSError, FloatingPointError, ImportError, OmegaConfBaseException, SelfCheckError)
 
 
+# What launchers tell a rank.
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def forget_ranks() -> None:
+    """In a sweep nobody has launched ranks yet: whatever is in the environment was left by somebody else.
+
+    Lightning reads some of it when it is imported, so this comes first. What SLURM says is its own, and stays.
+    """
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """A configuration as plain containers, interpolations resolved.
 

@@ -146,7 +146,7 @@ def test_a_terminal_shows_the_vote_once_and_nothing_of_lightnings_own(home: Path
         assert noise not in shown
 
 
-@pytest.mark.parametrize("app", ["prune", "vote"])
+@pytest.mark.parametrize("app", [pytest.param("prune", marks=pytest.mark.slow), "vote"])
 def test_under_ddp_one_rank_writes_and_speaks(app: str, home: Path, zoo: Path) -> None:
     own = ("split.seed=2", f"zoo={home}/ddp") if app == "prune" else ("vote.neighbours=2", f"output={home}/ddp-voted")
     options = [*TINY, *(TINY_ROUNDS if app == "prune" else ()), "strategy=ddp_cpu", *own]
