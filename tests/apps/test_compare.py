@@ -18,6 +18,7 @@ from lightning_mvp.study.settings import METHODS
 
 from .conftest import TINY_COMPARE, Run, modified
 
+pytestmark = pytest.mark.xdist_group("compare")  # one process makes what several tests look at
 ALL = f"methods=[{','.join(METHODS)}]"
 SMALL = ("methods=[mvp,dense]", "split.sources=2", "split.targets=1")
 PICTURES = {"accuracy.png", "leep.png", "overlap.png", "widths.png"}

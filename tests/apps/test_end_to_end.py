@@ -19,6 +19,7 @@ from lightning_mvp.zoo.zoo import ModelZoo
 
 from .conftest import TINY, TINY_ROUNDS, Run, modified
 
+pytestmark = pytest.mark.xdist_group("end_to_end")  # one process makes what several tests look at
 OUTPUTS = {"model.ckpt", "model.safetensors", "recipe.json", "report.json"}
 
 

@@ -20,6 +20,7 @@ from lightning_mvp import ModelZoo
 from .ddp_run import one_decision
 from .user import content
 
+pytestmark = pytest.mark.xdist_group("ddp")  # one process makes what several tests look at
 ROOT = Path(__file__).parents[2]
 SECONDS = 30  # from one rank's failure to the end of all; a hang would take gloo's half hour
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
