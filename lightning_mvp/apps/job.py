@@ -79,7 +79,7 @@ class Job:
 
         prepare(config)
         with open_dict(config):  # what a Trainer writes by itself belongs to the job
-            config.trainer.default_root_dir = str(_folder())
+            config.trainer.setdefault("default_root_dir", str(_folder()))
         ranks = Ranks.of(config, sweeping)
         record["devices"] = ranks.world_size
         done = ranks.agree(lambda: app.ready(config, ranks.world_size))
@@ -156,8 +156,9 @@ def _told(sweeping: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print("Stopped. What is written stays; the same command goes on from there.")
-        raise SystemExit(130) from None
+        raise _stopped(130) from None
+    except SystemExit as error:  # Lightning ends a fit so: at Ctrl-C with 1, at SIGTERM with what looks like success
+        raise _stopped(130 if isinstance(error.__context__, KeyboardInterrupt) else error.code or 143) from None
     except Exception as error:
         kind = type(error).__name__
         if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not (sweeping or isinstance(error, FOR_PEOPLE)):
@@ -167,6 +168,11 @@ def _told(sweeping: bool) -> Iterator[None]:
         if sweeping:
             raise JobFailed(f"{kind}: {error}") from None
         raise SystemExit(1) from None
+
+
+def _stopped(code: Any) -> SystemExit:
+    console.print("Stopped. What is written stays; the same command goes on from there.")
+    return SystemExit(code)
 
 
 def command(app: str) -> Any:

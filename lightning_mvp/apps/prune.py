@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -16,27 +16,12 @@ from lightning_mvp.apps.runtime import (
     plain,
     task_of,
     trainer_options,
+    training_of,
 )
 
 if TYPE_CHECKING:
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.tasks.datamodule import TaskDataModule
-
-
-def training_of(config: DictConfig, world_size: int) -> dict[str, Any]:
-    """What tells one training from another, besides the pruning: part of the entry's id.
-
-    The batch is the global one: the same images a step on more devices are the same training.
-    """
-    trainer = config.trainer
-    return {
-        **plain(config.optim),
-        "batch_size": config.data.batch_size * world_size * trainer.accumulate_grad_batches,
-        "augment": config.data.augment,
-        "head_init": config.head_init,
-        "precision": trainer.precision,
-        "gradient_clip_val": trainer.gradient_clip_val,
-    }
 
 
 def pruning_of(config: DictConfig, world_size: int) -> tuple[TaskDataModule, MVPCallback, str]:
@@ -54,6 +39,8 @@ def pruning_of(config: DictConfig, world_size: int) -> tuple[TaskDataModule, MVP
         seed=config.seed,
         training=training_of(config, world_size),
     )
+    assert callback.zoo is not None
+    callback.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
     return datamodule, callback, entry_id(datamodule.facts.name, callback.config(config.steps))
 
 
@@ -66,6 +53,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     """
     from lightning_mvp.backbones.create import recipe_of
     from lightning_mvp.callbacks.guards import require_time_for
+    from lightning_mvp.callbacks.zoo_export import own_state
     from lightning_mvp.fingerprint import to_array
     from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -74,7 +62,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     backbone, zoo = backbone_of(config, config.weights), Path(config.zoo)
     if not (zoo / "zoo.json").exists():
         return None
-    theta0 = {key: to_array(tensor) for key, tensor in backbone.state_dict().items()}
+    theta0 = {key: to_array(tensor) for key, tensor in own_state(backbone).items()}
     # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
     found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
     if name not in found:

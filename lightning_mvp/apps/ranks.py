@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lightning_mvp.apps.runtime import FOR_PEOPLE, prepare, trainer_options
+from lightning_mvp.apps.runtime import prepare, trainer_options
 from lightning_mvp.files import write_json
 from lightning_mvp.modules.fit import make_trainer
 
@@ -69,7 +69,7 @@ class Ranks:
                 "Expected a sweep to be started as one process, but got torchrun. Each job starts its own ranks: leave "
                 "torchrun out and set trainer.devices."
             )
-        options = {**trainer_options(config), "logger": False}
+        options = trainer_options(config, logger=False)
         trainer = make_trainer(1, **options)
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _MultiProcessingLauncher):
@@ -105,7 +105,7 @@ class Ranks:
         if self.is_first:
             try:
                 answer = decide()
-            except FOR_PEOPLE as error:
+            except Exception as error:  # whatever it is, the others wait for an answer
                 problem = error
         answer, problem = strategy.broadcast((answer, problem))
         if problem is not None:
@@ -131,17 +131,15 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
         app: the command's name without ``mvp-``.
         config: of this one job; the ranks get it with all interpolations resolved.
         world_size: how many.
-        folder: the job's output folder; ``ranks/`` in it has what the ranks were given and what came of it.
+        folder: the job's output folder; a new ``ranks-…`` in it has what the ranks were given and what came of it.
 
     Raises:
         RankFailedError: one failed; the others were ended.
         KeyboardInterrupt: Ctrl-C; all were ended.
     """
-    folder = folder / "ranks"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix="ranks-", dir=folder))  # another job may write into the same output folder
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     OmegaConf.save(HydraConfig.get().job_logging, folder / "logging.yaml", resolve=True)
-    (folder / "result.json").unlink(missing_ok=True)
     with TemporaryDirectory() as scratch, _signals_as_they_were():
         launch = LaunchConfig(
             min_nodes=1,
@@ -155,7 +153,7 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
         )
         try:
-            elastic_launch(launch, sys.executable)("-m", "lightning_mvp.apps.ranks", app, str(folder))
+            elastic_launch(launch, sys.executable)("-m", "lightning_mvp.apps.ranks", app, str(folder), str(os.getpid()))
         except ChildFailedError as error:
             rank, failure = min(error.failures.items(), key=_order)
             problem, where = _told(failure)
@@ -199,18 +197,17 @@ def _signals_as_they_were() -> Iterator[None]:
                 signal.signal(getattr(signal, name), handler)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """A rank whose job was killed ends, too."""
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 def main() -> None:
-    """One rank: ``python -m lightning_mvp.apps.ranks APP FOLDER``, started by :func:`start_ranks`."""
+    """One rank: ``python -m lightning_mvp.apps.ranks APP FOLDER PARENT``, started by :func:`start_ranks` in PARENT."""
     app, folder = sys.argv[1], Path(sys.argv[2])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(int(sys.argv[3]),), daemon=True).start()
     handler = get_error_handler()
     handler.initialize()
     try:

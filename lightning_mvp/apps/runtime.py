@@ -48,9 +48,10 @@ RANK_VARIABLES = (
 def forget_ranks() -> None:
     """In a sweep nobody has launched ranks yet: whatever is in the environment was left by somebody else.
 
-    Lightning reads some of it when it is imported, so this comes first. What SLURM says is its own, and stays.
+    Lightning reads some of it when it is imported, so this comes first. In an allocation of SLURM's it would take this
+    process for one of its tasks and wait for the others; only submitit has started them.
     """
-    for name in RANK_VARIABLES:
+    for name in RANK_VARIABLES if "SUBMITIT_EXECUTOR" in os.environ else (*RANK_VARIABLES, "SLURM_NTASKS"):
         os.environ.pop(name, None)
 
 
@@ -162,15 +163,36 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
         return create_backbone(plain(config.backbone.recipe), pretrained=config.backbone.pretrained, weights=weights)
 
 
-def trainer_options(config: DictConfig) -> dict[str, Any]:
-    """The Trainer's arguments from the ``trainer`` group, into which ``strategy`` goes, and ``logger``."""
+def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
+    """The Trainer's arguments from the ``trainer`` group, which ``strategy`` fills, and ``logger``, if asked for."""
     options = plain(config.trainer)
     if str(options["devices"]) == "1" and options["strategy"] == "ddp" and options.get("num_nodes", 1) == 1:
         options["strategy"] = "auto"  # the same, without a process to start and to wait for
-    logger = config.get("logger")
-    if logger is not None and "_target_" in logger:
-        options["logger"] = hydra.utils.instantiate(logger)
+    if logger and "_target_" in (config.get("logger") or {}):
+        options["logger"] = hydra.utils.instantiate(config.logger)
     return options
+
+
+# What of a Trainer's arguments says where and how visibly it trains, not what comes of it.
+NO_TRAINING = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir", "logger", "log_every_n_steps"}
+NO_TRAINING |= {"enable_checkpointing", "enable_model_summary", "enable_progress_bar"}
+NO_TRAINING |= {"num_sanity_val_steps", "limit_val_batches", "accumulate_grad_batches"}
+
+
+def training_of(config: DictConfig, world_size: int) -> dict[str, Any]:
+    """What tells one training from another: the optimizer, the *global* batch, and whatever the Trainer was told.
+
+    The same global batch on more devices has other batch-norm statistics, and is another training.
+    """
+    trainer = {name: value for name, value in plain(config.trainer).items() if name not in NO_TRAINING}
+    return {
+        **plain(config.optim),
+        **trainer,
+        "batch_size": config.data.batch_size * world_size * config.trainer.accumulate_grad_batches,
+        "augment": config.data.augment,
+        "head_init": config.head_init,
+        **({"devices": world_size} if world_size > 1 else {}),
+    }
 
 
 def refuse_existing(path: Path) -> None:

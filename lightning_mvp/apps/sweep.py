@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -29,14 +30,16 @@ SHOWN = 40  # rows on the screen; the CSV has them all
 Record = Mapping[str, Any]
 
 _folder: Path | None = None
+_before: dict[Path, int] = {}  # records that were there already, and when they were written
 
 
 class RememberSweep(Callback):
     """Tells :func:`report_sweep`, in the process that was started, where the jobs of a sweep write."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        global _folder
+        global _folder, _before
         _folder = Path(config.hydra.sweep.dir)
+        _before = {path: path.stat().st_mtime_ns for path in _folder.glob(f"**/{RECORD}")}
 
 
 @contextmanager
@@ -48,7 +51,7 @@ def report_sweep(app: str) -> Iterator[None]:
         yield
     finally:
         if _folder is not None:
-            records = read_records(_folder)
+            records = read_records(_folder, _before)
             if records:
                 write_csv(_folder / "jobs.csv", records)
                 for part in (sweep_table(records), *sentences(app, records)):
@@ -56,12 +59,13 @@ def report_sweep(app: str) -> Iterator[None]:
                 console.print(f"wrote {_folder / 'jobs.csv'}", highlight=False, markup=False)
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of all jobs below a sweep's folder, by number.
+def read_records(folder: Path, before: Mapping[Path, int] = MappingProxyType({})) -> list[dict[str, Any]]:
+    """The records of all jobs below a sweep's folder, by number, without those of ``before``: path → when written.
 
     A job that was killed has left one that says "running": once the sweep is over, it is "stopped".
     """
-    records = [json.loads(path.read_text()) for path in folder.glob(f"**/{RECORD}")]
+    files = [path for path in folder.glob(f"**/{RECORD}") if path.stat().st_mtime_ns != before.get(path)]
+    records = [json.loads(path.read_text()) for path in files]
     for record in records:
         if record["state"] == "running":
             record["state"] = "stopped"
@@ -132,11 +136,27 @@ def sentences(app: str, records: Sequence[Record]) -> list[str]:
             lines += [
                 f"job {record['job']} failed: {record['error']}",
                 f"  log: {record['log']}",
-                f"  again: mvp-{app} {shlex.join(record['overrides'])}",
+                f"  again: {shlex.join([f'mvp-{app}', *config_flags(sys.argv[1:]), *record['overrides']])}",
             ]
     if states["stopped"]:
         lines.append(f"{states['stopped']} did not end; the same command goes on from there: {command_line(app)}")
     return lines
+
+
+def config_flags(arguments: Sequence[str]) -> list[str]:
+    """The flags that say where Hydra finds configurations.
+
+    Example:
+        >>> config_flags(["-m", "--config-dir", "mine", "steps=4", "--config-name=other"])
+        ['--config-dir', 'mine', '--config-name=other']
+    """
+    flags, following = [], False
+    for argument in arguments:
+        named = argument.partition("=")[0] in ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+        if named or following:
+            flags.append(argument)
+        following = named and "=" not in argument
+    return flags
 
 
 def command_line(app: str) -> str:

@@ -20,6 +20,7 @@ from lightning_mvp.apps.runtime import (
     refuse_existing,
     task_of,
     trainer_options,
+    training_of,
 )
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     """What a report says it was made with: a sweep that is run again skips what is equal."""
-    settings = {name: plain(config[name]) for name in ("vote", "optim", "data", "split")}
-    own = {name: config[name] for name in ("zoo", "steps", "seed", "head_init")}
-    return {**settings, **own, "precision": config.trainer.precision, "devices": world_size}
+    settings = {name: plain(config[name]) for name in ("vote", "data", "split")}
+    own = {name: config[name] for name in ("zoo", "steps", "seed")}
+    return {**settings, **own, "training": training_of(config, world_size)}
 
 
 def ready(config: DictConfig, world_size: int) -> Done | None:

@@ -22,7 +22,7 @@ from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import slice_state
 from lightning_mvp.callbacks.pruner import Pruner
-from lightning_mvp.files import UnseenFileError, with_words
+from lightning_mvp.files import with_words
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
@@ -149,24 +149,24 @@ def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path) -> None:
     The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays.
 
     Raises:
-        OSError: the entry is not in the zoo; the message says where it is.
+        OSError, ValueError: the entry is not in the zoo, or may be lost there; the message says where it is kept.
     """
     try:
         zoo.add(entry)
     except FileExistsError:
         rank_zero_warn(f"Another job has added {entry.name} to the zoo {zoo.path} meanwhile: its entry stays.")
-    except UnseenFileError:
-        raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         try:
             entry = replace(entry, info={**entry.info, "zoo": zoo.fingerprint})  # whose it is
             kept = write_entry(folder / f"{entry.name}{SUFFIX}", entry, overwrite=True)
-        except OSError:  # nowhere to write: the first error is the one to mend
+        except (OSError, ValueError):  # nowhere to write, or nothing to keep: the first error is the one to mend
             raise error from None
         words = (
             f"The pruned model is kept in {kept}: `mvp-zoo add {zoo.path} {kept}` adds it once the zoo can be written."
         )
-        raise with_words(error, f"{error.strerror or error} {words}") from error
+        if isinstance(error, OSError):
+            raise with_words(error, f"{error.strerror or error} {words}") from error
+        raise ValueError(f"{error} {words}") from error
 
 
 class ZooTarget:
@@ -180,6 +180,7 @@ class ZooTarget:
     def __init__(self, path: Path, task: TaskFacts) -> None:
         self.path, self.task = path, task
         self.config: dict[str, Any] = {}
+        self.decided = False  # somebody has looked already whether the zoo has such an entry
         self._zoo: ModelZoo | None = None
 
     def reserve(self, config: Mapping[str, Any]) -> None:
@@ -189,7 +190,8 @@ class ZooTarget:
             FileExistsError: the same task was pruned with the same configuration.
         """
         self.config = dict(config)
-        require_new_entry(self.path, self.task, self.config)
+        if not self.decided:
+            require_new_entry(self.path, self.task, self.config)
 
     def open(self, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> None:
         """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""

@@ -68,15 +68,28 @@ def test_finished_entries_are_skipped_before_ranks_exist_and_keep_their_metric(h
     assert done.code == 0
     assert "4 jobs: 4 there already" in done.text
     assert [row["metric"] for row in rows_of(home)] == metrics
-    assert not list(folder_of(home).glob("*/ranks"))
+    assert not list(folder_of(home).glob("*/ranks-*"))
     assert modified(home / ZOO) == before
 
 
-def test_another_training_is_another_entry_and_the_same_global_batch_is_the_same(home: Path, swept: Outcome, run: Run):
-    options = ("split.task=0", "optim.learning_rate=0.05,0.02", "data.batch_size=4", *TWO_BY_TWO[1:], "dry_run=true")
+def test_another_training_is_another_entry(home: Path, swept: Outcome, run: Run):
+    options = ("split.task=0", "optim.learning_rate=0.05,0.02", "+trainer.limit_train_batches=1.0,2", "dry_run=true")
     assert run("prune", "-m", *QUICK, *options, home=home).code == 0
-    # 4 images on two devices are 8 on one.
-    assert [row["state"] for row in rows_of(home)] == ["planned", "there already", "planned", "planned"]
+    assert [row["state"] for row in rows_of(home)] == ["planned"] * 4
+    # Nor is the same global batch on two devices: batch norm sees halves of it.
+    assert run("prune", "-m", *QUICK, *TWO_BY_TWO, "data.batch_size=4", "dry_run=true", home=home).code == 0
+    assert [row["state"] for row in rows_of(home)] == ["planned"] * 4
+    where = ("trainer.log_every_n_steps=3", "trainer.limit_val_batches=0.5", "threads=2")  # no matter
+    assert run("prune", "-m", *QUICK, "split.task=0", *where, home=home).code == 0
+    assert [row["state"] for row in rows_of(home)] == ["there already"]
+
+
+def test_a_folder_that_is_used_again_reports_this_sweep_alone(home: Path, swept: Outcome, run: Run):
+    folder = f"hydra.sweep.dir={home}/again"
+    assert run("prune", "-m", *QUICK, "split.task=77,78", folder, home=home).code == 1
+    done = run("prune", "-m", *QUICK, "split.task=0", folder, home=home)
+    assert done.code == 0
+    assert "1 job: 1 there already" in done.line
 
 
 def test_joblib_runs_the_same_sweep_with_two_workers(tmp_path: Path):
@@ -251,7 +264,7 @@ def test_ranks_that_slurm_has_started_get_one_decision(tmp_path: Path):
         assert [rank.returncode for rank in ranks] == [0, 0], outputs
         texts.append("".join(outputs))
         assert json.loads((tmp_path / "run" / "job.json").read_text())["devices"] == 2
-        assert not (tmp_path / "run" / "ranks").exists(), "nobody starts ranks that are there"
+        assert not list((tmp_path / "run").glob("ranks-*")), "nobody starts ranks that are there"
     assert texts[0].count("wrote ") == 1
     assert texts[1].count("already: skipped") == 1
     assert len(ModelZoo(tmp_path / ZOO)) == 1

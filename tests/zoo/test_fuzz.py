@@ -42,6 +42,12 @@ def _try(act: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, str(error)
 
 
+@pytest.fixture(autouse=True)
+def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A current folder in which nobody else writes."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @contextmanager
 def _harmless(folder: Path) -> Iterator[None]:
     """No hang, no large allocation, no new file below `folder` or in the current one."""
