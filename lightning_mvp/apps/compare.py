@@ -37,6 +37,9 @@ def settings_of(config: DictConfig) -> StudySettings:
         methods=tuple(config.methods),
         precision=config.trainer.precision,
         gradient_clip=config.trainer.gradient_clip_val,
+        parent=None if config.parent is None else plain(config.parent),
+        tuned=plain(config.tuned),
+        trials=plain(config.trials),
         seed=config.seed,
     )
 
@@ -47,7 +50,8 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.study.report import results_table, verdicts, write_report
 
     settings, folder = settings_of(config), Path(config.folder)
-    run_study(folder, settings, workers=config.workers, console=console)
+    share = {"shard": config.shard, "shards": config.shards}
+    run_study(folder, settings, workers=config.workers, stages=list(config.stages), console=console, **share)
     command = shlex.join(["mvp-compare", *sys.argv[1:]])
     rows = write_report(folder, settings, note=config.note, command=command)
     console.print(results_table(rows, f"{config.data.name}: {settings.split['targets']} new tasks"))

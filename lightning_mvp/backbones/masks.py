@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_mvp.backbones.units import Groups
+from lightning_mvp.backbones.units import Groups, Role
 from lightning_mvp.fingerprint import fingerprint
 
 FORMAT = "lightning-mvp masks 1"
@@ -155,13 +155,19 @@ def require_masks_fit(groups: Groups, masks: Mapping[str, Any]) -> None:
 Dead = dict[str, list[tuple[int, Tensor]]]
 
 
-def dead_entries(groups: Groups, masks: Mapping[str, Any], device: torch.device | str = "cpu") -> Dead:
-    """The entries of producers and norms that removed units own: what zeroing a unit sets to zero.
+def dead_entries(
+    groups: Groups,
+    masks: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    roles: tuple[Role, ...] = ("producer", "norm"),
+) -> Dead:
+    """The entries that removed units own, by default of producers and norms: what zeroing a unit sets to zero.
 
     Args:
         groups: the backbone's groups.
         masks: one for each.
         device: where the indices are wanted.
+        roles: of the members whose entries are meant.
 
     Returns:
         parameter name → list of (axis, int64 indices of its dead entries); parameters without any are left out.
@@ -172,7 +178,7 @@ def dead_entries(groups: Groups, masks: Mapping[str, Any], device: torch.device 
         removed = ~torch.as_tensor(masks[group.name]).cpu().numpy()
         if removed.any():
             for member in group.members:
-                if member.role in ("producer", "norm"):
+                if member.role in roles:
                     entries = torch.from_numpy(member.index[removed].reshape(-1)).to(device, non_blocking=True)
                     dead.setdefault(member.tensor, []).append((member.axis, entries))
     return dead

@@ -176,7 +176,11 @@ class Pruner:
         if self.settings.criterion == "taylor":
             return self.scores.means()
         if self.settings.criterion == "magnitude":
-            return magnitude_importance(backbone.state_dict(), self.groups)
+            # What reads a removed unit is not zeroed, but counts for nobody: it would be gone, if this were a cut model.
+            state = {name: tensor.detach().clone() for name, tensor in backbone.state_dict().items()}
+            device = next(iter(state.values())).device
+            zero_entries(state, dead_entries(self.groups, self.masks, device, roles=("consumer",)))
+            return magnitude_importance(state, self.groups)
         return random_importance(self.groups, self.settings.seed * 1_000_003 + round_)
 
     def for_zoo(self) -> tuple[Masks, Scores]:

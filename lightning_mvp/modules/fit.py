@@ -79,7 +79,8 @@ class AccuracyCurve(L.Callback):
         self.points: list[tuple[int, float]] = []
         self.seconds = 0.0
 
-    def _evaluate(self, module: L.LightningModule, step: int) -> None:
+    def evaluate(self, module: L.LightningModule, step: int) -> None:
+        """Record the accuracy now, if it is wanted after so many steps and was not taken yet."""
         if step in self.steps and all(step != done for done, _ in self.points):
             assert isinstance(module, TaskModule)
             start = time.perf_counter()
@@ -87,12 +88,12 @@ class AccuracyCurve(L.Callback):
             self.seconds += time.perf_counter() - start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._evaluate(pl_module, 0)
+        self.evaluate(pl_module, 0)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._evaluate(pl_module, trainer.global_step)
+        self.evaluate(pl_module, trainer.global_step)
 
 
 class EntryFacts(L.Callback):

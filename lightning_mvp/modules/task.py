@@ -197,17 +197,19 @@ class TaskModule(L.LightningModule):
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         self._shared_step(batch, "test")
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer at its peak rate; norms and biases have no weight decay."""
         options = self.hparams
         decayed = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim > 1]
         plain = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
-        optimizer: torch.optim.Optimizer
         if options["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=options["learning_rate"], momentum=0.9, nesterov=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"])
-        if options["schedule"] == "constant":
+            return torch.optim.SGD(groups, lr=options["learning_rate"], momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(groups, lr=options["learning_rate"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        if self.hparams["schedule"] == "constant":
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, total=total))

@@ -14,6 +14,7 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -30,13 +31,16 @@ def refuse_bad_settings(settings: StudySettings) -> None:
         ValueError: what was expected, what it got, and what to do.
         FileNotFoundError: files of the data set or weights of the backbone are missing.
     """
-    for name in ("sources", "targets"):
+    for name in ("sources",):
         if settings.split[name] < 1:
             raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.split[name]}.")
     _refuse_bad_vote(settings)
     pruning = PruningSettings(**settings.pruning)
-    for steps in {settings.source_steps, *([settings.steps] if "taylor" in settings.methods else [])}:
+    in_rounds = {trial.steps for trial in settings.compared() if METHODS[trial.method].kind == "rounds"}
+    for steps in {settings.source_steps, *in_rounds}:
         require_time_for(pruning.schedule(steps), steps)
+    if settings.parent is None and any(trial.method == "generic_parent" for trial in settings.compared()):
+        raise ValueError("Expected `parent` to be given for the method generic_parent, but got None.")
     data = load_data(**settings.data)
     task = split_tasks(data.classes, **settings.split).get("target", 0)
     datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, augment=settings.augment)

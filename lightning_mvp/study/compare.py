@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.study.check import refuse_bad_settings
-from lightning_mvp.study.parts import MORE_STEPS
+from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.records import open_study, read_record
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.settings import STAGES, StudySettings
 from lightning_mvp.study.worker import run_part, start_worker
 
-# A step of a physically small model costs about this share of a dense one's; for the display of what is left.
-SMALL_STEP = 0.35
+# A step of a physically small model costs about this share of a dense one's, one of a model that is cut in rounds this.
+SMALL_STEP, CUT_STEP = 0.35, 0.6
 # What a part costs besides its steps (groups, ridge head, evaluation), in dense steps.
-OVERHEAD_STEPS = 60
+OVERHEAD_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -33,79 +36,174 @@ class Part:
     cost: float
 
 
-def plan(settings: StudySettings) -> list[list[Part]]:
-    """The parts of a comparison in stages; a stage needs those before it.
+def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
+    """The parts of each stage in waves; a wave needs those before it.
 
     Example:
         >>> settings = StudySettings({}, {"sources": 2, "targets": 1}, {}, methods=("mvp", "dense"))
-        >>> [[part.name for part in stage] for stage in plan(settings)]
-        [['pretrain'], ['source-000', 'source-001'], ['target-000--dense', 'target-000--mvp']]
+        >>> [[part.name for part in wave] for stage in plan(settings).values() for wave in stage]
+        [['pretrain'], ['source-000', 'source-001'], ['rank--target-000'], ['target-000--dense@100', 'target-000--mvp@100']]
     """
     pretrain = settings.pretrain.get("steps", 300) * settings.pretrain.get("batch_size", 128) / settings.batch_size
-    entry = settings.source_steps + OVERHEAD_STEPS
-    zoo = [Part(f"source-{index:03d}", entry) for index in range(settings.split["sources"])]
-    if "generic" in settings.methods:
-        zoo.append(Part("generic", 2 * entry))
-    targets = []
-    for index in range(settings.split["targets"]):
-        for method in settings.methods:
-            steps: float = settings.steps * (MORE_STEPS if method.endswith("_10x") else 1)
-            if not method.startswith(("dense", "taylor")):
-                steps *= SMALL_STEP
-            targets.append(Part(f"target-{index:03d}--{method}", steps + OVERHEAD_STEPS))
-    # The longest first: workers then finish together.
-    return [[Part("pretrain", pretrain)], zoo, sorted(targets, key=lambda part: (-part.cost, part.name))]
+    if settings.weights is not None or settings.pretrained:
+        pretrain = 1.0
+    first = [[Part("pretrain", pretrain)]]
+    entry: float = settings.source_steps
+    if settings.parent is not None:
+        share = settings.parent.get("batch_size", settings.batch_size) / settings.batch_size
+        first.append([Part("parent", CUT_STEP * settings.parent["steps"] * share + OVERHEAD_STEPS)])
+        entry *= CUT_STEP
+    zoo = [Part(f"source-{index:03d}", entry + OVERHEAD_STEPS) for index in range(settings.split["sources"])]
+    needed = {trial.method for trial in (*settings.compared(), *settings.tried())}
+    budgets = {"generic": settings.source_steps, "generic_parent": entry, "generic_zoo": settings.zoo_steps}
+    zoo += [Part(name, steps + 4 * OVERHEAD_STEPS) for name, steps in budgets.items() if name in needed]
+    return {
+        "pretrain": first,
+        "zoo": [_longest_first(zoo)],
+        "compare": _runs("target", settings.split["targets"], settings.compared(), settings),
+        "ablate": _runs("development", settings.split.get("development", 0), settings.tried(), settings),
+    }
 
 
-def run_study(folder: Path, settings: StudySettings, *, workers: int = 2, console: Console | None = None) -> None:
+def _runs(kind: str, tasks: int, trials: Sequence[Trial], settings: StudySettings) -> list[list[Part]]:
+    ranks, runs = [], []
+    share = {"zoo": SMALL_STEP, "generic": SMALL_STEP, "once": SMALL_STEP, "rounds": CUT_STEP, "dense": 1.0}
+    for index in range(tasks):
+        name = f"{kind}-{index:03d}"
+        if any(METHODS[trial.method].kind == "zoo" for trial in trials):
+            ranks.append(Part(f"rank--{name}", 2.0 * settings.split["sources"]))
+        for trial in trials:
+            cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
+            runs.append(Part(f"{name}--{trial.name}", cost))
+    return [wave for wave in (ranks, _longest_first(runs)) if wave]
+
+
+def _longest_first(parts: list[Part]) -> list[Part]:
+    """Workers then finish together."""
+    return sorted(parts, key=lambda part: (-part.cost, part.name))
+
+
+def _of_shard(parts: Sequence[Part], shard: int, shards: int) -> list[Part]:
+    """Those of one of several jobs: by task, so that a job's own rankings come before its own runs."""
+    digits = [int("".join(filter(str.isdigit, part.name.partition("@")[0])) or 0) for part in parts]
+    return [part for part, number in zip(parts, digits, strict=True) if number % shards == shard]
+
+
+def run_study(
+    folder: Path,
+    settings: StudySettings,
+    *,
+    workers: int = 2,
+    stages: Sequence[str] = STAGES,
+    shard: int = 0,
+    shards: int = 1,
+    console: Console | None = None,
+) -> None:
     """Run all parts that have no record yet; stopped at any moment, the same call goes on where it was.
 
     Args:
         folder: of the study; holds ``settings.json``, ``theta0.safetensors``, ``zoo/``, ``generic/`` and ``runs/``.
         settings: of the study.
         workers: processes of one thread each.
+        stages: out of :data:`~lightning_mvp.study.settings.STAGES`; one that needs another's parts asks for it.
+        shard: which share of each stage's parts to do, in 0..shards-1, where several jobs work in one folder.
+        shards: how many jobs there are.
         console: for the progress display.
 
     Raises:
         FileExistsError: the folder holds a study with other settings.
-        ValueError: settings that can't work, before anything is written.
+        ValueError: settings that can't work, an unknown stage, or one whose forerunners are not done, before anything
+            is written.
         ChildProcessError: a part failed, named; what was finished stays.
     """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"Expected argument `stages` to be some of {', '.join(STAGES)}, but got {list(stages)}.")
+    if not 0 <= shard < shards:
+        raise ValueError(f"Expected argument `shard` to be in 0..{shards - 1}, but got {shard} of `shards`={shards}.")
     refuse_bad_settings(settings)
+    everything = plan(settings)
+    _require_forerunners(folder, everything, stages, shards)
     open_study(folder, settings)
-    stages = plan(settings)
-    todo = [[part for part in stage if read_record(folder, part.name) is None] for stage in stages]
+    waves = [_of_shard(wave, shard, shards) for stage in everything if stage in stages for wave in everything[stage]]
+    todo = [[part for part in wave if read_record(folder, part.name) is None] for wave in waves]
     console = console or Console()
-    done = sum(map(len, stages)) - sum(map(len, todo))
+    every, left = sum(map(len, waves)), sum(map(len, todo))
     console.print(
-        f"{sum(map(len, stages))} parts in {folder}: pre-training, {len(stages[1])} pruned models, "
-        f"{len(stages[2])} runs on {settings.split['targets']} targets; {done} done already; {workers} worker(s)."
+        f"{every} parts in {folder} ({', '.join(stages)}): {every - left} done already; {workers} worker(s)."
     )
-    if not any(todo):
+    if not left:
         return
+    cost = sum(part.cost for wave in todo for part in wave)
+    seconds = cost * seconds_per_step(settings) / min(workers, max(map(len, todo)))
+    console.print(f"About {_clock(seconds)} for the other {left} on this machine, by six timed steps.")
     columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.description:<32}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[done]}/{task.fields[parts]}"),
         TimeElapsedColumn(),
         TextColumn("left:"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
     )
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=start_worker, initargs=(str(folder), settings.to_dict())
     )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("starting", total=sum(part.cost for stage in todo for part in stage))
+    with Progress(*columns, console=console, speed_estimate_period=300) as progress:
+        bar = progress.add_task("starting", total=cost, done=0, parts=left)
+        done = 0
         try:
-            for stage in todo:
-                for part in _finish(pool, stage):
-                    progress.update(bar, advance=part.cost, description=part.name)
+            for wave in todo:
+                for part in _finish(pool, wave):
+                    done += 1
+                    progress.update(bar, advance=part.cost, description=part.name, done=done)
         except BaseException:
             # Without this, parts that wait in the queue would still be run before the error is shown.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     pool.shutdown()
+
+
+def _require_forerunners(
+    folder: Path, everything: dict[str, list[list[Part]]], stages: Sequence[str], shards: int
+) -> None:
+    """Refuse a stage that needs parts which neither exist nor are about to be made here."""
+    order = ["pretrain", "zoo"]
+    for stage in (stage for stage in STAGES if stage in stages and stage != "pretrain"):
+        for before in order[: 1 if stage == "zoo" else 2]:
+            missing = [
+                part.name for wave in everything[before] for part in wave if read_record(folder, part.name) is None
+            ]
+            if missing and (before not in stages or shards > 1):
+                raise ValueError(
+                    f"Expected stage {before!r} to be done before {stage!r}, but {len(missing)} of its parts are "
+                    f"missing in {folder}, first {missing[0]!r}. Run stages=[{before}] first"
+                    + (", by all shards." if shards > 1 else ".")
+                )
+
+
+def seconds_per_step(settings: StudySettings, steps: int = 6) -> float:
+    """The median time of some steps of the dense backbone, in this process, for an estimate."""
+    recipe = settings.recipe
+    backbone = create_backbone(recipe).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(settings.batch_size, recipe.get("in_chans", 3), recipe["input_size"], recipe["input_size"])
+    taken = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        backbone(images.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[steps // 2]
+
+
+def _clock(seconds: float) -> str:
+    """
+    Example:
+        >>> _clock(42), _clock(600), _clock(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _finish(pool: ProcessPoolExecutor, stage: list[Part]) -> Iterator[Part]:

@@ -1,53 +1,34 @@
-"""The parts of a comparison: pre-training, zoo entries, and each method on each target. One process runs one part."""
+"""The parts of a comparison: pre-training, pruned models, rankings, and each method on each task. A process runs one."""
 
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor, nn
 
-from lightning_mvp.backbones.cost import CostModel
-from lightning_mvp.backbones.create import create_backbone
-from lightning_mvp.backbones.features import reestimate_batch_norm
-from lightning_mvp.backbones.groups import Groups, find_groups
-from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.create import create_backbone, recipe_of
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.pruning.importance import Scores, magnitude_importance, taylor_importance
+from lightning_mvp.study.cutting import Cutter, OwnCutter, endless, prune_and_cut
+from lightning_mvp.study.methods import METHODS, Trial
+from lightning_mvp.study.origin import Origin
 from lightning_mvp.study.records import read_record, write_record
 from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.starts import Starts
 from lightning_mvp.tasks.data import ImageData, load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
 from lightning_mvp.voting.similarity import rank_neighbours
-from lightning_mvp.voting.voted import reestimation_batches, voted_backbone
 from lightning_mvp.zoo.entry import entry_id
 from lightning_mvp.zoo.zoo import ModelZoo
 
-ONESHOT_BATCHES = 10
-MORE_STEPS = 10
-VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a method's fine-tuning starts: a backbone, how it is pruned while it trains, and what got it here."""
-
-    backbone: nn.Module
-    prune: bool = False
-    notes: dict[str, Any] | None = None
+CRITERIA = {"taylor": "taylor", "magnitude": "magnitude"}
 
 
 class Workshop:
@@ -73,21 +54,19 @@ class Workshop:
     def theta0_path(self) -> Path:
         return self.folder / "theta0.safetensors"
 
-    def dense(self) -> nn.Module:
-        """A fresh copy of the pre-trained backbone."""
-        return create_backbone(self.settings.recipe, weights=self.theta0_path)
+    @cached_property
+    def theta0(self) -> Origin:
+        """The pre-trained backbone."""
+        return Origin(self.settings.recipe, self.theta0_path, tuple(self.data.train.images.shape[1:]))
 
     @cached_property
-    def groups(self) -> Groups:
-        return find_groups(self.dense(), self.example)
-
-    @cached_property
-    def cost(self) -> CostModel:
-        return CostModel(self.dense(), self.groups, self.example)
-
-    @cached_property
-    def example(self) -> Tensor:
-        return torch.zeros(2, *self.data.train.images.shape[1:])
+    def root(self) -> Origin:
+        """What the zoo's entries begin with: θ⁰, or the parent that they share."""
+        if self.settings.parent is None:
+            return self.theta0
+        record = read_record(self.folder, "parent")
+        assert record is not None, "the parent is pruned before any entry"
+        return Origin(record["recipe"], self.folder / "parent.safetensors", self.theta0.image_shape)
 
     def datamodule(self, task: TaskSpec, **options: Any) -> TaskDataModule:
         options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}
@@ -98,7 +77,11 @@ class Workshop:
         fit_quietly(module, data, steps, callbacks, precision=self.settings.precision, **options)
 
     def pruner(self, **options: Any) -> MVPCallback:
-        return MVPCallback(**self.settings.pruning, head="head", seed=self.settings.seed, **options)
+        return MVPCallback(**{**self.settings.pruning, "head": "head", "seed": self.settings.seed, **options})
+
+    def scratch_settings(self, settings: StudySettings, **changes: Any) -> PruningSettings:
+        """How methods without a zoo prune θ⁰."""
+        return PruningSettings(**{**settings.pruning, "seed": settings.seed, **changes})
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
@@ -106,23 +89,41 @@ class Workshop:
         """Do one part, unless its record is there already.
 
         Args:
-            part: ``"pretrain"``, ``"generic"``, ``"source-007"`` or ``"target-003--mvp"``.
+            part: ``"pretrain"``, ``"parent"``, ``"generic"`` (or ``"generic_parent"``, ``"generic_zoo"``),
+                ``"source-007"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or ``"development-003--TRIAL"``.
         """
         if read_record(self.folder, part) is not None:
             return
         L.seed_everything(self.settings.seed, verbose=False)
         start = time.perf_counter()
-        task, _, method = part.partition("--")
-        if part == "pretrain":
-            record = self.pretrain()
-        elif part == "generic":
-            record = self.prune(TaskSpec("generic", self.split.seen), self.folder / "generic")
-        elif method:
-            record = self.compare(self.split.get("target", int(task.rpartition("-")[2])), method)
-        else:
-            record = self.prune(self.split.get("source", int(task.rpartition("-")[2])), self.folder / "zoo")
+        record = self._make(part)
         seconds = {"seconds": time.perf_counter() - start} | record
         write_record(self.folder, part, {"part": part, "seed": self.settings.seed, **seconds})
+
+    def _make(self, part: str) -> dict[str, Any]:
+        settings, union = self.settings, TaskSpec("generic", self.split.seen)
+        if part == "pretrain":
+            return self.pretrain()
+        if part == "parent":
+            return self.make_parent()
+        if part == "generic":
+            return self.prune(union, "generic", self.theta0, settings.source_steps, settings.pruning_ratio)
+        if part == "generic_parent":
+            return self.prune(union, "generic_parent", self.root, settings.source_steps, settings.entry_ratio)
+        if part == "generic_zoo":
+            return self.prune(union, "generic_zoo", self.theta0, settings.zoo_steps, settings.pruning_ratio)
+        first, _, second = part.partition("--")
+        if first == "rank":
+            return self.rank(self._task(second))
+        if second:
+            trials = settings.compared() if first.startswith("target") else settings.tried()
+            trial = next(trial for trial in trials if trial.name == second)
+            return self.compare(self._task(first), trial, test=first.startswith("target"))
+        return self.prune(self._task(first), "zoo", self.root, settings.source_steps, settings.entry_ratio)
+
+    def _task(self, name: str) -> TaskSpec:
+        kind, _, number = name.rpartition("-")
+        return self.split.get(kind, int(number))
 
     def pretrain(self) -> dict[str, Any]:
         """θ⁰: train the backbone on all seen classes, or take the weights that the settings name."""
@@ -144,157 +145,177 @@ class Workshop:
         save_weights(module.backbone, self.theta0_path, overwrite=True)
         return {"classes": len(self.split.seen), "steps": options["steps"], "val_accuracy": accuracy}
 
-    def prune(self, task: TaskSpec, zoo: Path) -> dict[str, Any]:
-        """A zoo entry: ridge head, then iterative pruning from θ⁰."""
-        data = self.datamodule(task)
-        module = TaskModule.for_task(self.dense(), data.facts, **self.settings.optim)
+    def make_parent(self) -> dict[str, Any]:
+        """The zoo's parent: θ⁰ pruned mildly on all source classes, by cutting."""
+        parent = {"rounds": self.settings.pruning.get("rounds", 8), "batch_size": self.settings.batch_size}
+        parent |= self.settings.parent or {}
+        steps, batch_size = parent.pop("steps"), parent.pop("batch_size")
+        rate = parent.pop("learning_rate", self.settings.optim.get("learning_rate", 0.05))
+        data = self.datamodule(TaskSpec("parent", self.split.seen), batch_size=batch_size)
+        pruning = self.scratch_settings(self.settings, **parent)
+        options = {**self.settings.optim, "learning_rate": rate}
+        module = TaskModule.for_task(self.theta0.build(), data.facts, **options)
         module.initialise_head(data)
-        callback = self.pruner(task=data.facts, zoo=zoo)
-        steps = self.settings.source_steps
+        cutter = OwnCutter(self.theta0, pruning, options)
+        module = self._cut(module, data, cutter, pruning, steps, self.settings)
+        save_weights(module.backbone, self.folder / "parent.safetensors", overwrite=True)
+        return {
+            "recipe": recipe_of(module.backbone),
+            "steps": steps,
+            "val_accuracy": module.accuracy_on(*data.val_images()),
+            **self.theta0.size_of(cutter.masks),
+        }
+
+    def prune(self, task: TaskSpec, zoo_name: str, origin: Origin, steps: int, ratio: float) -> dict[str, Any]:
+        """A zoo entry: ridge head, then iterative pruning in a Trainer."""
+        data, zoo = self.datamodule(task), self.folder / zoo_name
+        module = TaskModule.for_task(origin.build(), data.facts, **self.settings.optim)
+        module.initialise_head(data)
+        callback = self.pruner(pruning_ratio=ratio, task=data.facts, zoo=zoo)
         name = entry_id(task.name, callback.config(steps))
         if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
             ModelZoo(zoo).remove(name)  # a stop between entry and record: its seconds and widths are not known
-        self.fit(module, data, steps, callback)
+        rounds = RoundMasks(callback)
+        self.fit(module, data, steps, callback, rounds)
         return {
             "entry": name,
             "task": task.name,
             "classes": list(task.classes),
             "steps": steps,
             "val_accuracy": module.accuracy_on(*data.val_images()),
-            **self.size_of(callback.masks),
+            "rounds": rounds.found,
+            **origin.size_of(callback.masks),
         }
 
-    def compare(self, task: TaskSpec, method: str) -> dict[str, Any]:
-        """One method on one target: start, fine-tune, measure on test images."""
-        data = self.datamodule(task)
-        _ = self.cost  # found once in a process: no method's seconds, whichever comes first
-        begin = time.perf_counter()
-        start = getattr(self, f"start_{method.removesuffix('_10x')}")(data)
-        steps = self.settings.steps * (MORE_STEPS if method.endswith("_10x") else 1)
-        module = TaskModule.for_task(start.backbone, data.facts, **self.settings.optim)
-        module.initialise_head(data)
-        ready = time.perf_counter()
-        curve = AccuracyCurve(*data.test_images(), steps=curve_steps(steps))
-        pruner = [self.pruner()] if start.prune else []
-        self.fit(module, data, steps, *pruner, curve)
-        fitted = time.perf_counter() - ready - curve.seconds
-        notes = dict(start.notes or {})
-        if pruner:
-            masks = pruner[0].masks
-            notes["masks"] = {name: mask.nonzero()[:, 0].tolist() for name, mask in masks.items()}
-            notes |= self.size_of(masks)
-        return {
-            "task": task.name,
-            "classes": list(task.classes),
-            "method": method,
-            "steps": steps,
-            "accuracy": curve.points[-1][1],
-            "curve": curve.points,
-            "start_seconds": ready - begin,
-            "fit_seconds": fitted,
-            **notes,
-        }
-
-    def size_of(self, masks: Masks | None) -> dict[str, Any]:
-        """Widths, parameters and MACs of the small backbone, beside the dense one's."""
-        full = Masks.full(self.groups)
-        masks = full if masks is None else masks
-        return {
-            "widths": dict(masks.kept),
-            "parameters": self.cost.parameters(masks),
-            "macs": self.cost.macs(masks),
-            "dense_parameters": self.cost.parameters(full),
-            "dense_macs": self.cost.macs(full),
-        }
-
-    # How each method starts -------------------------------------------------------------------------------------------
-
-    def start_dense(self, data: TaskDataModule) -> Start:
-        return Start(self._reestimated(self.dense(), data), notes=self.size_of(None))
-
-    def start_taylor(self, data: TaskDataModule) -> Start:
-        return Start(self._reestimated(self.dense(), data), prune=True)
-
-    def start_mvp(self, data: TaskDataModule) -> Start:
-        return self._vote_of_nearest(data, self.settings.vote.get("neighbours", 8))
-
-    def start_nearest(self, data: TaskDataModule) -> Start:
-        return self._vote_of_nearest(data, 1)
-
-    def start_random_vote(self, data: TaskDataModule) -> Start:
-        # Other neighbours for each target, the same in every run.
-        seed = self.settings.seed + zlib.crc32(data.facts.name.encode())
-        options = {**self.settings.vote, "similarity": "random", "temperature": None, "seed": seed}
-        return self._vote(data, self.folder / "zoo", **options)
-
-    def start_generic(self, data: TaskDataModule) -> Start:
-        return self._vote(data, self.folder / "generic", neighbours=1, similarity="random")
-
-    def start_oneshot_taylor(self, data: TaskDataModule) -> Start:
-        backbone = self._reestimated(self.dense(), data)
-        module = TaskModule.for_task(backbone, data.facts)
-        module.initialise_head(data)
-        batches = (batch for batch, _ in zip(self._endless(data), range(ONESHOT_BATCHES), strict=False))
-        return self._one_shot(data, backbone, taylor_importance(backbone, module.head, batches, self.groups))
-
-    def start_oneshot_magnitude(self, data: TaskDataModule) -> Start:
-        backbone = self.dense()
-        return self._one_shot(data, backbone, magnitude_importance(backbone.state_dict(), self.groups))
-
-    def _endless(self, data: TaskDataModule) -> Iterator[tuple[Tensor, Tensor]]:
-        loader = data.train_dataloader()
-        while True:
-            yield from loader
-
-    def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores) -> Start:
-        pruning = PruningSettings(**self.settings.pruning)
-        masks = pruning.choose(scores, Masks.full(self.groups), 1 - pruning.pruning_ratio, self.groups, self.cost)
-        small = self._reestimated(shrink(backbone, self.groups, masks), data)
-        return Start(small, notes=self.size_of(masks))
-
-    def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
-        """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
-        reestimate_batch_norm(backbone, reestimation_batches(data, self.settings.seed))
-        return backbone
-
-    def _vote_of_nearest(self, data: TaskDataModule, neighbours: int) -> Start:
-        """The nearest tasks' vote; the similarity of every zoo task is kept, for the pictures."""
+    def rank(self, task: TaskSpec) -> dict[str, Any]:
+        """The similarity of every zoo entry to a task; methods that choose neighbours share it, and its seconds."""
+        data, zoo = self.datamodule(task), ModelZoo(self.folder / "zoo")
+        ready = self.root.groups  # found once in a process: no ranking's seconds
         begin = time.perf_counter()
         ranked = rank_neighbours(
-            ModelZoo(self.folder / "zoo"),
+            zoo,
             *data.scoring_images(seed=self.settings.seed),
-            backbone=self.dense(),
-            groups=self.groups,
+            backbone=self.root.build(),
+            groups=ready,
             similarity=self.settings.vote.get("similarity", "leep"),
             k=None,
             classes=data.facts.classes,
             seed=self.settings.seed,
         )
-        ranking_seconds = time.perf_counter() - begin
-        options = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
-        start = self._vote(data, self.folder / "zoo", neighbours=ranked[:neighbours], **options)
-        assert start.notes is not None
-        start.notes["stage_seconds"]["rank"] += ranking_seconds
-        return replace(start, notes={**start.notes, "similarities": [vars(neighbour) for neighbour in ranked]})
+        return {"seconds": time.perf_counter() - begin, "similarities": [vars(neighbour) for neighbour in ranked]}
 
-    def _vote(self, data: TaskDataModule, zoo: Path, **options: Any) -> Start:
-        options = {"seed": self.settings.seed, **options}
-        small, report = voted_backbone(zoo, data, backbone=self.dense(), groups=self.groups, **options)
-        notes = self.size_of(report.masks)
-        notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
-        notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
-        return Start(small, notes=notes)
+    def ranking(self, task: str) -> dict[str, Any]:
+        """The record of a task's ranking."""
+        record = read_record(self.folder, f"rank--{task}")
+        assert record is not None, "rankings are made before the methods that use them"
+        return record
+
+    def compare(self, task: TaskSpec, trial: Trial, *, test: bool) -> dict[str, Any]:
+        """One method on one task: start, fine-tune, measure on test images, or on validation images."""
+        settings = self.settings.changed(trial.changes)
+        data = self.datamodule(task, batch_size=settings.batch_size, augment=settings.augment)
+        method, steps = trial.method, trial.steps
+        _ = self.root.cost, self.theta0.cost  # found once in a process: no method's seconds, whichever comes first
+        begin = time.perf_counter()
+        start = Starts(self, settings).of(method, data)
+        module = TaskModule.for_task(start.backbone, data.facts, **settings.optim)
+        module.initialise_head(data)
+        ready = time.perf_counter()
+        curve = AccuracyCurve(*(data.test_images() if test else data.val_images()), steps=curve_steps(steps))
+        curve.evaluate(module, 0)
+        notes = dict(start.notes)
+        if METHODS[method].kind == "rounds":
+            notes |= self._prune_while_training(module, data, trial, settings, curve)
+        else:
+            self.fit(module, data, steps, curve, gradient_clip_val=settings.gradient_clip)
+        fitted = time.perf_counter() - ready - curve.seconds
+        searched = METHODS[method].kind == "zoo" and method != "random_vote" and method != "all_vote"
+        return {
+            "task": task.name,
+            "classes": list(task.classes),
+            "method": method,
+            "steps": steps,
+            "trial": trial.name,
+            "changes": dict(trial.changes),
+            "accuracy": curve.points[-1][1],
+            "curve": curve.points,
+            "start_seconds": ready - begin + (self.ranking(task.name)["seconds"] if searched else 0.0),
+            "fit_seconds": fitted,
+            **notes,
+        }
+
+    def _prune_while_training(
+        self, module: TaskModule, data: TaskDataModule, trial: Trial, settings: StudySettings, curve: AccuracyCurve
+    ) -> dict[str, Any]:
+        origin = self.theta0
+        if trial.method == "torch_pruning":
+            from lightning_mvp.study.outside import TorchPruningCutter
+
+            pruning = self.scratch_settings(settings)
+            cutter: Cutter = TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim)
+        else:
+            pruning = self.scratch_settings(settings, criterion=CRITERIA[trial.method])
+            cutter = OwnCutter(origin, pruning, settings.optim)
+        module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)
+        if cutter.masks is None:
+            from lightning_mvp.backbones.cost import count_macs, count_parameters
+
+            example = origin.example
+            return {"parameters": count_parameters(module.backbone), "macs": count_macs(module.backbone, example)}
+        kept = {name: mask.nonzero()[:, 0].tolist() for name, mask in cutter.masks.items()}
+        return {"masks": kept, **origin.size_of(cutter.masks)}
+
+    def _cut(
+        self,
+        module: TaskModule,
+        data: TaskDataModule,
+        cutter: Cutter,
+        pruning: PruningSettings,
+        steps: int,
+        settings: StudySettings,
+        curve: AccuracyCurve | None = None,
+    ) -> TaskModule:
+        return prune_and_cut(
+            module,
+            data,
+            cutter,
+            pruning,
+            steps,
+            clip=settings.gradient_clip,
+            precision=settings.precision,
+            probe=None if curve is None else lambda step, module: curve.evaluate(module, step),
+        )
+
+
+class RoundMasks(L.Callback):
+    """Keeps the masks after each round: the units left, by the fraction of them.
+
+    Args:
+        pruning: the callback that prunes; it comes before this one.
+    """
+
+    def __init__(self, pruning: MVPCallback) -> None:
+        self.pruning = pruning
+        self.found: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.pruning.rounds_done > len(self.found):
+            masks = self.pruning.masks
+            kept = {name: mask.nonzero()[:, 0].tolist() for name, mask in masks.items()}
+            self.found.append({"pruning_ratio": masks.pruning_ratio, "step": self.pruning.step, "kept": kept})
 
 
 def curve_steps(steps: int) -> list[int]:
     """The steps after which accuracy is recorded: none, then doubling up to the last.
 
     Example:
-        >>> curve_steps(40)
-        [0, 5, 10, 20, 40]
+        >>> curve_steps(40), curve_steps(0)
+        ([0, 5, 10, 20, 40], [0])
     """
     points, step = [steps], steps
     while step > max(2, steps // 8):
         step //= 2
         points.append(step)
-    return [0, *sorted(points)]
+    return sorted({0, *points})
+
+

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from lightning_mvp.pruning.schedule import require_ratio
+from lightning_mvp.study.methods import Trial, parse_method
 
-
-class Label(NamedTuple):
-    """What a method is called: in full in reports, in short where a terminal has 80 columns."""
-
-    full: str
-    short: str
-
-
-METHODS = {
-    "mvp": Label("Meta-Vote Pruning: the nearest tasks' vote, averaged weights", "Meta-Vote Pruning"),
-    "nearest": Label("nearest single pruned model", "nearest model"),
-    "random_vote": Label("vote of random neighbours", "random neighbours"),
-    "generic": Label("θ⁰ pruned once on all source classes, one task's budget", "generic pruning"),
-    "oneshot_taylor": Label("one-shot Taylor", "one-shot Taylor"),
-    "oneshot_magnitude": Label("one-shot magnitude", "one-shot magnitude"),
-    "taylor": Label("iterative Taylor, the same steps", "Taylor"),
-    "taylor_10x": Label("iterative Taylor, 10 × the steps", "Taylor, 10 × steps"),
-    "dense": Label("dense fine-tuning (not pruned)", "dense, not pruned"),
-    "dense_10x": Label("dense fine-tuning, 10 × the steps", "dense, 10 × steps"),
-}
+STAGES = ("pretrain", "zoo", "overlap", "compare", "ablate", "report")
 
 
 @dataclass(frozen=True)
@@ -49,7 +32,13 @@ class StudySettings:
         source_steps: optimizer steps of each zoo entry, rounds included.
         batch_size: of every fine-tuning and pruning run.
         augment: of every fine-tuning and pruning run.
-        methods: names out of :data:`METHODS`.
+        methods: names out of :data:`~lightning_mvp.study.methods.METHODS`, each perhaps with its steps:
+            ``"taylor@1000"``.
+        parent: None, or ``pruning_ratio``, ``rounds``, ``steps`` and ``batch_size`` of a mildly pruned model of all
+            source classes: the zoo's entries then begin with it, and not with θ⁰. What it removes is part of
+            ``pruning``'s ratio, so that models of all methods have one size.
+        tuned: method → dotted settings that hold for it alone, for instance ``{"mvp": {"optim.learning_rate": 0.1}}``.
+        trials: name → ``method`` and dotted settings to try on validation images of the split's development tasks.
         precision: of the Trainer.
         gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
         seed: of everything random.
@@ -68,22 +57,91 @@ class StudySettings:
     source_steps: int = 100
     batch_size: int = 32
     augment: str = "crop"
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ("mvp", "nearest", "generic", "taylor", "dense")
+    parent: dict[str, Any] | None = None
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "auto"
     gradient_clip: float | None = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown or not self.methods:
-            raise ValueError(
-                f"Expected argument `methods` to be names out of {', '.join(METHODS)}, but got {list(self.methods)}."
-            )
+        if not self.methods:
+            raise ValueError("Expected argument `methods` to name at least one method, but got none.")
+        for trial in (*self.compared(), *self.tried()):
+            if trial.steps == 0 and trial.method in ("taylor", "magnitude", "torch_pruning"):
+                raise ValueError(f"Expected {trial.method} to have steps, but got {trial.method}@0.")
+            self.changed(trial.changes)
+        for method in self.tuned:
+            parse_method(method, self.steps)
         for name in ("steps", "source_steps", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")
-        require_ratio(self.pruning.get("pruning_ratio", 0.8))
+        ratio = require_ratio(self.pruning_ratio)
+        if self.parent is not None and not 0 < require_ratio(self.parent.get("pruning_ratio", 0.5)) < ratio:
+            raise ValueError(
+                f"Expected `parent.pruning_ratio` to be below `pruning.pruning_ratio`={ratio}, of which it is a part, "
+                f"but got {self.parent['pruning_ratio']}."
+            )
+
+    @property
+    def pruning_ratio(self) -> float:
+        """What is removed of θ⁰ in the end, by every method."""
+        return self.pruning.get("pruning_ratio", 0.8)
+
+    @property
+    def entry_ratio(self) -> float:
+        r"""What a zoo entry removes of its parent, :math:`1 - (1 - r) / (1 - r_{parent})`; r where it begins with θ⁰."""
+        if self.parent is None:
+            return self.pruning_ratio
+        return round(1 - (1 - self.pruning_ratio) / (1 - self.parent["pruning_ratio"]), 10)
+
+    @property
+    def zoo_steps(self) -> int:
+        """Optimizer steps that the whole zoo took, its parent's included."""
+        parent = 0 if self.parent is None else self.parent["steps"]
+        return parent + self.split["sources"] * self.source_steps
+
+    def compared(self) -> list[Trial]:
+        """The methods with their steps and what was tuned for them; names are those of the records."""
+        pairs = dict.fromkeys(parse_method(method, self.steps) for method in self.methods)
+        return [
+            Trial(method, steps, self.tuned.get(method, {}), f"{method}@{steps}") for method, steps in pairs
+        ]
+
+    def tried(self) -> list[Trial]:
+        """The trials on development tasks; a method's tuned settings hold unless the trial has others."""
+        trials = []
+        for name, options in self.trials.items():
+            method, steps = parse_method(options.get("method", "mvp"), self.steps)
+            own = {key: value for key, value in options.items() if key != "method"}
+            trials.append(Trial(method, steps, {**self.tuned.get(method, {}), **own}, name))
+        return trials
+
+    def changed(self, changes: Mapping[str, Any]) -> StudySettings:
+        """These settings with some others, by dotted names: ``{"vote.neighbours": 3, "augment": "none"}``.
+
+        Raises:
+            ValueError: a name that is no setting of a single run.
+
+        Example:
+            >>> StudySettings({}, {}, {}, vote={"neighbours": 5}).changed({"vote.neighbours": 3}).vote
+            {'neighbours': 3}
+        """
+        values: dict[str, Any] = {}
+        for name, value in changes.items():
+            section, _, key = name.partition(".")
+            if section not in ("vote", "optim", "pruning") or not key:
+                if name not in ("augment", "gradient_clip", "batch_size"):
+                    raise ValueError(
+                        "Expected a trial to change `vote.…`, `optim.…`, `pruning.…`, `augment`, `batch_size` or "
+                        f"`gradient_clip`, but got {name!r}."
+                    )
+                values[name] = value
+            else:
+                values.setdefault(section, dict(getattr(self, section)))[key] = value
+        return replace(self, **values, tuned={}, trials={}) if values else self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as JSON reads them back."""

@@ -22,7 +22,8 @@ class TaskSplit:
     """All tasks drawn from one list of classes.
 
     `seen` classes make the source tasks (the zoo), the target tasks, and the pre-training set; `held_out` classes are
-    seen by none of these and make only `held_out_targets`.
+    seen by none of these and make only `held_out_targets`. `development` tasks are over seen classes, for choices that
+    no target may take part in.
     """
 
     seen: tuple[str, ...]
@@ -30,14 +31,20 @@ class TaskSplit:
     source: tuple[TaskSpec, ...]
     target: tuple[TaskSpec, ...]
     held_out_targets: tuple[TaskSpec, ...]
+    development: tuple[TaskSpec, ...] = ()
 
     def get(self, kind: str, index: int) -> TaskSpec:
-        """The task named `f"{kind}-{index:03d}"`; `kind` is "source", "target" or "heldout".
+        """The task named `f"{kind}-{index:03d}"`; `kind` is "source", "target", "development" or "heldout".
 
         Raises:
             ValueError: for another kind, or an index past the last task.
         """
-        tasks = {"source": self.source, "target": self.target, "heldout": self.held_out_targets}
+        tasks = {
+            "source": self.source,
+            "target": self.target,
+            "development": self.development,
+            "heldout": self.held_out_targets,
+        }
         if kind not in tasks:
             raise ValueError(f"Expected argument `kind` to be one of {tuple(tasks)}, but got {kind!r}.")
         if not 0 <= index < len(tasks[kind]):
@@ -56,6 +63,8 @@ def split_tasks(
     targets: int = 6,
     held_out_targets: int = 0,
     held_out_fraction: float = 0.2,
+    development: int = 0,
+    draw: int = 0,
     seed: int = 0,
 ) -> TaskSplit:
     """Draw source, target and held-out tasks, each a distinct set of `classes_per_task` classes.
@@ -63,7 +72,7 @@ def split_tasks(
     `round_half_up(held_out_fraction · |classes|)` classes are held out. Source and target tasks are subsets of the
     others, held-out targets are subsets of the held-out ones. Each task takes the classes used least so far in its
     kind, ties broken at random, so use is balanced. No source has the classes of a target. Asking for more sources
-    changes neither the first ones nor the targets.
+    changes neither the first ones nor the targets; nor does asking for development tasks.
 
     Args:
         classes: all class names of the data set.
@@ -72,7 +81,9 @@ def split_tasks(
         targets: number of new tasks over seen classes.
         held_out_targets: number of new tasks over classes that nothing else has seen.
         held_out_fraction: share of the classes in [0, 1) that is held out.
-        seed: all draws follow from it.
+        development: number of tasks over seen classes for choices, none of them a source or target.
+        draw: another number draws other tasks, and holds out the same classes.
+        seed: all draws follow from it and from `draw`.
 
     Raises:
         ValueError: for repeated classes, a count or fraction out of range, fewer classes than k, or more tasks than
@@ -91,19 +102,23 @@ def split_tasks(
         raise ValueError(
             f"Expected argument `classes_per_task` to be an int of at least 2, but got {classes_per_task}."
         )
-    for name, count in (("sources", sources), ("targets", targets), ("held_out_targets", held_out_targets)):
+    for name, count in (("sources", sources), ("targets", targets), ("held_out_targets", held_out_targets), ("development", development), ("draw", draw)):
         if count < 0:
             raise ValueError(f"Expected argument `{name}` to be an int of at least 0, but got {count}.")
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"Expected argument `held_out_fraction` to be a float in [0, 1), but got {held_out_fraction}.")
 
     # One stream of random numbers per purpose: drawing more of one kind leaves the others as they were.
-    hold, target_rng, source_rng, held_rng = (np.random.default_rng([seed, stream]) for stream in range(4))
+    more = [draw] if draw else []
+    hold = np.random.default_rng([seed, 0])
+    target_rng, source_rng, held_rng, development_rng = (
+        np.random.default_rng([seed, stream, *more]) for stream in range(1, 5)
+    )
     held = set(hold.permutation(len(classes))[: math.floor(held_out_fraction * len(classes) + 0.5)].tolist())
     seen = tuple(name for index, name in enumerate(classes) if index not in held)
     held_out = tuple(name for index, name in enumerate(classes) if index in held)
-    if sources + targets:
-        _check_room(seen, classes_per_task, sources + targets, "seen")
+    if sources + targets + development:
+        _check_room(seen, classes_per_task, sources + targets + development, "seen")
     if held_out_targets:
         _check_room(held_out, classes_per_task, held_out_targets, "held-out")
 
@@ -111,7 +126,8 @@ def split_tasks(
     target = _draw_tasks("target", seen, classes_per_task, targets, used, target_rng)
     source = _draw_tasks("source", seen, classes_per_task, sources, used, source_rng)
     heldout = _draw_tasks("heldout", held_out, classes_per_task, held_out_targets, used, held_rng)
-    return TaskSplit(seen, held_out, source, target, heldout)
+    developing = _draw_tasks("development", seen, classes_per_task, development, used, development_rng)
+    return TaskSplit(seen, held_out, source, target, heldout, developing)
 
 
 def _check_room(pool: tuple[str, ...], k: int, tasks: int, kind: str) -> None:

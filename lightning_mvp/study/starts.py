@@ -1,0 +1,181 @@
+"""Where each method's fine-tuning starts: a backbone, how large it is, and what it took to get there."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lightning_mvp.backbones.features import reestimate_batch_norm
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.pruning.choose import top_units
+from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
+from lightning_mvp.study.cutting import endless
+from lightning_mvp.study.origin import Origin
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.voting.merge import merge
+from lightning_mvp.voting.similarity import Neighbour
+from lightning_mvp.voting.vote import coefficients
+from lightning_mvp.voting.voted import reestimation_batches, voted_backbone
+from lightning_mvp.zoo.rebuild import entry_masks
+from lightning_mvp.zoo.zoo import ModelZoo
+
+if TYPE_CHECKING:
+    from lightning_mvp.study.parts import Workshop
+    from lightning_mvp.study.settings import StudySettings
+
+ONESHOT_BATCHES = 10
+VOTE_OPTIONS = ("temperature", "missing")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a method's fine-tuning starts, and what is kept of how it got there."""
+
+    backbone: nn.Module
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Starts:
+    """The starts of one study's methods.
+
+    Args:
+        shop: its data, backbones and folder.
+        settings: of the study, with a trial's changes.
+    """
+
+    def __init__(self, shop: Workshop, settings: StudySettings) -> None:
+        self.shop, self.settings = shop, settings
+
+    def of(self, method: str, data: TaskDataModule) -> Start:
+        """The start of a method that does not prune while it trains, or of one that does, from the dense θ⁰."""
+        own: dict[str, Callable[[TaskDataModule], Start]] = {
+            "mvp": self.mvp,
+            "nearest": lambda data: self._vote(data, self.ranking(data)[:1]),
+            "random_vote": self.random_vote,
+            "farthest_vote": lambda data: self._vote(data, self.ranking(data)[-self.neighbours :], temperature=None),
+            "all_vote": lambda data: self._vote(data, self.ranking(data), temperature=None),
+            "vote_theta0": self.vote_theta0,
+            "magnitude_average": lambda data: self._other_masks(data, self._magnitudes(self.shop.root)),
+            "random_average": lambda data: self._other_masks(
+                data, random_importance(self.shop.root.groups, self._seed_of(data))
+            ),
+            "generic": lambda data: self._generic(data, "generic"),
+            "generic_parent": lambda data: self._generic(data, "generic_parent"),
+            "generic_zoo": lambda data: self._generic(data, "generic_zoo"),
+            "oneshot_taylor": self.oneshot_taylor,
+            "oneshot_magnitude": lambda data: self._one_shot(
+                data, self.shop.theta0.build(), self._magnitudes(self.shop.theta0)
+            ),
+        }
+        return own.get(method, self.dense)(data)
+
+    @property
+    def neighbours(self) -> int:
+        return self.settings.vote.get("neighbours", 8)
+
+    def ranking(self, data: TaskDataModule) -> list[Neighbour]:
+        """All zoo entries, nearest first, as a part of the study found them."""
+        return [Neighbour(**neighbour) for neighbour in self.shop.ranking(data.facts.name)["similarities"]]
+
+    def _seed_of(self, data: TaskDataModule) -> int:
+        # Others for each target, the same in every run.
+        return self.settings.seed + zlib.crc32(data.facts.name.encode())
+
+    # From θ⁰ ----------------------------------------------------------------------------------------------------------
+
+    def dense(self, data: TaskDataModule) -> Start:
+        return Start(self._reestimated(self.shop.theta0.build(), data), self.shop.theta0.size_of(None))
+
+    def oneshot_taylor(self, data: TaskDataModule) -> Start:
+        backbone = self._reestimated(self.shop.theta0.build(), data)
+        module = TaskModule.for_task(backbone, data.facts)
+        module.initialise_head(data)
+        batches = islice(endless(data), ONESHOT_BATCHES)
+        scores = taylor_importance(backbone, module.head, batches, self.shop.theta0.groups)
+        return self._one_shot(data, backbone, scores)
+
+    def _magnitudes(self, origin: Origin) -> Scores:
+        return magnitude_importance(origin.build().state_dict(), origin.groups)
+
+    def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores) -> Start:
+        pruning, origin = self.shop.scratch_settings(self.settings), self.shop.theta0
+        kept = 1 - pruning.pruning_ratio
+        masks = pruning.choose(scores, Masks.full(origin.groups), kept, origin.groups, origin.cost)
+        small = self._reestimated(shrink(backbone, origin.groups, masks), data)
+        return Start(small, origin.size_of(masks))
+
+    def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
+        """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
+        reestimate_batch_norm(backbone, reestimation_batches(data, self.settings.seed))
+        return backbone
+
+    # From pruned models -----------------------------------------------------------------------------------------------
+
+    def mvp(self, data: TaskDataModule) -> Start:
+        return self._vote(data, self.ranking(data)[: self.neighbours])
+
+    def random_vote(self, data: TaskDataModule) -> Start:
+        options = {"similarity": "random", "temperature": None, "seed": self._seed_of(data)}
+        return self._vote(data, self.neighbours, **options)
+
+    def _vote(
+        self, data: TaskDataModule, neighbours: list[Neighbour] | int, folder: str = "zoo", **options: Any
+    ) -> Start:
+        """The vote of these neighbours (or of so many), with the study's options unless others are given."""
+        chosen = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
+        origin = self.shop.theta0 if folder in ("generic", "generic_zoo") else self.shop.root
+        small, report = voted_backbone(
+            self.shop.folder / folder,
+            data,
+            neighbours=neighbours,
+            backbone=origin.build(),
+            groups=origin.groups,
+            **{"seed": self.settings.seed, **chosen, **options},
+        )
+        notes = origin.size_of(report.masks)
+        notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
+        notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
+        return Start(small, notes)
+
+    def _generic(self, data: TaskDataModule, folder: str) -> Start:
+        return self._vote(data, 1, folder, similarity="random", temperature=None)
+
+    def vote_theta0(self, data: TaskDataModule) -> Start:
+        """The vote's masks on the weights that the zoo's entries began with: what are averaged weights worth?"""
+        root, (masks, _) = self.shop.root, self._neighbours_of(data)
+        return Start(self._reestimated(shrink(root.build(), root.groups, masks), data), root.size_of(masks))
+
+    def _other_masks(self, data: TaskDataModule, scores: Mapping[str, Any]) -> Start:
+        """Masks that nobody voted for, of the same widths, on the neighbours' average weights."""
+        root, (voted, state_for) = self.shop.root, self._neighbours_of(data)
+        masks = top_units(dict(scores), voted.kept)
+        small = shrink(root.build(), root.groups, masks)
+        small.load_state_dict(state_for(masks))
+        return Start(self._reestimated(small, data), root.size_of(masks))
+
+    def _neighbours_of(self, data: TaskDataModule) -> tuple[Masks, Callable[[Masks], dict[str, Any]]]:
+        """The masks that MVP's neighbours vote for, and their average weights for any masks."""
+        root, zoo = self.shop.root, ModelZoo(self.shop.folder / "zoo")
+        ranked = self.ranking(data)[: self.neighbours]
+        chosen = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
+        _, report = voted_backbone(
+            zoo, data, neighbours=ranked, backbone=root.build(), groups=root.groups, reestimate_batches=0, **chosen
+        )
+        entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
+        weights = coefficients(
+            {neighbour.name: neighbour.score for neighbour in ranked}, self.settings.vote.get("temperature")
+        )
+
+        def state_for(masks: Masks) -> dict[str, Any]:
+            states = {name: entry.weights for name, entry in entries.items()}
+            own = {name: entry_masks(entry) for name, entry in entries.items()}
+            return merge(states, own, masks, root.groups, weights, theta0=zoo.theta0()).state
+
+        return report.masks, state_for
