@@ -40,25 +40,39 @@ def settings_of(config: DictConfig) -> StudySettings:
         parent=None if config.parent is None else plain(config.parent),
         tuned=plain(config.tuned),
         trials=plain(config.trials),
+        superclasses=config.superclasses,
         seed=config.seed,
     )
 
 
 def run(config: DictConfig) -> float:
-    """Run what is not done yet, write the report, return MVP's mean accuracy."""
+    """Run what is not done yet of the stages asked for, write the report, return MVP's mean accuracy."""
     from lightning_mvp.study.compare import run_study
-    from lightning_mvp.study.report import results_table, verdicts, write_report
 
     settings, folder = settings_of(config), Path(config.folder)
     share = {"shard": config.shard, "shards": config.shards}
-    run_study(folder, settings, workers=config.workers, stages=list(config.stages), console=console, **share)
-    command = shlex.join(["mvp-compare", *sys.argv[1:]])
-    rows = write_report(folder, settings, note=config.note, command=command)
-    console.print(results_table(rows, f"{config.data.name}: {settings.split['targets']} new tasks"))
+    pool = [Path(other) for other in config.pool]
+    if not pool:
+        run_study(folder, settings, workers=config.workers, stages=list(config.stages), console=console, **share)
+    if "report" not in config.stages or config.shards > 1:
+        return 0.0
+    return report(config, folder, pool)
+
+
+def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
+    """Write the report of one study, or of several that are pooled."""
+    from lightning_mvp.study.pool import Study
+    from lightning_mvp.study.report import results_table, verdicts, write_report
+
+    studies = [Study.read(other) for other in pool or [folder]]
+    learned = "" if config.learned is None else Path(config.learned).read_text(encoding="utf-8").strip()
+    words = shlex.join(["mvp-compare", *sys.argv[1:]]) if config.command is None else config.command
+    rows = write_report(folder, studies, note=config.note, command=words, learned=learned)
+    console.print(results_table(rows, f"{config.data.name}: {studies[0].settings.split['targets']} new tasks"))
     for sentence in verdicts(rows):
         console.print(sentence, highlight=False, markup=False)
     console.print(config.note, highlight=False, markup=False)
-    for name in ("report.md", "results.json", *sorted(path.name for path in folder.glob("*.png"))):
+    for name in ("report.md", "results.json", "results.jsonl", *sorted(path.name for path in folder.glob("*.png"))):
         console.print(f"wrote {folder / name}", markup=False)
     return next((row.accuracy.mean for row in rows if row.method == "mvp"), rows[0].accuracy.mean)
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.study.check import refuse_bad_settings
 from lightning_mvp.study.methods import METHODS, Trial
-from lightning_mvp.study.records import open_study, read_record
+from lightning_mvp.study.records import open_study, rank_part, read_record
 from lightning_mvp.study.settings import STAGES, StudySettings
 from lightning_mvp.study.worker import run_part, start_worker
 
@@ -41,8 +41,8 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
 
     Example:
         >>> settings = StudySettings({}, {"sources": 2, "targets": 1}, {}, methods=("mvp", "dense"))
-        >>> [[part.name for part in wave] for stage in plan(settings).values() for wave in stage]
-        [['pretrain'], ['source-000', 'source-001'], ['rank--target-000'], ['target-000--dense@100', 'target-000--mvp@100']]
+        >>> [[part.name for part in wave] for wave in plan(settings)["compare"]]
+        [['rank--target-000'], ['target-000--dense@100', 'target-000--mvp@100']]
     """
     pretrain = settings.pretrain.get("steps", 300) * settings.pretrain.get("batch_size", 128) / settings.batch_size
     if settings.weights is not None or settings.pretrained:
@@ -57,9 +57,14 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
     needed = {trial.method for trial in (*settings.compared(), *settings.tried())}
     budgets = {"generic": settings.source_steps, "generic_parent": entry, "generic_zoo": settings.zoo_steps}
     zoo += [Part(name, steps + 4 * OVERHEAD_STEPS) for name, steps in budgets.items() if name in needed]
+    sources = [f"source-{index:03d}" for index in range(settings.split["sources"])]
     return {
         "pretrain": first,
         "zoo": [_longest_first(zoo)],
+        "overlap": [
+            [Part(rank_part(name, "leep"), 2.0 * len(sources)) for name in sources],
+            [Part("overlap", 2.0 * len(sources))],
+        ],
         "compare": _runs("target", settings.split["targets"], settings.compared(), settings),
         "ablate": _runs("development", settings.split.get("development", 0), settings.tried(), settings),
     }
@@ -70,8 +75,12 @@ def _runs(kind: str, tasks: int, trials: Sequence[Trial], settings: StudySetting
     share = {"zoo": SMALL_STEP, "generic": SMALL_STEP, "once": SMALL_STEP, "rounds": CUT_STEP, "dense": 1.0}
     for index in range(tasks):
         name = f"{kind}-{index:03d}"
-        if any(METHODS[trial.method].kind == "zoo" for trial in trials):
-            ranks.append(Part(f"rank--{name}", 2.0 * settings.split["sources"]))
+        similarities = {
+            settings.changed(trial.changes).vote.get("similarity", "leep")
+            for trial in trials
+            if METHODS[trial.method].kind == "zoo"
+        }
+        ranks += [Part(rank_part(name, each), 2.0 * settings.split["sources"]) for each in sorted(similarities)]
         for trial in trials:
             cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
             runs.append(Part(f"{name}--{trial.name}", cost))
@@ -129,9 +138,7 @@ def run_study(
     todo = [[part for part in wave if read_record(folder, part.name) is None] for wave in waves]
     console = console or Console()
     every, left = sum(map(len, waves)), sum(map(len, todo))
-    console.print(
-        f"{every} parts in {folder} ({', '.join(stages)}): {every - left} done already; {workers} worker(s)."
-    )
+    console.print(f"{every} parts in {folder} ({', '.join(stages)}): {every - left} done already; {workers} worker(s).")
     if not left:
         return
     cost = sum(part.cost for wave in todo for part in wave)

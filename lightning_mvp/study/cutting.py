@@ -1,15 +1,15 @@
 """Iterative pruning that cuts: between rounds the model becomes physically smaller, and its steps cheaper.
 
-What `MVPCallback` does by zeroing, in one process and outside `fit`: the same scores, rounds, rates and order of images,
-with the optimizer's momentum carried over. The rivals in a comparison are pruned so, because they should be as fast as
-they can be.
+What `MVPCallback` does by zeroing, in one process and outside `fit`: the same scores, rounds, rates and order of
+images, with the optimizer's momentum carried over. The rivals in a comparison are pruned so, because they should be as
+fast as they can be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +50,22 @@ class OwnCutter:
         origin: what is pruned.
         pruning: criterion, scope and so on.
         options: of the optimizer, for the smaller module.
+        masks: what is left of the origin in the beginning, if not all,
+        backbone: and the model that is left.
     """
 
-    def __init__(self, origin: Origin, pruning: PruningSettings, options: dict[str, object]) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        pruning: PruningSettings,
+        options: dict[str, Any],
+        masks: Masks | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
         self.origin, self.pruning, self.options = origin, pruning, options
-        self.groups = origin.groups  # of the model as it is now
-        self.masks = Masks.full(origin.groups)
+        self.masks = Masks.full(origin.groups) if masks is None else masks
+        # Of the model as it is now.
+        self.groups = origin.groups if backbone is None else find_groups(backbone, origin.example, check=False)
         self.scores = TaylorScores(self.groups)
 
     def see(self, module: TaskModule) -> None:
@@ -145,7 +155,7 @@ def prune_and_cut(
         optimizer.step()
         due = schedule.rounds_due(step + 1)
         if due > rounds_done:
-            names = {parameter: name for name, parameter in module.named_parameters()}
+            names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
             momentum = {
                 names[parameter]: state["momentum_buffer"]
                 for parameter, state in optimizer.state.items()

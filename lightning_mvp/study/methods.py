@@ -24,6 +24,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "mvp": Method("Meta-Vote Pruning: the nearest tasks' vote, averaged weights", "Meta-Vote Pruning", "zoo"),
+    "mvp_refine": Method("Meta-Vote Pruning, wider, then one Taylor round on the target", "vote, refined", "zoo"),
     "nearest": Method("nearest single pruned model", "nearest model", "zoo"),
     "random_vote": Method("vote of random neighbours", "random neighbours", "zoo"),
     "farthest_vote": Method("vote of the farthest neighbours", "farthest", "zoo"),

@@ -73,5 +73,3 @@ class TorchPruningCutter:
 def widths_of(backbone: nn.Module) -> dict[str, int]:
     """Output channels of each convolution."""
     return {name: part.out_channels for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)}
-
-

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import lightning as L
 
 from lightning_mvp.backbones.create import create_backbone, recipe_of
+from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.settings import PruningSettings
@@ -18,7 +21,8 @@ from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
-from lightning_mvp.study.records import read_record, write_record
+from lightning_mvp.study.overlap import leep_matrix, study_overlap
+from lightning_mvp.study.records import rank_part, read_record, write_record
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.starts import Starts
 from lightning_mvp.tasks.data import ImageData, load_data
@@ -90,7 +94,7 @@ class Workshop:
 
         Args:
             part: ``"pretrain"``, ``"parent"``, ``"generic"`` (or ``"generic_parent"``, ``"generic_zoo"``),
-                ``"source-007"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or ``"development-003--TRIAL"``.
+                ``"source-007"``, ``"overlap"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or ``"development-003--TRIAL"``.
         """
         if read_record(self.folder, part) is not None:
             return
@@ -104,6 +108,8 @@ class Workshop:
         settings, union = self.settings, TaskSpec("generic", self.split.seen)
         if part == "pretrain":
             return self.pretrain()
+        if part == "overlap":
+            return self.overlap()
         if part == "parent":
             return self.make_parent()
         if part == "generic":
@@ -113,8 +119,8 @@ class Workshop:
         if part == "generic_zoo":
             return self.prune(union, "generic_zoo", self.theta0, settings.zoo_steps, settings.pruning_ratio)
         first, _, second = part.partition("--")
-        if first == "rank":
-            return self.rank(self._task(second))
+        if first.startswith("rank"):
+            return self.rank(self._task(second), first.partition("-")[2] or "leep")
         if second:
             trials = settings.compared() if first.startswith("target") else settings.tried()
             trial = next(trial for trial in trials if trial.name == second)
@@ -187,7 +193,7 @@ class Workshop:
             **origin.size_of(callback.masks),
         }
 
-    def rank(self, task: TaskSpec) -> dict[str, Any]:
+    def rank(self, task: TaskSpec, similarity: Any) -> dict[str, Any]:
         """The similarity of every zoo entry to a task; methods that choose neighbours share it, and its seconds."""
         data, zoo = self.datamodule(task), ModelZoo(self.folder / "zoo")
         ready = self.root.groups  # found once in a process: no ranking's seconds
@@ -197,18 +203,26 @@ class Workshop:
             *data.scoring_images(seed=self.settings.seed),
             backbone=self.root.build(),
             groups=ready,
-            similarity=self.settings.vote.get("similarity", "leep"),
+            similarity=similarity,
             k=None,
             classes=data.facts.classes,
             seed=self.settings.seed,
         )
         return {"seconds": time.perf_counter() - begin, "similarities": [vars(neighbour) for neighbour in ranked]}
 
-    def ranking(self, task: str) -> dict[str, Any]:
+    def ranking(self, task: str, similarity: str = "leep") -> dict[str, Any]:
         """The record of a task's ranking."""
-        record = read_record(self.folder, f"rank--{task}")
+        record = read_record(self.folder, rank_part(task, similarity))
         assert record is not None, "rankings are made before the methods that use them"
         return record
+
+    def overlap(self) -> dict[str, Any]:
+        """What the masks of all pairs of zoo tasks have in common."""
+        path, names = self.settings.superclasses, [task.name for task in self.split.source]
+        sources = [record for name in names if (record := read_record(self.folder, name)) is not None]
+        superclasses = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = study_overlap(sources, self.root, leep_matrix(self.folder, names), superclasses)
+        return {"rows": [asdict(row) for row in rows]}
 
     def compare(self, task: TaskSpec, trial: Trial, *, test: bool) -> dict[str, Any]:
         """One method on one task: start, fine-tune, measure on test images, or on validation images."""
@@ -224,11 +238,12 @@ class Workshop:
         curve = AccuracyCurve(*(data.test_images() if test else data.val_images()), steps=curve_steps(steps))
         curve.evaluate(module, 0)
         notes = dict(start.notes)
-        if METHODS[method].kind == "rounds":
-            notes |= self._prune_while_training(module, data, trial, settings, curve)
+        if METHODS[method].kind == "rounds" or method == "mvp_refine":
+            notes |= self._prune_while_training(module, data, trial, settings, curve, start.masks)
         else:
             self.fit(module, data, steps, curve, gradient_clip_val=settings.gradient_clip)
         fitted = time.perf_counter() - ready - curve.seconds
+        similarity = settings.vote.get("similarity", "leep")
         searched = METHODS[method].kind == "zoo" and method != "random_vote" and method != "all_vote"
         return {
             "task": task.name,
@@ -239,13 +254,19 @@ class Workshop:
             "changes": dict(trial.changes),
             "accuracy": curve.points[-1][1],
             "curve": curve.points,
-            "start_seconds": ready - begin + (self.ranking(task.name)["seconds"] if searched else 0.0),
+            "start_seconds": ready - begin + (self.ranking(task.name, similarity)["seconds"] if searched else 0.0),
             "fit_seconds": fitted,
             **notes,
         }
 
     def _prune_while_training(
-        self, module: TaskModule, data: TaskDataModule, trial: Trial, settings: StudySettings, curve: AccuracyCurve
+        self,
+        module: TaskModule,
+        data: TaskDataModule,
+        trial: Trial,
+        settings: StudySettings,
+        curve: AccuracyCurve,
+        masks: Masks | None,
     ) -> dict[str, Any]:
         origin = self.theta0
         if trial.method == "torch_pruning":
@@ -253,6 +274,12 @@ class Workshop:
 
             pruning = self.scratch_settings(settings)
             cutter: Cutter = TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim)
+        elif trial.method == "mvp_refine":
+            assert masks is not None
+            origin, steps = self.root, settings.vote.get("refine_after", trial.steps // 4)
+            one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
+            pruning = self.scratch_settings(settings, **one)
+            cutter = OwnCutter(origin, pruning, settings.optim, masks, module.backbone)
         else:
             pruning = self.scratch_settings(settings, criterion=CRITERIA[trial.method])
             cutter = OwnCutter(origin, pruning, settings.optim)
@@ -317,5 +344,3 @@ def curve_steps(steps: int) -> list[int]:
         step //= 2
         points.append(step)
     return sorted({0, *points})
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -11,23 +10,28 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.study.overlap import magnitude_masks, overlap
+from lightning_mvp.study.methods import METHODS
+from lightning_mvp.study.overlap import OverlapRow
 from lightning_mvp.study.results import interval
-from lightning_mvp.study.settings import METHODS, StudySettings
-from lightning_mvp.zoo.rebuild import entry_masks
-from lightning_mvp.zoo.zoo import ModelZoo
 
 Runs = Sequence[dict[str, Any]]
 
-# Colour-blind-safe (Okabe and Ito), MVP in the strongest.
-COLOURS = dict(
-    zip(
-        METHODS,
-        ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#000000", "#000000", "#999999", "#999999"),
-        strict=True,
-    )
-)
+# Colour-blind-safe (Okabe and Ito), MVP in the strongest; controls that are drawn together have one colour.
+COLOURS = {
+    "mvp": "#D55E00",
+    "nearest": "#0072B2",
+    "random_vote": "#56B4E9",
+    "generic": "#009E73",
+    "generic_parent": "#009E73",
+    "generic_zoo": "#009E73",
+    "oneshot_taylor": "#CC79A7",
+    "oneshot_magnitude": "#F0E442",
+    "taylor": "#000000",
+    "magnitude": "#666666",
+    "torch_pruning": "#882255",
+    "dense": "#999999",
+}
+DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
 
 
 def _of(runs: Runs, method: str) -> list[dict[str, Any]]:
@@ -47,19 +51,29 @@ def correlation(x: Any, y: Any) -> float:
 
 
 def accuracy_against_steps(runs: Runs) -> Figure:
-    """Mean test accuracy with its 95 % interval against optimizer steps, a line for each method."""
+    """Mean test accuracy with its 95 % interval against optimizer steps, a line for each method.
+
+    A method that was run with several numbers of steps has a point for each, every one a training of its own; one that
+    was run with one has the points of its curve, which its schedule's low rates at the end favour.
+    """
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.subplots()
     for method in dict.fromkeys(run["method"] for run in runs):
         own = _of(runs, method)
-        steps = [step for step, _ in own[0]["curve"]]
-        points = [interval([run["curve"][index][1] for run in own]) for index in range(len(steps))]
+        budgets = sorted({run["steps"] for run in own})
+        if len(budgets) > 1:
+            values = {steps: [run["accuracy"] for run in own if run["steps"] == steps] for steps in budgets}
+        else:
+            values = {step: [run["curve"][i][1] for run in own] for i, (step, _) in enumerate(own[0]["curve"])}
+        steps = list(values)
+        points = [interval(accuracies) for accuracies in values.values()]
         means = np.array([100 * point.mean for point in points])
         # One target has no interval.
         half = np.nan_to_num([100 * point.half for point in points])
-        style = "--" if method.endswith("_10x") else "-"
-        axes.plot(steps, means, style, color=COLOURS[method], marker="o", markersize=3, label=METHODS[method].full)
-        axes.fill_between(steps, means - half, means + half, color=COLOURS[method], alpha=0.08, linewidth=0)
+        colour, style = COLOURS.get(method, "#BBBBBB"), DASHES.get(method, "-")
+        label = METHODS[method].full
+        axes.plot(steps, means, style, color=colour, marker="o", markersize=3, label=label)
+        axes.fill_between(steps, means - half, means + half, color=colour, alpha=0.08, linewidth=0)
     axes.set_xscale("symlog", linthresh=5)
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.set(xlabel="optimizer steps on the new task", ylabel="test accuracy (%)")
@@ -71,8 +85,13 @@ def accuracy_against_steps(runs: Runs) -> Figure:
 
 
 def similarity_against_shared_classes(runs: Runs, measure: str = "LEEP") -> Figure:
-    """Similarity of every zoo task to every target against the number of classes the two share."""
-    points = [point for run in _of(runs, "mvp") for point in run["similarities"]]
+    """Similarity of every zoo task to every target against the number of classes the two share.
+
+    Args:
+        runs: rankings, one for each target.
+        measure: what the similarity is called.
+    """
+    points = [point for run in runs for point in run["similarities"]]
     shared = np.array([point["shared_classes"] for point in points], dtype=float)
     scores = np.array([point["score"] for point in points])
     figure = Figure(figsize=(6, 4.2), layout="constrained")
@@ -92,55 +111,10 @@ def similarity_against_shared_classes(runs: Runs, measure: str = "LEEP") -> Figu
     return figure
 
 
-def overlap_against_similarity(
-    runs: Runs, zoo_masks: dict[str, Masks], theta0_mask: Masks, measure: str = "LEEP"
-) -> Figure:
-    """IoU of a target's own Taylor mask with each zoo mask, against similarity, a panel for each group.
-
-    Beside it the value expected of random masks, and the IoU of the target's mask with θ⁰'s own magnitude mask.
-    """
-    own = {run["task"]: _as_masks(run, zoo_masks) for run in _of(runs, "taylor_10x")}
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    for run in _of(runs, "mvp"):
-        for similar in run["similarities"]:
-            if run["task"] in own and similar["name"] in zoo_masks:
-                for group, (iou, expected) in overlap(own[run["task"]], zoo_masks[similar["name"]]).items():
-                    points.setdefault(group, []).append((similar["score"], iou, expected))
-    columns = min(3, len(points))
-    rows = -(-len(points) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.7 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-    for axes, (group, values) in zip(panels, points.items(), strict=False):
-        score, iou, expected = np.array(values).T
-        axes.scatter(score, iou, s=8, alpha=0.5, color=COLOURS["nearest"], linewidths=0)
-        axes.axhline(expected.mean(), color="black", linestyle="--", linewidth=1, label="random masks")
-        magnitude = fmean(mask.iou(theta0_mask)[group] for mask in own.values())
-        axes.axhline(magnitude, color=COLOURS["mvp"], linestyle=":", linewidth=1.5, label="θ⁰'s magnitude mask")
-        axes.set_title(f"{group} (mean {iou.mean():.2f}, r = {correlation(score, iou):.2f})", fontsize=9)
-        axes.grid(alpha=0.3)
-    for axes in list(panels)[len(points) :]:
-        axes.set_visible(False)
-    figure.axes[0].legend(fontsize=7)
-    figure.supxlabel(f"{measure} of the zoo task on the target", fontsize=10)
-    figure.supylabel("IoU of their masks", fontsize=10)
-    figure.suptitle("Masks of a target's own Taylor pruning and of zoo tasks", fontsize=11)
-    return figure
-
-
-def _as_masks(run: dict[str, Any], zoo_masks: dict[str, Masks]) -> Masks:
-    import torch
-
-    sizes = {name: len(mask) for name, mask in next(iter(zoo_masks.values())).items()}
-    masks = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
-    for name, kept in run["masks"].items():
-        masks[name][kept] = True
-    return Masks(masks)
-
-
 def widths_per_group(runs: Runs) -> Figure:
     """Units of the dense backbone, of iterative Taylor and of the vote in each group, mean over targets."""
-    dense = _of(runs, "dense") or _of(runs, "dense_10x")
-    series = {"dense backbone": dense, METHODS["taylor_10x"].full: _of(runs, "taylor_10x"), "voted": _of(runs, "mvp")}
+    dense = _of(runs, "dense")
+    series = {"dense backbone": dense, METHODS["taylor"].full: _of(runs, "taylor"), "voted": _of(runs, "mvp")}
     colours = (COLOURS["dense"], "#000000", COLOURS["mvp"])
     groups = list(_of(runs, "mvp")[0]["widths"])
     figure = Figure(figsize=(max(6.0, 0.9 * len(groups) + 2), 4), layout="constrained")
@@ -157,30 +131,72 @@ def widths_per_group(runs: Runs) -> Figure:
     return figure
 
 
-def draw_all(folder: Path, settings: StudySettings, runs: Runs) -> list[tuple[str, str]]:
-    """Draw what the runs allow as PNG files into ``folder``.
+def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
+    """Mean IoU of two tasks' masks in each group, beside chance, and what it goes together with.
 
-    Returns:
-        File names and captions.
+    Above, for three ratios: the mean over pairs (± one standard deviation), that of random masks, and a task's with the
+    backbone's own magnitude mask. Below, at the last ratio: correlations over pairs, filled where Mantel's p < 0.05.
     """
-    methods = {run["method"] for run in runs}
-    figures = [("accuracy.png", "Test accuracy against optimizer steps on the new task.", accuracy_against_steps(runs))]
-    if "mvp" in methods:
-        similarity = settings.vote.get("similarity", "leep")
-        measure = "LEEP" if similarity in ("leep", "farthest") else f"Similarity ({similarity})"
-        caption = f"{measure} of each zoo task on each target against the number of classes they share."
-        figures.append(("leep.png", caption, similarity_against_shared_classes(runs, measure)))
-        if "taylor_10x" in methods:
-            zoo = ModelZoo(folder / "zoo")
-            masks = {entry.name: entry_masks(entry) for entry in zoo.entries()}
-            theta0_mask = magnitude_masks(zoo, _of(runs, "taylor_10x")[0]["widths"])
-            caption = (
-                "IoU of a target's own iterative Taylor mask (10 × the steps) with each zoo task's mask against "
-                f"{measure}, per group; dashed: expected of random masks of the same widths; dotted: the "
-                "target's mask with θ⁰'s own magnitude mask."
-            )
-            figures.append(("overlap.png", caption, overlap_against_similarity(runs, masks, theta0_mask, measure)))
-        figures.append(("widths.png", "Units per group: dense, iterative Taylor, voted.", widths_per_group(runs)))
-    for name, _, figure in figures:
-        figure.savefig(folder / name, dpi=130)
-    return [(name, caption) for name, caption, _ in figures]
+    levels = sorted({row.pruning_ratio for row in rows})
+    groups = [row.group for row in rows if row.pruning_ratio == levels[0]]
+    figure = Figure(figsize=(max(7.0, 0.9 * len(groups) + 2), 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    place = np.arange(len(groups))
+    for level, colour in zip(levels, ("#56B4E9", "#0072B2", "#D55E00"), strict=False):
+        own = [row for row in rows if row.pruning_ratio == level]
+        name = f"{level:.0%} removed"
+        above.errorbar(
+            place, [row.iou for row in own], [row.deviation for row in own], color=colour, marker="o", ls="", label=name
+        )
+        above.plot(place, [row.random for row in own], color=colour, marker="_", markersize=14, ls="")
+        above.plot(place, [row.magnitude for row in own], color=colour, marker="x", ls="")
+    above.plot([], [], color="black", marker="_", markersize=14, ls="", label="random masks")
+    above.plot([], [], color="black", marker="x", ls="", label="with the magnitude mask")
+    above.set(ylabel="IoU of two tasks' masks", ylim=(0, 1))
+    above.legend(fontsize=8, ncols=2)
+    last = [row for row in rows if row.pruning_ratio == levels[-1]]
+    series = (("leep", "LEEP", "#0072B2"), ("classes", "shared classes", "#009E73"))
+    for measure, label, colour in (*series, ("superclasses", "shared superclasses", "#CC79A7")):
+        values = [getattr(row, measure) for row in last]
+        sure = [getattr(row, f"{measure}_p") < 0.05 for row in last]
+        below.plot(place, values, color=colour, lw=0.8, alpha=0.6)
+        for filled in (True, False):
+            chosen = [i for i, is_sure in enumerate(sure) if is_sure == filled]
+            face = colour if filled else "white"
+            points = {"color": colour, "markerfacecolor": face, "marker": "o", "ls": ""}
+            below.plot(place[chosen], [values[i] for i in chosen], label=label if filled else None, **points)
+    below.axhline(0, color="black", lw=0.8)
+    below.set(ylabel="correlation with IoU over pairs")
+    below.set_xticks(place, groups, rotation=30, ha="right", fontsize=8)
+    below.legend(fontsize=8, title="filled: p < 0.05", title_fontsize=8)
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.suptitle("Do similar tasks keep the same units?", fontsize=11)
+    return figure
+
+
+def accuracy_and_size(by_ratio: dict[float, Runs], steps: int) -> Figure:
+    """Mean accuracy against the MACs that are left, a line for each method at its steps."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    keys = list(dict.fromkeys((run["method"], run["steps"]) for runs in by_ratio.values() for run in runs))
+    for method, budget in keys:
+        if method in COLOURS and (budget == steps or method in ("taylor", "dense")):
+            points = []
+            for runs in by_ratio.values():
+                own = [run for run in _of(runs, method) if run["steps"] == budget and not run.get("zoo")]
+                if own and method != "dense":
+                    whole = max(run["macs"] for some in by_ratio.values() for run in some)
+                    share = 100 * fmean(run["macs"] for run in own) / whole
+                    points.append((share, interval([100 * run["accuracy"] for run in own])))
+            if points:
+                x, y = [share for share, _ in points], [point.mean for _, point in points]
+                half = np.nan_to_num([point.half for _, point in points])
+                label = f"{METHODS[method].short}, {budget:,} steps"
+                style = ":" if budget > steps else "-"
+                axes.errorbar(x, y, half, color=COLOURS[method], ls=style, marker="o", ms=4, capsize=2, label=label)
+    axes.set(xlabel="MACs left (% of the dense backbone)", ylabel="test accuracy (%)")
+    axes.set_title("Accuracy at each operating point: mean over targets, 95 % interval", fontsize=11)
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
+    return figure

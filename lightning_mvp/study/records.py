@@ -3,36 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_mvp.files import write_json
+from lightning_mvp.study.methods import Trial
 from lightning_mvp.study.settings import StudySettings
+
+# A study may grow by these: each run's record says with what settings it was made.
+MAY_CHANGE = {"methods", "trials", "tuned"}
 
 
 def open_study(folder: Path, settings: StudySettings) -> None:
-    """Begin a study in ``folder``, or go on with the same one.
+    """Begin a study in ``folder``, or go on with the same one; methods and trials may be added.
 
     Raises:
-        FileExistsError: the folder holds a study with other settings, named; it is left as it is.
+        FileExistsError: the folder holds a study with other settings, or runs that were made with others, named; it is
+            left as it is.
     """
     path = folder / "settings.json"
     if not path.exists():
         write_json(path, settings.to_dict())
     found, wanted = json.loads(path.read_text()), settings.to_dict()
-    different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    different = sorted(name for name in {*found, *wanted} - MAY_CHANGE if found.get(name) != wanted.get(name))
     if different:
         lines = "\n".join(f"  {name}: there {found.get(name)!r}, now {wanted.get(name)!r}" for name in different)
         raise FileExistsError(
             f"{folder} holds a comparison with other settings, which is not overwritten:\n{lines}\n"
             "Choose another `folder`, or remove that one."
         )
+    _refuse_other_runs(folder, "target", settings.compared())
+    _refuse_other_runs(folder, "development", settings.tried())
+    if found != wanted:
+        write_json(path, wanted, overwrite=True)
+
+
+def _refuse_other_runs(folder: Path, kind: str, trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        for path in sorted((folder / "runs").glob(f"{kind}-*--{trial.name}.json")):
+            record = json.loads(path.read_text())
+            wanted = {"method": trial.method, "steps": trial.steps, "changes": json.loads(json.dumps(trial.changes))}
+            made = {key: record[key] for key in wanted}
+            if made != wanted:
+                raise FileExistsError(
+                    f"{path} was made with {made}, and now it would be made with {wanted}. Nothing is overwritten: "
+                    "remove such records, give the trial another name, or choose another `folder`."
+                )
 
 
 def record_path(folder: Path, part: str) -> Path:
     """Where the record of a part is, for instance ``runs/target-003--mvp.json``."""
     return folder / "runs" / f"{part}.json"
+
+
+def rank_part(task: str, similarity: str) -> str:
+    """The part that ranks the zoo for a task.
+
+    Example:
+        >>> rank_part("target-003", "leep"), rank_part("target-003", "cover")
+        ('rank--target-003', 'rank-cover--target-003')
+    """
+    return f"rank{'' if similarity == 'leep' else f'-{similarity}'}--{task}"
 
 
 def read_record(folder: Path, part: str) -> dict[str, Any] | None:

@@ -10,10 +10,14 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
+from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.records import read_record
-from lightning_mvp.study.settings import METHODS, StudySettings
+from lightning_mvp.study.settings import StudySettings
+
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,42 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A mean difference over targets with its 95 % bootstrap interval (NaN for a single target)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(differences: Sequence[float], strata: Sequence[object] | None = None, seed: int = 0) -> Difference:
+    """Mean of paired differences with its percentile interval, 2.5 to 97.5 % of resampled means.
+
+    Args:
+        differences: one for each target.
+        strata: the zoo of each target; targets are resampled within their zoo.
+        seed: of the resampling.
+
+    Example:
+        >>> paired_bootstrap([1.0, 2.0, 3.0])
+        Difference(mean=2.0, low=1.0, high=3.0)
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return Difference(float(values.mean()), math.nan, math.nan)
+    names = [0] * len(values) if strata is None else list(strata)
+    generator = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    for name in sorted(set(names), key=str):
+        own = values[[other == name for other in names]]
+        total += own[generator.integers(len(own), size=(RESAMPLES, len(own)))].sum(1)
+    low, high = np.percentile(total / len(values), [2.5, 97.5])
+    return Difference(float(values.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
 class Row:
-    """One method over all targets."""
+    """One method with its steps over all targets."""
 
     method: str
     label: str
@@ -57,37 +95,59 @@ class Row:
     parameters: int
     macs: int
     #: MVP's accuracy minus this method's, over the same targets; None for MVP itself or without an MVP run.
-    mvp_minus: Interval | None
+    mvp_minus: Difference | None
+    targets: int = 0
+    #: "theta0" for zoos whose entries began with θ⁰, where others are compared, too.
+    zoo: str = ""
 
 
 def load_runs(folder: Path, settings: StudySettings) -> list[dict[str, Any]]:
     """The records of all methods on all targets that are done."""
     names = [
-        f"target-{index:03d}--{method}" for method in settings.methods for index in range(settings.split["targets"])
+        f"target-{index:03d}--{trial.name}"
+        for trial in settings.compared()
+        for index in range(settings.split["targets"])
     ]
     return [record for name in names if (record := read_record(folder, name)) is not None]
 
 
-def summarise(runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """A row for each method, in the order of the runs; paired differences are over targets both have."""
-    by_method: dict[str, dict[str, dict[str, Any]]] = {}
+def target_of(run: dict[str, Any]) -> tuple[object, str]:
+    """What pairs the runs of several methods: the draw of the zoo and the task."""
+    return run.get("draw"), run["task"]
+
+
+def summarise(runs: Sequence[dict[str, Any]], reference: tuple[str, int] | None = None) -> list[Row]:
+    """A row for each method and number of steps, in the order of the runs.
+
+    Args:
+        runs: records of targets.
+        reference: method and steps that the others are set against, over the targets both have; None takes MVP with
+            the steps of its first run.
+    """
+    by_method: dict[tuple[str, int, str], dict[tuple[object, str], dict[str, Any]]] = {}
     for run in runs:
-        by_method.setdefault(run["method"], {})[run["task"]] = run
-    mvp = by_method.get("mvp", {})
+        by_method.setdefault((run["method"], run["steps"], run.get("zoo", "")), {})[target_of(run)] = run
+    mvp = next((key[:2] for key in by_method if key[0] == "mvp"), ("mvp", 0)) if reference is None else reference
+    ours = by_method.get((*mvp, ""), {})
     rows = []
-    for method, on_task in by_method.items():
-        own = list(on_task.values())
-        paired = [mvp[task]["accuracy"] - run["accuracy"] for task, run in on_task.items() if task in mvp]
+    for key, on_target in by_method.items():
+        own = list(on_target.values())
+        pairs = [target for target in on_target if target in ours]
+        paired = [ours[target]["accuracy"] - on_target[target]["accuracy"] for target in pairs]
         rows.append(
             Row(
-                method=method,
-                label=METHODS[method].full,
-                steps=own[0]["steps"],
+                method=key[0],
+                label=METHODS[key[0]].full + (", entries from θ⁰" if key[2] == "theta0" else ""),
+                steps=key[1],
                 accuracy=interval([run["accuracy"] for run in own]),
                 seconds=median(run["start_seconds"] + run["fit_seconds"] for run in own),
                 parameters=round(fmean(run["parameters"] for run in own)),
                 macs=round(fmean(run["macs"] for run in own)),
-                mvp_minus=interval(paired) if paired and method != "mvp" else None,
+                mvp_minus=paired_bootstrap(paired, [draw for draw, _ in pairs])
+                if pairs and key != (*mvp, "")
+                else None,
+                targets=len(own),
+                zoo=key[2],
             )
         )
     return rows
@@ -97,18 +157,18 @@ def verdict(row: Row) -> str:
     """Who won, in a sentence, from the paired interval.
 
     Example:
-        >>> row = Row("dense", "dense fine-tuning", 40, Interval(0.9, 0.01), 1.0, 10, 10, Interval(-0.05, 0.02))
+        >>> row = Row("dense", "dense fine-tuning", 40, Interval(0.9, 0.01), 1.0, 10, 10, Difference(-0.05, -0.07, -0.03))
         >>> verdict(row)
-        'MVP does not win against dense fine-tuning: −5.0 points [−7.0, −3.0].'
+        'MVP does not win against dense fine-tuning, 40 steps: −5.0 points [−7.0, −3.0].'
     """
     assert row.mvp_minus is not None
     difference = row.mvp_minus
     figures = f"{_points(difference.mean)} points [{_points(difference.low)}, {_points(difference.high)}]"
     if difference.low > 0:
-        return f"MVP wins against {row.label}: {figures}."
+        return f"MVP wins against {row.label}, {row.steps:,} steps: {figures}."
     if difference.high < 0:
-        return f"MVP does not win against {row.label}: {figures}."
-    return f"No clear difference to {row.label}: {figures}."
+        return f"MVP does not win against {row.label}, {row.steps:,} steps: {figures}."
+    return f"No clear difference to {row.label}, {row.steps:,} steps: {figures}."
 
 
 def _points(value: float) -> str:
@@ -116,24 +176,71 @@ def _points(value: float) -> str:
 
 
 def break_even(settings: StudySettings, folder: Path, runs: Sequence[dict[str, Any]]) -> float | None:
-    """New tasks after which the zoo's seconds are repaid, against iterative Taylor with ten times the steps.
+    """New tasks after which the zoo's seconds are repaid, against iterative Taylor with its most steps.
 
-    None where MVP saves no seconds there, or one of the two was not run.
+    The zoo's seconds are its entries' and their parent's. None where MVP saves no seconds there, or one of the two was
+    not run.
     """
-    seconds = {row.method: row.seconds for row in summarise(runs)}
-    if not {"mvp", "taylor_10x"} <= set(seconds) or seconds["taylor_10x"] <= seconds["mvp"]:
+    rows = summarise(runs)
+    ours = next((row for row in rows if row.method == "mvp"), None)
+    theirs = max((row for row in rows if row.method == "taylor"), key=lambda row: row.steps, default=None)
+    if ours is None or theirs is None or theirs.seconds <= ours.seconds:
         return None
-    names = [f"source-{index:03d}" for index in range(settings.split["sources"])]
+    names = ["parent", *(f"source-{index:03d}" for index in range(settings.split["sources"]))]
     zoo = sum(record["seconds"] for name in names if (record := read_record(folder, name)) is not None)
-    return zoo / (seconds["taylor_10x"] - seconds["mvp"])
+    return zoo / (theirs.seconds - ours.seconds)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The steps at which a rival's mean curve reaches an accuracy: an estimate and its 95 % bootstrap interval.
+
+    ``inf`` where the curve stays below up to its last point.
+    """
+
+    steps: float
+    low: float
+    high: float
+
+
+def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequence[float], seed: int = 0) -> Reach:
+    """The steps at which the mean curve over targets reaches the mean goal, by interpolation in log steps.
+
+    Args:
+        curves: for each target ``(steps, accuracy)`` of runs with different budgets, ascending.
+        goals: for each target the accuracy to reach.
+        seed: of the bootstrap over targets.
+
+    Example:
+        >>> steps_to_reach([[(100, 0.5), (1000, 0.7)]] * 2, [0.6, 0.6]).steps
+        316.2...
+    """
+    steps = np.log([point[0] for point in curves[0]])
+    table, wanted = np.array([[point[1] for point in curve] for curve in curves]), np.asarray(goals)
+
+    def reach(index: np.ndarray) -> float:
+        means, goal = table[index].mean(0), wanted[index].mean()
+        above = np.flatnonzero(means >= goal)
+        if not len(above):
+            return math.inf
+        first = int(above[0])
+        if first == 0:
+            return float(np.exp(steps[0]))
+        share = (goal - means[first - 1]) / (means[first] - means[first - 1])
+        return float(np.exp(steps[first - 1] + share * (steps[first] - steps[first - 1])))
+
+    generator, n = np.random.default_rng(seed), len(curves)
+    found = sorted(reach(generator.integers(n, size=n)) for _ in range(1000))
+    return Reach(reach(np.arange(n)), found[25], found[974])
 
 
 def hubs(runs: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
     """How often each zoo entry was among MVP's neighbours, the most chosen first.
 
     Example:
-        >>> hubs([{"method": "mvp", "neighbours": [{"name": "cats"}]}, {"method": "dense"}])
+        >>> hubs([{"method": "mvp", "task": "pets", "neighbours": [{"name": "cats"}]}, {"method": "dense"}])
         [('cats', 1)]
     """
-    chosen = Counter(neighbour["name"] for run in runs if run["method"] == "mvp" for neighbour in run["neighbours"])
+    votes = {target_of(run): run["neighbours"] for run in runs if run["method"] == "mvp"}
+    chosen = Counter(neighbour["name"] for neighbours in votes.values() for neighbour in neighbours)
     return sorted(chosen.items(), key=lambda item: (-item[1], item[0]))

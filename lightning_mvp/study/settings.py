@@ -41,6 +41,7 @@ class StudySettings:
         trials: name → ``method`` and dotted settings to try on validation images of the split's development tasks.
         precision: of the Trainer.
         gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
+        superclasses: a JSON file that maps each class to its superclass, for the overlap study.
         seed: of everything random.
     """
 
@@ -63,6 +64,7 @@ class StudySettings:
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "auto"
     gradient_clip: float | None = 1.0
+    superclasses: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,9 +108,7 @@ class StudySettings:
     def compared(self) -> list[Trial]:
         """The methods with their steps and what was tuned for them; names are those of the records."""
         pairs = dict.fromkeys(parse_method(method, self.steps) for method in self.methods)
-        return [
-            Trial(method, steps, self.tuned.get(method, {}), f"{method}@{steps}") for method, steps in pairs
-        ]
+        return [Trial(method, steps, self.tuned.get(method, {}), f"{method}@{steps}") for method, steps in pairs]
 
     def tried(self) -> list[Trial]:
         """The trials on development tasks; a method's tuned settings hold unless the trial has others."""

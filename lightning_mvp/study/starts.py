@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightning_mvp.study.settings import StudySettings
 
 ONESHOT_BATCHES = 10
-VOTE_OPTIONS = ("temperature", "missing")
+VOTE_OPTIONS = ("temperature", "missing", "ballots")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Start:
 
     backbone: nn.Module
     notes: dict[str, Any] = field(default_factory=dict)
+    masks: Masks | None = None
 
 
 class Starts:
@@ -57,6 +58,7 @@ class Starts:
         """The start of a method that does not prune while it trains, or of one that does, from the dense θ⁰."""
         own: dict[str, Callable[[TaskDataModule], Start]] = {
             "mvp": self.mvp,
+            "mvp_refine": self.mvp,
             "nearest": lambda data: self._vote(data, self.ranking(data)[:1]),
             "random_vote": self.random_vote,
             "farthest_vote": lambda data: self._vote(data, self.ranking(data)[-self.neighbours :], temperature=None),
@@ -81,8 +83,17 @@ class Starts:
         return self.settings.vote.get("neighbours", 8)
 
     def ranking(self, data: TaskDataModule) -> list[Neighbour]:
-        """All zoo entries, nearest first, as a part of the study found them."""
-        return [Neighbour(**neighbour) for neighbour in self.shop.ranking(data.facts.name)["similarities"]]
+        """The zoo's entries, nearest first, as a part of the study found them; ``vote.entries`` takes the first of them.
+
+        Those of a zoo of ``vote.entries`` sources are the ones of the lowest numbers.
+        """
+        record = self.shop.ranking(data.facts.name, self.settings.vote.get("similarity", "leep"))
+        ranked = [Neighbour(**neighbour) for neighbour in record["similarities"]]
+        limit = self.settings.vote.get("entries")
+        if limit is not None:
+            small_zoo = set(sorted(neighbour.name for neighbour in ranked)[:limit])
+            ranked = [neighbour for neighbour in ranked if neighbour.name in small_zoo]
+        return ranked
 
     def _seed_of(self, data: TaskDataModule) -> int:
         # Others for each target, the same in every run.
@@ -130,6 +141,8 @@ class Starts:
     ) -> Start:
         """The vote of these neighbours (or of so many), with the study's options unless others are given."""
         chosen = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
+        if "pruning_ratio" in self.settings.vote:  # a wider start, which is narrowed later
+            chosen["pruning_ratio"] = self.settings.vote["pruning_ratio"]
         origin = self.shop.theta0 if folder in ("generic", "generic_zoo") else self.shop.root
         small, report = voted_backbone(
             self.shop.folder / folder,
@@ -142,7 +155,7 @@ class Starts:
         notes = origin.size_of(report.masks)
         notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
         notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
-        return Start(small, notes)
+        return Start(small, notes, report.masks)
 
     def _generic(self, data: TaskDataModule, folder: str) -> Start:
         return self._vote(data, 1, folder, similarity="random", temperature=None)

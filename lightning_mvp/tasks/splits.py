@@ -102,7 +102,13 @@ def split_tasks(
         raise ValueError(
             f"Expected argument `classes_per_task` to be an int of at least 2, but got {classes_per_task}."
         )
-    for name, count in (("sources", sources), ("targets", targets), ("held_out_targets", held_out_targets), ("development", development), ("draw", draw)):
+    for name, count in (
+        ("sources", sources),
+        ("targets", targets),
+        ("held_out_targets", held_out_targets),
+        ("development", development),
+        ("draw", draw),
+    ):
         if count < 0:
             raise ValueError(f"Expected argument `{name}` to be an int of at least 0, but got {count}.")
     if not 0 <= held_out_fraction < 1:

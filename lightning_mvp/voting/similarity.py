@@ -21,7 +21,7 @@ from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild, require_fits
 from lightning_mvp.zoo.zoo import ModelZoo
 
-Similarity = Literal["leep", "prototypes", "random", "farthest"]
+Similarity = Literal["leep", "prototypes", "cover", "random", "farthest"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,38 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
     expected = _expected(theta, target) if target.ndim == 1 else _expected_of_each_label(theta, target)
     # Rounding may lift a perfect source a hair above 0.
     return min(0.0, float(expected.log().mean()))
+
+
+def expected_predictions(probabilities: Tensor, labels: Tensor) -> Tensor:
+    r"""The likelihoods whose mean logarithm is LEEP, :math:`\sum_z P(y_i|z)\, θ(x_i)_z`: ``(n, Z), (n,) → (n,)``."""
+    theta = probabilities.detach().double()
+    return _expected(theta, labels.to(theta.device))
+
+
+def covering_order(expected: Tensor, k: int) -> list[int]:
+    r"""Sources that predict the target *together*: each next one is that with which the mean of the chosen ones'
+    expected predictions, :math:`\frac1n \sum_i \log \frac1{|S|} \sum_{j \in S} p_i^j`, is greatest (ours).
+
+    Args:
+        expected: ``(sources, n)``, rows by :func:`expected_predictions`.
+        k: how many to choose.
+
+    Returns:
+        Rows in the order of choice; of equal ones the first. The first of all is the nearest by LEEP.
+
+    Example:
+        >>> covering_order(torch.tensor([[0.8, 0.1], [0.7, 0.1], [0.2, 0.6]]), 2)
+        [0, 2]
+    """
+    chosen: list[int] = []
+    total = torch.zeros_like(expected[0])
+    for _ in range(min(k, len(expected))):
+        gains = ((total + expected) / (len(chosen) + 1)).log().mean(1)
+        gains[chosen] = -torch.inf
+        best = int(gains.argmax())
+        chosen.append(best)
+        total = total + expected[best]
+    return chosen
 
 
 def _expected(theta: Tensor, labels: Tensor) -> Tensor:
@@ -173,8 +205,9 @@ def rank_neighbours(
         labels: integers ``(n,)``, or multi-hot ``(n, L)``.
         backbone: the dense backbone, for its structure; it is not changed.
         groups: of that backbone.
-        similarity: "leep"; "prototypes" (`prototype_similarity` of θ⁰'s features); the controls "random" (drawn by
-            `seed`) and "farthest" (the least LEEP first).
+        similarity: "leep"; "prototypes" (`prototype_similarity` of θ⁰'s features); "cover" (LEEP's likelihoods, chosen
+            to complement each other: `covering_order`; scores are LEEP); the controls "random" (drawn by `seed`) and
+            "farthest" (the least LEEP first).
         k: how many; None takes all. With fewer entries than k, all are taken, with a warning.
         config: hash of the pruning config whose entries count; None takes the one with most entries, and says so if
             there are others.
@@ -190,9 +223,12 @@ def rank_neighbours(
         raise ValueError(f"Expected argument `similarity` to be one of {get_args(Similarity)}, but got {similarity!r}.")
     if k is not None and k < 1:
         raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")
+    if similarity == "cover" and torch.as_tensor(labels).ndim != 1:
+        raise ValueError("Expected one class per image for similarity='cover', but got multi-hot labels. Use 'leep'.")
     named = [entry for entry in zoo.entries(_one_config(zoo, config)) if entry.name not in set(exclude)]
     entries = sound(named, lambda entry: require_usable(entry, zoo, images, backbone, groups))
     score: Callable[[ZooEntry], float]
+    expected: dict[str, Tensor] = {}
     if similarity == "random":
         usable = entries
         score = lambda entry: 0.0  # noqa: E731 (one of three one-line scores)
@@ -209,9 +245,13 @@ def rank_neighbours(
                 "Use `similarity='prototypes'`, or one config of equal tasks.",
                 stacklevel=2,
             )
-        score = lambda entry: leep(  # noqa: E731
-            source_probabilities(entry, images, backbone, groups, batch_size), labels
-        )
+
+        def score(entry: ZooEntry) -> float:
+            probabilities = source_probabilities(entry, images, backbone, groups, batch_size)
+            if similarity == "cover":
+                expected[entry.name] = expected_predictions(probabilities, labels)
+            return leep(probabilities, labels)
+
     if not usable:
         raise ValueError(
             f"No entry of the zoo at {zoo.path} can be a neighbour by similarity {similarity!r}: of {len(zoo)} entries "
@@ -228,6 +268,10 @@ def rank_neighbours(
         )
     if similarity == "random":
         order = np.random.default_rng(seed).permutation(sorted(scores)).tolist()
+    elif similarity == "cover":
+        names = sorted(scores)
+        rows = torch.stack([expected[name] for name in names])
+        order = [names[row] for row in covering_order(rows, len(names) if k is None else k)]
     else:
         sign = 1 if similarity == "farthest" else -1
         order = sorted(scores, key=lambda name: (sign * scores[name], name))

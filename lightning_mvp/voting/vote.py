@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lightning_mvp.backbones.masks import Masks, round_up, widths
 from lightning_mvp.fingerprint import to_array
+from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
+
+Ballots = Literal["masks", "importance"]
 
 
 def require_temperature(temperature: float | None) -> None:
@@ -82,6 +85,7 @@ def vote(
     coefficients: Mapping[str, float] | None = None,
     importance: Mapping[str, Mapping[str, Any]] | None = None,
     magnitude: Mapping[str, Any] | None = None,
+    ballots: Ballots = "masks",
 ) -> Masks:
     r"""Keep the units with most votes: :math:`v_\ell(k) = \sum_{j \in N_t} a_j \, 1[k \in \Omega_\ell^j]`
     (Zhao, Zhou, Long, Jiang, Zhang, ECML PKDD 2023, arXiv 2301.11560; the weights a_j and the fill order are ours).
@@ -95,6 +99,8 @@ def vote(
         coefficients: entry name → a_j; None counts all alike.
         importance: entry name → group → ``(units,)``; only entries that have scores count in the mean.
         magnitude: group → ``(units,)``, of the dense θ⁰.
+        ballots: ``"masks"``: each neighbour has one vote for each unit that it kept; ``"importance"``: its vote is the
+            unit's stored importance, :math:`v_\ell(k) = \sum_j a_j \, I_k^j \, 1[k \in \Omega_\ell^j]` (ours).
 
     Returns:
         Masks with exactly `widths` units kept.
@@ -108,6 +114,7 @@ def vote(
         >>> vote(masks, {"conv": 2}, coefficients={"x": 0.4, "y": 0.6})["conv"].tolist()
         [False, True, True]
     """
+    require_choice("ballots", ballots, Ballots)
     sizes = _sizes(masks)
     names = sorted(masks)
     scored = [name for name in names if importance and importance.get(name)]
@@ -117,7 +124,10 @@ def vote(
             raise ValueError(f"Expected a width of 1 to {size} for group {group!r}, but got {widths.get(group)}.")
         votes, scores = np.zeros(size), np.zeros(size)
         for name in names:
-            votes += (1.0 if coefficients is None else coefficients[name]) * to_array(masks[name][group])
+            ballot = to_array(masks[name][group]).astype(np.float64)
+            if ballots == "importance" and name in scored:
+                ballot *= to_array(importance[name][group]).astype(np.float64)  # type: ignore[index]
+            votes += (1.0 if coefficients is None else coefficients[name]) * ballot
         for name in scored:
             scores += to_array(importance[name][group]).astype(np.float64) / len(scored)  # type: ignore[index]
         norms = np.zeros(size) if magnitude is None else to_array(magnitude[group]).astype(np.float64)

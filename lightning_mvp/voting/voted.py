@@ -31,7 +31,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import Missing, merge
 from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours, require_usable
-from lightning_mvp.voting.vote import coefficients, require_temperature, vote, vote_widths
+from lightning_mvp.voting.vote import Ballots, coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -119,6 +119,7 @@ def voted_backbone(
     similarity: Similarity = "leep",
     temperature: float | None = None,
     missing: Missing = "theta0",
+    ballots: Ballots = "masks",
     backbone: nn.Module | None = None,
     groups: Groups | None = None,
     config: str | None = None,
@@ -212,6 +213,7 @@ def voted_backbone(
             weights,
             {name: entry.importance for name, entry in entries.items()},
             magnitude_importance(dense.state_dict(), groups),
+            ballots,
         )
     with _timed(seconds, "merge"):
         states = {name: entry.weights for name, entry in entries.items()}

@@ -51,7 +51,9 @@ def test_cutting_and_zeroing_give_the_same_masks_and_weights(shop: Workshop, cri
     assert min(iou.values()) == 1, iou
     small = shrink(zeroed.backbone, shop.theta0.groups, callback.masks).state_dict()
     for name, tensor in cut.backbone.state_dict().items():
-        torch.testing.assert_close(tensor, small[name], rtol=2e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            tensor, small[name], rtol=2e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_torch_prunings_model_is_as_small_as_ours(shop: Workshop) -> None:

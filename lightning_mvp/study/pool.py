@@ -1,0 +1,117 @@
+"""One or several studies read back from their folders, ready to be compared: runs know their zoo and operating point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning_mvp.study.methods import METHODS
+from lightning_mvp.study.records import read_record
+from lightning_mvp.study.results import load_runs
+from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.zoo.entry import config_hash
+
+
+@dataclass(frozen=True)
+class Study:
+    """One zoo at one operating point.
+
+    Args:
+        folder: with its records.
+        settings: it was made with.
+    """
+
+    folder: Path
+    settings: StudySettings
+
+    @classmethod
+    def read(cls, folder: Path) -> Study:
+        """The study of a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = folder / "settings.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"Expected a study in {folder}, but it has no settings.json. Run mvp-compare first."
+            )
+        settings = json.loads(path.read_text())
+        return cls(folder, StudySettings(**{**settings, "methods": tuple(settings["methods"])}))
+
+    @property
+    def draw(self) -> int:
+        return self.settings.split.get("draw", 0)
+
+    @property
+    def ratio(self) -> float:
+        return self.settings.pruning_ratio
+
+    @property
+    def shares_parent(self) -> bool:
+        return self.settings.parent is not None
+
+    @cached_property
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs on targets that are done, each with its zoo's draw, the ratio, and the hash of the settings."""
+        facts = {
+            "draw": self.draw,
+            "pruning_ratio": self.ratio,
+            "zoo": "parent" if self.shares_parent else "theta0",
+            "config": config_hash(self.settings.to_dict()),
+        }
+        return [{**facts, **run} for run in load_runs(self.folder, self.settings)]
+
+    def record(self, part: str) -> dict[str, Any] | None:
+        """The record of a part, if it is done."""
+        return read_record(self.folder, part)
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """The records of the zoo's entries that are done."""
+        names = [f"source-{index:03d}" for index in range(self.settings.split["sources"])]
+        return [record for name in names if (record := self.record(name)) is not None]
+
+    @property
+    def rankings(self) -> list[dict[str, Any]]:
+        """The zoo's similarity to each target."""
+        names = [f"rank--target-{index:03d}" for index in range(self.settings.split["targets"])]
+        return [record for name in names if (record := self.record(name)) is not None]
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The runs on development tasks, measured on validation images."""
+        names = [
+            f"development-{index:03d}--{trial.name}"
+            for trial in self.settings.tried()
+            for index in range(self.settings.split.get("development", 0))
+        ]
+        return [record for name in names if (record := self.record(name)) is not None]
+
+
+def ratios(studies: Sequence[Study]) -> list[float]:
+    """The operating points, the mildest first."""
+    return sorted({study.ratio for study in studies})
+
+
+def runs_at(studies: Sequence[Study], ratio: float) -> list[dict[str, Any]]:
+    """All runs at an operating point, and the dense ones of the same targets at any.
+
+    Where zoos of both kinds were compared, methods of zoos whose entries began with θ⁰ are told from the others by
+    the name of their zoo; what needs no zoo is counted once for each target.
+    """
+    both = len({study.shares_parent for study in studies}) > 1
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for study in sorted(studies, key=lambda study: not study.shares_parent):
+        for run in study.runs:
+            kind = METHODS[run["method"]].kind
+            if study.ratio != ratio and kind != "dense":
+                continue
+            zoo = run["zoo"] if both and kind == "zoo" else ""
+            key = (zoo, run["method"], run["steps"], run["draw"], run["task"])
+            found.setdefault(key, {**run, "zoo": "theta0" if zoo == "theta0" else ""})
+    return list(found.values())
