@@ -176,7 +176,7 @@ class Pruner:
         if self.settings.criterion == "taylor":
             return self.scores.means()
         if self.settings.criterion == "magnitude":
-            # What reads a removed unit is not zeroed, but counts for nobody: it would be gone, if this were a cut model.
+            # What reads a removed unit is not zeroed, but counts for nobody: in a cut model it would be gone.
             state = {name: tensor.detach().clone() for name, tensor in backbone.state_dict().items()}
             device = next(iter(state.values())).device
             zero_entries(state, dead_entries(self.groups, self.masks, device, roles=("consumer",)))

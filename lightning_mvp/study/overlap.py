@@ -69,7 +69,7 @@ def shared(sets: Sequence[set[str]]) -> np.ndarray:
 
 
 def leep_matrix(folder: Path, tasks: Sequence[str]) -> np.ndarray:
-    """LEEP of each zoo task's model on each other's data, the mean of both directions, ``(n, n)`` with a diagonal of 0."""
+    """LEEP of each zoo task's model on each other's data, the mean of both directions, ``(n, n)``."""
     place, scores = {task: i for i, task in enumerate(tasks)}, np.zeros((len(tasks), len(tasks)))
     for task, row in place.items():
         record = read_record(folder, rank_part(task, "leep"))

@@ -1,4 +1,4 @@
-"""The parts of a comparison: pre-training, pruned models, rankings, and each method on each task. A process runs one."""
+"""The parts of a comparison, each run by one process: pre-training, pruned models, rankings, each method on each task."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ class Workshop:
 
         Args:
             part: ``"pretrain"``, ``"parent"``, ``"generic"`` (or ``"generic_parent"``, ``"generic_zoo"``),
-                ``"source-007"``, ``"overlap"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or ``"development-003--TRIAL"``.
+                ``"source-007"``, ``"overlap"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or
+                ``"development-003--TRIAL"``.
         """
         if read_record(self.folder, part) is not None:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -175,7 +175,7 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
     return figure
 
 
-def accuracy_and_size(by_ratio: dict[float, Runs], steps: int) -> Figure:
+def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
     """Mean accuracy against the MACs that are left, a line for each method at its steps."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

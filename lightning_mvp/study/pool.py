@@ -1,4 +1,4 @@
-"""One or several studies read back from their folders, ready to be compared: runs know their zoo and operating point."""
+"""Studies read back from their folders, ready to be compared: runs know their zoo and operating point."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ class Study:
         """
         path = folder / "settings.json"
         if not path.exists():
-            raise FileNotFoundError(
-                f"Expected a study in {folder}, but it has no settings.json. Run mvp-compare first."
-            )
+            raise FileNotFoundError(f"Expected a study in {folder}, but found no settings.json. Run mvp-compare first.")
         settings = json.loads(path.read_text())
         return cls(folder, StudySettings(**{**settings, "methods": tuple(settings["methods"])}))
 

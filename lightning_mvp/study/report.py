@@ -96,7 +96,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     if not by_ratio:
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
     tables = {ratio: summarise(runs) for ratio, runs in by_ratio.items()}
-    overlaps = {study.folder.name: rows for study in studies if (rows := _overlap_of(study))}
+    overlaps = {study.folder.name: found for study in studies if (found := _overlap_of(study))}
     pictures = _draw(out, studies, by_ratio, overlaps)
     lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in (*study.runs, *study.trials)]
     write_whole(out / "results.jsonl", ("\n".join(lines) + "\n").encode(), overwrite=True)
@@ -206,8 +206,8 @@ def _setting(studies: Sequence[Study]) -> Iterator[str]:
         f"{' and '.join(f'{100 * ratio:.0f} %' for ratio in ratios(studies))} of {pruning.get('ratio_of', 'units')} "
         f"removed in {pruning['rounds']} rounds; each zoo entry took {settings.source_steps} steps. "
         f"Vote: {vote.get('neighbours')} neighbours by {vote.get('similarity', 'leep')}, "
-        f"temperature {vote.get('temperature')}. Every method starts from a ridge head, sees the same images in the same "
-        f"order at batch {settings.batch_size}, and its test images decide nothing. Peak learning rate: "
+        f"temperature {vote.get('temperature')}. Every method starts from a ridge head, sees the same images in the "
+        f"same order at batch {settings.batch_size}, and test images decide nothing. Peak learning rate: "
         f"{settings.optim.get('learning_rate')}" + _tuned(settings.tuned) + "."
     )
     if parents := [study for study in studies if study.shares_parent]:
@@ -322,11 +322,10 @@ def _overlap(overlaps: dict[str, list[OverlapRow]]) -> Iterator[str]:
         return
     yield "## Do similar tasks keep the same units?"
     yield (
-        "All pairs of zoo tasks, by group, at three ratios taken from the rounds of one run: the mean IoU of their masks, "
-        "that of random masks of the same widths, and that of a task's mask with the backbone's own magnitude mask; then "
-        "correlations over pairs with LEEP (mean of both directions), shared classes and shared superclasses, with the "
-        "p-value of Mantel's test (tasks permuted). Groups of fewer than "
-        f"{FEW_UNITS} units are marked †."
+        "All pairs of zoo tasks, by group, at three ratios taken from the rounds of one run: the mean IoU of their "
+        "masks, that of random masks of the same widths, and that of a task's mask with the backbone's own magnitude "
+        "mask; then correlations over pairs with LEEP (mean of both directions), shared classes and shared "
+        f"superclasses, with the p-value of Mantel's test (tasks permuted). Groups of under {FEW_UNITS} units have a †."
     )
     for name, rows in overlaps.items():
         yield f"`{name}`:"
@@ -346,7 +345,7 @@ def _overlap(overlaps: dict[str, list[OverlapRow]]) -> Iterator[str]:
 
 
 def _trials(studies: Sequence[Study]) -> Iterator[str]:
-    """What was tried on development tasks: each trial's accuracy on validation images, and its difference to the first."""
+    """What was tried on development tasks: accuracy on validation images, and the difference to the first trial."""
     shown = False
     for study in studies:
         by_trial: dict[str, dict[str, dict[str, Any]]] = {}
@@ -357,8 +356,8 @@ def _trials(studies: Sequence[Study]) -> Iterator[str]:
         if not shown:
             yield "## What was tried"
             yield (
-                "One idea at a time, on development tasks that are neither sources nor targets, measured on *validation* "
-                "images; differences are to the first line, paired over tasks, with bootstrap intervals."
+                "One idea at a time, on development tasks that are neither sources nor targets, measured on "
+                "*validation* images; differences are to the first line, paired over tasks, with bootstrap intervals."
             )
             shown = True
         base = next(iter(by_trial.values()))

@@ -157,7 +157,8 @@ def verdict(row: Row) -> str:
     """Who won, in a sentence, from the paired interval.
 
     Example:
-        >>> row = Row("dense", "dense fine-tuning", 40, Interval(0.9, 0.01), 1.0, 10, 10, Difference(-0.05, -0.07, -0.03))
+        >>> difference = Difference(-0.05, -0.07, -0.03)
+        >>> row = Row("dense", "dense fine-tuning", 40, Interval(0.9, 0.01), 1.0, 10, 10, difference)
         >>> verdict(row)
         'MVP does not win against dense fine-tuning, 40 steps: −5.0 points [−7.0, −3.0].'
     """

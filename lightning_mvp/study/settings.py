@@ -94,7 +94,7 @@ class StudySettings:
 
     @property
     def entry_ratio(self) -> float:
-        r"""What a zoo entry removes of its parent, :math:`1 - (1 - r) / (1 - r_{parent})`; r where it begins with θ⁰."""
+        r"""What a zoo entry removes of its parent, :math:`1 - (1 - r) / (1 - r_{parent})`; r where it has none."""
         if self.parent is None:
             return self.pruning_ratio
         return round(1 - (1 - self.pruning_ratio) / (1 - self.parent["pruning_ratio"]), 10)

@@ -83,9 +83,9 @@ class Starts:
         return self.settings.vote.get("neighbours", 8)
 
     def ranking(self, data: TaskDataModule) -> list[Neighbour]:
-        """The zoo's entries, nearest first, as a part of the study found them; ``vote.entries`` takes the first of them.
+        """The zoo's entries, nearest first, as a part of the study found them.
 
-        Those of a zoo of ``vote.entries`` sources are the ones of the lowest numbers.
+        With ``vote.entries``, those of a zoo of only so many sources, the ones of the lowest numbers.
         """
         record = self.shop.ranking(data.facts.name, self.settings.vote.get("similarity", "leep"))
         ranked = [Neighbour(**neighbour) for neighbour in record["similarities"]]
@@ -133,7 +133,7 @@ class Starts:
         return self._vote(data, self.ranking(data)[: self.neighbours])
 
     def random_vote(self, data: TaskDataModule) -> Start:
-        options = {"similarity": "random", "temperature": None, "seed": self._seed_of(data)}
+        options: dict[str, Any] = {"similarity": "random", "temperature": None, "seed": self._seed_of(data)}
         return self._vote(data, self.neighbours, **options)
 
     def _vote(
