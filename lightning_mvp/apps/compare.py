@@ -40,6 +40,7 @@ def settings_of(config: DictConfig) -> StudySettings:
         parent=None if config.parent is None else plain(config.parent),
         tuned=plain(config.tuned),
         trials=plain(config.trials),
+        fewer=plain(config.fewer),
         superclasses=config.superclasses,
         seed=config.seed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -65,12 +65,18 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
             [Part(rank_part(name, "leep"), 2.0 * len(sources)) for name in sources],
             [Part("overlap", 2.0 * len(sources))],
         ],
-        "compare": _runs("target", settings.split["targets"], settings.compared(), settings),
+        "compare": _runs("target", settings.split["targets"], settings.compared(), settings, settings.targets_of),
         "ablate": _runs("development", settings.split.get("development", 0), settings.tried(), settings),
     }
 
 
-def _runs(kind: str, tasks: int, trials: Sequence[Trial], settings: StudySettings) -> list[list[Part]]:
+def _runs(
+    kind: str,
+    tasks: int,
+    trials: Sequence[Trial],
+    settings: StudySettings,
+    tasks_of: Callable[[Trial], int] | None = None,
+) -> list[list[Part]]:
     ranks, runs = [], []
     share = {"zoo": SMALL_STEP, "generic": SMALL_STEP, "once": SMALL_STEP, "rounds": CUT_STEP, "dense": 1.0}
     for index in range(tasks):
@@ -82,6 +88,8 @@ def _runs(kind: str, tasks: int, trials: Sequence[Trial], settings: StudySetting
         }
         ranks += [Part(rank_part(name, each), 2.0 * settings.split["sources"]) for each in sorted(similarities)]
         for trial in trials:
+            if tasks_of is not None and index >= tasks_of(trial):
+                continue
             cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
             runs.append(Part(f"{name}--{trial.name}", cost))
     return [wave for wave in (ranks, _longest_first(runs)) if wave]

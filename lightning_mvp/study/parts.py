@@ -1,4 +1,4 @@
-"""The parts of a comparison, each run by one process: pre-training, pruned models, rankings, each method on each task."""
+"""The parts of a comparison, one process each: pre-training, pruned models, rankings, each method on each task."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.records import read_record
+from lightning_mvp.study.records import rank_part, read_record
 from lightning_mvp.study.results import load_runs
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.zoo.entry import config_hash
@@ -77,18 +77,18 @@ class Study:
     @property
     def rankings(self) -> list[dict[str, Any]]:
         """The zoo's similarity to each target."""
-        names = [f"rank--target-{index:03d}" for index in range(self.settings.split["targets"])]
+        similarity = self.settings.vote.get("similarity", "leep")
+        names = [rank_part(f"target-{index:03d}", similarity) for index in range(self.settings.split["targets"])]
         return [record for name in names if (record := self.record(name)) is not None]
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """The runs on development tasks, measured on validation images."""
-        names = [
-            f"development-{index:03d}--{trial.name}"
-            for trial in self.settings.tried()
-            for index in range(self.settings.split.get("development", 0))
-        ]
-        return [record for name in names if (record := self.record(name)) is not None]
+        """All runs on development tasks, measured on validation images, those of the present trials first."""
+        order = [trial.name for trial in self.settings.tried()]
+        paths = (self.folder / "runs").glob("development-*--*.json")
+        runs = [json.loads(path.read_text()) for path in sorted(paths)]
+        place = {name: number for number, name in enumerate(order)}
+        return sorted(runs, key=lambda run: (place.get(run["trial"], len(order)), run["trial"], run["task"]))
 
 
 def ratios(studies: Sequence[Study]) -> list[float]:

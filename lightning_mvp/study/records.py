@@ -12,7 +12,7 @@ from lightning_mvp.study.methods import Trial
 from lightning_mvp.study.settings import StudySettings
 
 # A study may grow by these: each run's record says with what settings it was made.
-MAY_CHANGE = {"methods", "trials", "tuned"}
+MAY_CHANGE = {"methods", "fewer", "trials", "tuned"}
 
 
 def open_study(folder: Path, settings: StudySettings) -> None:

@@ -41,6 +41,7 @@ class StudySettings:
         trials: name → ``method`` and dotted settings to try on validation images of the split's development tasks.
         precision: of the Trainer.
         gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
+        fewer: method → number of targets, the first ones, where not all are wanted: ``{"dense@1000": 5}``.
         superclasses: a JSON file that maps each class to its superclass, for the overlap study.
         seed: of everything random.
     """
@@ -64,10 +65,15 @@ class StudySettings:
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "auto"
     gradient_clip: float | None = 1.0
+    fewer: dict[str, int] = field(default_factory=dict)
     superclasses: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("steps", "source_steps", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
         for trial in (*self.compared(), *self.tried()):
@@ -76,10 +82,6 @@ class StudySettings:
             self.changed(trial.changes)
         for method in self.tuned:
             parse_method(method, self.steps)
-        for name in ("steps", "source_steps", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")
         ratio = require_ratio(self.pruning_ratio)
         if self.parent is not None and not 0 < require_ratio(self.parent.get("pruning_ratio", 0.5)) < ratio:
             raise ValueError(
@@ -109,6 +111,12 @@ class StudySettings:
         """The methods with their steps and what was tuned for them; names are those of the records."""
         pairs = dict.fromkeys(parse_method(method, self.steps) for method in self.methods)
         return [Trial(method, steps, self.tuned.get(method, {}), f"{method}@{steps}") for method, steps in pairs]
+
+    def targets_of(self, trial: Trial) -> int:
+        """On how many targets a method is run."""
+        wanted = {parse_method(name, self.steps): count for name, count in self.fewer.items()}
+        every = self.split["targets"]
+        return min(every, wanted.get((trial.method, trial.steps), every))
 
     def tried(self) -> list[Trial]:
         """The trials on development tasks; a method's tuned settings hold unless the trial has others."""

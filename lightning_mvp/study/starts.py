@@ -61,7 +61,7 @@ class Starts:
             "mvp_refine": self.mvp,
             "nearest": lambda data: self._vote(data, self.ranking(data)[:1]),
             "random_vote": self.random_vote,
-            "farthest_vote": lambda data: self._vote(data, self.ranking(data)[-self.neighbours :], temperature=None),
+            "farthest_vote": self.farthest_vote,
             "all_vote": lambda data: self._vote(data, self.ranking(data), temperature=None),
             "vote_theta0": self.vote_theta0,
             "magnitude_average": lambda data: self._other_masks(data, self._magnitudes(self.shop.root)),
@@ -131,6 +131,10 @@ class Starts:
 
     def mvp(self, data: TaskDataModule) -> Start:
         return self._vote(data, self.ranking(data)[: self.neighbours])
+
+    def farthest_vote(self, data: TaskDataModule) -> Start:
+        ranked = sorted(self.ranking(data), key=lambda neighbour: neighbour.score)
+        return self._vote(data, ranked[: self.neighbours], temperature=None)
 
     def random_vote(self, data: TaskDataModule) -> Start:
         options: dict[str, Any] = {"similarity": "random", "temperature": None, "seed": self._seed_of(data)}

@@ -10,9 +10,8 @@ import torch
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study import parts
-from lightning_mvp.study.cutting import OwnCutter, prune_and_cut
+from lightning_mvp.study.cutting import OwnCutter, endless, prune_and_cut
 from lightning_mvp.study.outside import TorchPruningCutter
-from lightning_mvp.study.cutting import endless
 from lightning_mvp.study.parts import Workshop
 
 from .workshop import images_of, in_memory, settings

@@ -1,4 +1,4 @@
-"""Overlap of masks, and what chance alone would give."""
+"""Overlap of all pairs of zoo tasks, beside chance, and what it goes together with."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_mvp.backbones.create import create_backbone
-from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.study.overlap import expected_random_iou, magnitude_masks, overlap
-from lightning_mvp.zoo.zoo import ModelZoo
+from lightning_mvp.backbones.weights import save_weights
+from lightning_mvp.study.origin import Origin
+from lightning_mvp.study.overlap import leep_matrix, study_overlap
+from lightning_mvp.study.plots import overlap_by_group
+from lightning_mvp.study.records import rank_part, write_record
+from lightning_mvp.zoo.chance import expected_random_iou
 
-from ..callbacks.user import RECIPE
+from ..backbones.recipes import recipe
 
 
 def brute_force(units: int, kept_a: int, kept_b: int) -> float:
@@ -38,24 +42,63 @@ def test_the_expectation_is_exact_at_the_size_of_real_groups() -> None:
     assert expected_random_iou(2048, 410, 300) == pytest.approx(expected_random_iou(2048, 300, 410))
 
 
-def test_overlap_gives_iou_beside_the_expectation_of_each_groups_own_widths() -> None:
-    a = Masks({"conv": torch.tensor([1, 1, 0, 0]) > 0, "mlp": torch.tensor([1, 1]) > 0})
-    b = Masks({"conv": torch.tensor([0, 1, 1, 0]) > 0, "mlp": torch.tensor([1, 0]) > 0})
-    found = overlap(a, b)
-    assert found["conv"] == (pytest.approx(1 / 3), pytest.approx(brute_force(4, 2, 2)))
-    assert found["mlp"] == (0.5, pytest.approx(0.5))
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    path = tmp_path / "theta0.safetensors"
+    save_weights(create_backbone(recipe("resnet_mini")), path)
+    return Origin(recipe("resnet_mini"), path, (3, 32, 32))
 
 
-def test_theta0s_own_masks_keep_its_largest_units(tmp_path: Path) -> None:
-    backbone = create_backbone(RECIPE)
-    groups = find_groups(backbone, torch.zeros(1, 3, 32, 32), check=False)
-    name = groups.names[0]
-    with torch.no_grad():
-        for member in groups[name].members:
-            if member.role != "statistic":  # unit 3 dwarfs all others
-                backbone.state_dict()[member.tensor].index_fill_(member.axis, torch.as_tensor(member.index[3]), 9.0)
-    theta0 = {name: tensor.numpy() for name, tensor in backbone.state_dict().items()}
-    zoo = ModelZoo.create(tmp_path / "zoo", RECIPE, theta0, groups.sizes)
-    masks = magnitude_masks(zoo, dict.fromkeys(groups.names, 1))
-    assert masks[name].nonzero().tolist() == [[3]]
-    assert set(masks.kept.values()) == {1}
+def sources_of(origin: Origin, classes: list[str]) -> list[dict[str, object]]:
+    """Tasks whose masks follow their classes: each letter stands for some units, in three rounds."""
+    records = []
+    for letters in classes:
+        rounds = []
+        for number in range(3):
+            kept = {}
+            for group, size in origin.groups.sizes.items():
+                units = [
+                    (3 * (ord(letter) - ord("a")) + step) % size for letter in letters for step in range(3 - number)
+                ]
+                kept[group] = sorted(set(units))
+            rounds.append({"pruning_ratio": 0.5 + number / 10, "kept": kept})
+        records.append({"classes": list(letters), "rounds": rounds})
+    return records
+
+
+def test_masks_that_follow_the_classes_are_found_to(origin: Origin) -> None:
+    classes = ["abc", "abd", "cde", "cdf", "efg", "afg"]
+    alike = np.array([[len(set(a) & set(b)) for b in classes] for a in classes], dtype=float)
+    superclass_of = {letter: "vowel" if letter in "aeiou" else "other" for letter in "abcdefg"}
+    rows = study_overlap(sources_of(origin, classes), origin, -1 / (1 + alike), superclass_of)
+    assert [row.pruning_ratio for row in rows[:: len(origin.groups) + 1]] == [0.5, 0.6, 0.7]
+    assert [row.group for row in rows[: len(origin.groups) + 1]] == [*origin.groups.names, "all"]
+    for row in rows:
+        assert row.classes > 0.9, row
+        assert row.classes_p < 0.05
+        assert row.leep > 0.8
+        assert row.random < row.iou or row.iou < 0.3
+        assert 0 <= row.magnitude <= 1
+    last = rows[-1]
+    assert (last.depth, last.units, last.kept) == (-1, sum(origin.groups.sizes.values()), 3 * len(origin.groups))
+    assert len(overlap_by_group(rows).axes) == 2
+
+
+def test_without_superclasses_nothing_is_said_of_them(origin: Origin) -> None:
+    row = study_overlap(sources_of(origin, ["ab", "bc", "cd"]), origin, np.zeros((3, 3)))[0]
+    assert np.isnan(row.superclasses)
+    assert np.isnan(row.leep), "it does not vary"
+
+
+def test_leep_of_a_pair_is_the_mean_of_both_directions(tmp_path: Path) -> None:
+    tasks = ("source-000", "source-001")
+    for task, scores in zip(tasks, ((0.0, -1.0), (-3.0, 0.0)), strict=True):
+        found = [{"name": f"{name}--hash", "score": score} for name, score in zip(tasks, scores, strict=True)]
+        write_record(tmp_path, rank_part(task, "leep"), {"similarities": [*found, {"name": "other--x", "score": 9.0}]})
+    assert leep_matrix(tmp_path, tasks).tolist() == [[0, -2], [-2, 0]]
+
+
+def test_masks_of_a_group_have_an_iou() -> None:
+    a = Masks({"conv": torch.tensor([1, 1, 0, 0]) > 0})
+    b = Masks({"conv": torch.tensor([0, 1, 1, 0]) > 0})
+    assert a.iou(b)["conv"] == pytest.approx(1 / 3)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.study import check, parts
+from lightning_mvp.study import check, parts, starts
 from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.plots import draw_all
 from lightning_mvp.study.records import read_record, record_path
+from lightning_mvp.study.starts import Starts
 from lightning_mvp.voting import voted
 
 from .workshop import images_of, in_memory, settings
@@ -29,7 +29,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
     monkeypatch.setattr(parts, "load_data", lambda **_: data)
     shop = Workshop(tmp_path, settings(methods=("mvp", "dense")))
-    for part in ("pretrain", "source-000", "source-001"):
+    for part in ("pretrain", "source-000", "source-001", "rank--target-000"):
         shop.run(part)
     return shop
 
@@ -43,11 +43,11 @@ def test_all_methods_re_estimate_batch_norm_on_the_same_batches(
         seen.append(list(batches))
 
     monkeypatch.setattr(voted, "reestimate_batch_norm", note)
-    monkeypatch.setattr(parts, "reestimate_batch_norm", note)
+    monkeypatch.setattr(starts, "reestimate_batch_norm", note)
     monkeypatch.setattr(voted, "REESTIMATION_BATCH", 20)  # of 30 images
     data = workshop.datamodule(workshop.split.get("target", 0))
-    for start in (workshop.start_mvp, workshop.start_dense, workshop.start_taylor, workshop.start_oneshot_magnitude):
-        start(data)
+    for method in ("mvp", "dense", "taylor", "oneshot_magnitude"):
+        Starts(workshop, workshop.settings).of(method, data)
     assert len(seen) == 4
     for batches in seen:
         assert [len(batch) for batch in batches] == [15, 15]
@@ -58,16 +58,17 @@ def test_one_shot_taylor_is_scored_with_the_targets_batch_norm_statistics(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored: list[dict[str, Tensor]] = []
-    score = parts.taylor_importance
+    score = starts.taylor_importance
 
     def note(backbone: nn.Module, *others: Any) -> Any:
         scored.append({name: tensor.clone() for name, tensor in backbone.state_dict().items()})
         return score(backbone, *others)
 
-    monkeypatch.setattr(parts, "taylor_importance", note)
+    monkeypatch.setattr(starts, "taylor_importance", note)
     data = workshop.datamodule(workshop.split.get("target", 0))
-    workshop.start_oneshot_taylor(data)
-    dense = workshop.start_dense(data).backbone.state_dict()
+    of = Starts(workshop, workshop.settings).of
+    of("oneshot_taylor", data)
+    dense = of("dense", data).backbone.state_dict()
     assert all(torch.equal(tensor, dense[name]) for name, tensor in scored[0].items())
 
 
@@ -103,7 +104,7 @@ def test_pre_training_stopped_between_weights_and_record_is_done_again(
     shop = Workshop(tmp_path, settings())
     shop.theta0_path.write_bytes(b"of another life")
     shop.run("pretrain")
-    assert sum(parameter.numel() for parameter in shop.dense().parameters()) > 0
+    assert sum(parameter.numel() for parameter in shop.theta0.build().parameters()) > 0
     assert read_record(tmp_path, "pretrain") is not None
 
 
@@ -116,10 +117,3 @@ def test_fewer_sources_than_neighbours_are_said_before_any_work(monkeypatch: pyt
     monkeypatch.setattr(check, "load_data", lambda **_: data)
     with pytest.warns(UserWarning, match="`vote.neighbours`=9 source tasks to vote, but `split.sources` is 3: all"):
         check.refuse_bad_settings(settings(vote={"neighbours": 9}))
-
-
-def test_pictures_name_the_similarity_that_was_used(tmp_path: Path) -> None:
-    run = {"method": "mvp", "task": "target-000", "curve": [[0, 0.5]], "widths": {"conv": 2}}
-    run |= {"similarities": [{"name": "a", "score": 0.5, "shared_classes": shared} for shared in (1, 2)]}
-    captions = [caption for _, caption in draw_all(tmp_path, settings(vote={"similarity": "prototypes"}), [run])]
-    assert "Similarity (prototypes) of each zoo task on each target" in captions[1]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mvp.study.compare import plan
+from lightning_mvp.study.compare import _of_shard, plan
 from lightning_mvp.study.parts import curve_steps
 from lightning_mvp.study.records import open_study, read_record, record_path, write_record
-from lightning_mvp.study.settings import METHODS, StudySettings
+from lightning_mvp.study.settings import StudySettings
 
 from .workshop import settings
 
@@ -48,8 +48,13 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"methods": ("mvp", "magic")}, r"`methods` to be names out of mvp, .*but got \['mvp', 'magic'\]"),
-        ({"methods": ()}, r"`methods` .*but got \[\]"),
+        ({"methods": ("mvp", "magic")}, "a method such as mvp or taylor@1000, out of mvp, .*but got 'magic'"),
+        ({"methods": ("mvp@ten",)}, "a method such as mvp or taylor@1000, .*but got 'mvp@ten'"),
+        ({"methods": ()}, "`methods` to name at least one method"),
+        ({"methods": ("taylor@0",)}, "taylor to have steps, but got taylor@0"),
+        ({"trials": {"hot": {"temperature": 1}}}, r"a trial to change `vote.…`, .* but got 'temperature'"),
+        ({"tuned": {"magic": {}}}, "a method such as mvp .*but got 'magic'"),
+        ({"parent": {"pruning_ratio": 0.7, "steps": 5}}, "`parent.pruning_ratio` to be below .*=0.7"),
         ({"steps": 0}, "`steps` to be an integer of at least 1, but got 0"),
         ({"source_steps": 2.5}, "`source_steps` to be an integer of at least 1, but got 2.5"),
         ({"pruning": {"pruning_ratio": 1.0}}, r"`pruning_ratio` to be a float in \(0, 1\), but got 1.0"),
@@ -60,19 +65,60 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object], words: st
         settings(**changes)
 
 
-def test_the_plan_has_every_part_once_in_stages_with_the_longest_first() -> None:
-    pretrain, zoo, targets = plan(settings(split={"sources": 3, "targets": 2}))
-    assert [part.name for part in pretrain] == ["pretrain"]
-    assert [part.name for part in zoo] == ["source-000", "source-001", "source-002", "generic"]
-    assert sorted(part.name for part in targets) == sorted(f"target-00{t}--{m}" for t in range(2) for m in METHODS)
-    assert [part.cost for part in targets] == sorted((part.cost for part in targets), reverse=True)
-    assert {part.name.partition("--")[2] for part in targets[:4]} == {"dense_10x", "taylor_10x"}
+def test_methods_and_trials_may_be_added_and_other_made_runs_are_refused(tmp_path: Path) -> None:
+    open_study(tmp_path, settings(methods=("mvp",)))
+    more = settings(methods=("mvp", "dense@8"), trials={"hot": {"vote.temperature": 1.0}})
+    open_study(tmp_path, more)
+    assert json.loads((tmp_path / "settings.json").read_text())["methods"] == ["mvp", "dense@8"]
+    made = {"method": "mvp", "steps": 4, "changes": {}}
+    write_record(tmp_path, "target-000--mvp@4", made)
+    open_study(tmp_path, more)
+    with pytest.raises(FileExistsError, match=r"target-000--mvp@4\.json was made with .* now it would be made with"):
+        open_study(tmp_path, settings(methods=("mvp",), tuned={"mvp": {"optim.learning_rate": 0.3}}))
 
 
-def test_without_generic_nothing_is_pruned_on_all_classes() -> None:
-    _, zoo, targets = plan(settings(methods=("mvp",)))
-    assert [part.name for part in zoo] == ["source-000", "source-001", "source-002"]
-    assert [part.name for part in targets] == ["target-000--mvp"]
+def test_the_plan_has_every_part_once_in_waves_with_the_longest_first() -> None:
+    stages = plan(settings(split={"sources": 3, "targets": 2}, methods=("mvp", "generic", "dense@40", "taylor@40")))
+    names = {stage: [[part.name for part in wave] for wave in waves] for stage, waves in stages.items()}
+    assert names["pretrain"] == [["pretrain"]]
+    assert sorted(names["zoo"][0]) == ["generic", "source-000", "source-001", "source-002"]
+    assert names["overlap"] == [[f"rank--source-00{index}" for index in range(3)], ["overlap"]]
+    ranks, runs = names["compare"]
+    assert ranks == ["rank--target-000", "rank--target-001"]
+    methods = ("mvp@4", "generic@4", "dense@40", "taylor@40")
+    assert sorted(runs) == sorted(f"target-00{t}--{method}" for t in range(2) for method in methods)
+    costs = [part.cost for part in stages["compare"][1]]
+    assert costs == sorted(costs, reverse=True)
+    assert {name.partition("--")[2] for name in runs[:2]} == {"dense@40"}
+    assert names["ablate"] == []
+
+
+def test_a_trial_with_another_similarity_has_a_ranking_of_its_own() -> None:
+    trials = {"plain": {}, "cover": {"vote.similarity": "cover"}, "dense": {"method": "dense"}}
+    split = {"sources": 3, "targets": 2, "development": 1}
+    ranks, runs = plan(settings(split=split, methods=("dense",), trials=trials))["ablate"]
+    assert [part.name for part in ranks] == ["rank-cover--development-000", "rank--development-000"]
+    assert sorted(part.name for part in runs) == [f"development-000--{name}" for name in ("cover", "dense", "plain")]
+
+
+def test_the_shards_of_a_stage_have_each_part_once_and_a_task_whole() -> None:
+    waves = plan(settings(split={"sources": 5, "targets": 4}, methods=("mvp", "dense@40")))["compare"]
+    for wave in waves:
+        shards = [{part.name for part in _of_shard(wave, shard, 3)} for shard in range(3)]
+        assert set().union(*shards) == {part.name for part in wave}
+        assert sum(map(len, shards)) == len(wave)
+    tasks = [{part.name.split("-")[-1] for part in _of_shard(waves[0], shard, 3)} for shard in range(3)]
+    own = [
+        {part.name.partition("--")[0].split("-")[-1] for part in _of_shard(waves[1], shard, 3)} for shard in range(3)
+    ]
+    assert tasks == own
+
+
+def test_an_entry_removes_of_its_parent_what_the_parent_has_left_over() -> None:
+    study = settings(parent={"pruning_ratio": 0.4, "steps": 5})
+    assert study.entry_ratio == 0.5
+    assert study.zoo_steps == 5 + 3 * 4
+    assert settings().entry_ratio == 0.7
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 40, 100, 400, 1000])

@@ -14,9 +14,9 @@ from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study import parts
 from lightning_mvp.study.compare import plan
+from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record
-from lightning_mvp.study.settings import METHODS
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import Part
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -31,7 +31,8 @@ class Watched(Workshop):
     """A workshop that remembers the weights before and after every fit."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, settings())
+        parent = {"pruning_ratio": 0.4, "steps": 4, "rounds": 2}
+        super().__init__(folder, settings(methods=tuple(METHODS), parent=parent))
         self.weights: list[tuple[str, str]] = []
 
     def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: Any, **options: Any) -> None:
@@ -39,14 +40,23 @@ class Watched(Workshop):
         super().fit(module, data, steps, *callbacks, **options)
         self.weights.append((before, fingerprint(module.state_dict())))
 
+    def _cut(self, module: TaskModule, *arguments: Any) -> TaskModule:
+        before = fingerprint(module.state_dict())
+        small = super()._cut(module, *arguments)
+        self.weights.append((before, fingerprint(small.state_dict())))
+        return small
+
 
 def study(folder: Path, val: Part, test: Part, patch: pytest.MonkeyPatch) -> Watched:
     patch.setattr(parts, "load_data", lambda **_: in_memory(val, test))
     workshop = Watched(folder)
-    for stage in plan(workshop.settings):
-        for part in stage:
-            workshop.run(part.name)
+    for name in part_names(workshop):
+        workshop.run(name)
     return workshop
+
+
+def part_names(workshop: Watched) -> list[str]:
+    return [part.name for stage in plan(workshop.settings).values() for wave in stage for part in wave]
 
 
 # Lightning's own, about its call of torch.
@@ -63,15 +73,16 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Watched, Watched]:
 
 
 def records(workshop: Watched) -> dict[str, dict[str, Any]]:
-    found = {part.name: read_record(workshop.folder, part.name) for stage in plan(workshop.settings) for part in stage}
+    found = {name: read_record(workshop.folder, name) for name in part_names(workshop)}
     return {name: record for name, record in found.items() if record is not None}
 
 
 def test_every_part_of_every_method_ran(twins: tuple[Watched, Watched]) -> None:
     names = set(records(twins[0]))
-    assert {f"target-000--{method}" for method in METHODS} <= names
-    assert len(names) == 1 + 3 + 1 + len(METHODS)
-    assert len(twins[0].weights) == len(names)
+    assert {f"target-000--{method}@4" for method in METHODS} <= names
+    trained = {name for name in names if not name.startswith(("rank", "overlap"))}
+    assert len(trained) == 2 + 3 + 3 + len(METHODS)
+    assert len(twins[0].weights) == len(trained)
 
 
 def test_pre_training_gives_the_same_bytes(twins: tuple[Watched, Watched]) -> None:
@@ -105,12 +116,13 @@ def test_rankings_votes_and_widths_are_equal(twins: tuple[Watched, Watched]) -> 
     for name, record in honest.items():
         chosen = {key: value for key, value in record.items() if key not in MEASURED | TIMED}
         assert chosen == {key: value for key, value in poisoned[name].items() if key in chosen}, name
-    assert {"neighbours", "similarities", "shares", "widths"} <= set(honest["target-000--mvp"])
-    assert "masks" in honest["target-000--taylor_10x"]
+    assert {"neighbours", "shares", "widths"} <= set(honest["target-000--mvp@4"])
+    assert "similarities" in honest["rank--target-000"]
+    assert "masks" in honest["target-000--taylor@4"]
 
 
 def test_only_the_measured_accuracy_differs(twins: tuple[Watched, Watched]) -> None:
     honest, poisoned = map(records, twins)
-    for measured in ("dense_10x", "taylor_10x"):
-        assert honest[f"target-000--{measured}"]["accuracy"] != poisoned[f"target-000--{measured}"]["accuracy"]
+    for measured in ("dense", "mvp"):
+        assert honest[f"target-000--{measured}@4"]["accuracy"] != poisoned[f"target-000--{measured}@4"]["accuracy"]
     assert honest["pretrain"]["val_accuracy"] != poisoned["pretrain"]["val_accuracy"]
