@@ -14,12 +14,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_mvp.study.settings import METHODS
+from lightning_mvp.study.methods import METHODS
 
 from .conftest import TINY_COMPARE, Run, modified
 
 pytestmark = pytest.mark.xdist_group("compare")  # one process makes what several tests look at
-ALL = f"methods=[{','.join(METHODS)}]"
+TRIAL = "trials={hot: {vote.temperature: 1.0}}"
+ALL = (
+    f"methods=[{','.join(METHODS)},mvp@0,taylor@8]",
+    "parent={pruning_ratio: 0.4, steps: 4, rounds: 2}",
+    "split.development=1",
+    TRIAL,
+)
+RUNS = len(METHODS) + 2
+# pre-training and parent; sources and generic models; rankings of sources and their overlap; rankings, runs; a trial's
+PARTS = 2 + 3 + 3 + 3 + 1 + 2 + 2 * RUNS + 2
 SMALL = ("methods=[mvp,dense]", "split.sources=2", "split.targets=1")
 PICTURES = {"accuracy.png", "leep.png", "overlap.png", "widths.png"}
 
@@ -31,10 +40,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(home: Path, run: Run) -> Path:
-    """A finished comparison of all ten methods; tests that change it take a copy."""
+    """A finished comparison of all methods; tests that change it take a copy."""
     folder = home / "compare" / "glyphs"
     if not folder.exists():
-        done = run("compare", *TINY_COMPARE, ALL, home=home)
+        done = run("compare", *TINY_COMPARE, *ALL, home=home)
         assert done.code == 0, done.text
         (home / "shown.txt").write_text(done.text)
     return folder
@@ -59,15 +68,27 @@ def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> No
         assert f"]({name})" in report
         with Image.open(study / name) as picture:
             assert min(picture.size) > 300
+    lines = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
+    runs = [run for run in lines if run["task"].startswith("target")]
+    assert len(runs) == 2 * RUNS
+    expected = {(method, 4) for method in METHODS} | {("mvp", 0), ("taylor", 8)}
+    assert {(run["method"], run["steps"], run["task"]) for run in runs} == {
+        (*each, f"target-00{target}") for each in expected for target in range(2)
+    }
+    assert all(run["seed"] == 0 and len(run["config"]) == 8 for run in runs)
+    (trial,) = [run for run in lines if run["task"].startswith("development")]
+    assert (trial["trial"], trial["changes"]) == ("hot", {"vote.temperature": 1.0})
     results = json.loads((study / "results.json").read_text())
-    assert len(results["runs"]) == 2 * len(METHODS)
-    assert {(run["method"], run["task"]) for run in results["runs"]} == {
-        (method, f"target-00{target}") for method in METHODS for target in range(2)
-    }
-    assert all(run["seed"] == 0 for run in results["runs"])
-    assert {run["method"]: run["steps"] for run in results["runs"]} == {
-        method: 40 if method.endswith("_10x") else 4 for method in METHODS
-    }
+    assert {row["method"] for row in results["summary"]["0.7"]} == set(METHODS)
+    assert len(results["overlap"]["glyphs"]) == 2 * 7, "two rounds, six groups and all"
+
+
+def test_the_plan_and_its_time_come_first(study: Path) -> None:
+    shown = (study.parents[1] / "shown.txt").read_text()
+    assert f"{PARTS} parts in" in shown
+    assert "About" in shown
+    assert f"for the other {PARTS} on this machine" in " ".join(shown.split())
+    assert f"{PARTS}/{PARTS}" in shown
 
 
 def test_its_terminal_holds_nothing_of_lightnings_own(study: Path) -> None:
@@ -78,17 +99,17 @@ def test_its_terminal_holds_nothing_of_lightnings_own(study: Path) -> None:
 
 def test_running_it_again_computes_nothing(home: Path, study: Path, run: Run) -> None:
     before = {name: when for name, when in modified(study).items() if "/" in name}
-    done = run("compare", *TINY_COMPARE, ALL, home=home)
+    done = run("compare", *TINY_COMPARE, *ALL, home=home)
     assert done.code == 0
-    assert "25 done already" in done.line
+    assert f"{PARTS} done already" in done.line
     assert {name: when for name, when in modified(study).items() if "/" in name} == before
 
 
 def test_a_deleted_record_is_all_that_is_computed_again(home: Path, copy: Path, run: Run) -> None:
-    record = copy / "runs" / "target-001--oneshot_magnitude.json"
+    record = copy / "runs" / "target-001--oneshot_magnitude@4.json"
     old, before = json.loads(record.read_text()), modified(copy / "runs")
     record.unlink()
-    assert run("compare", *TINY_COMPARE, ALL, f"folder={copy}", home=home).code == 0
+    assert run("compare", *TINY_COMPARE, *ALL, f"folder={copy}", home=home).code == 0
     after = modified(copy / "runs")
     assert {name for name in after if after[name] != before[name]} == {record.name}
     new = json.loads(record.read_text())
@@ -98,7 +119,7 @@ def test_a_deleted_record_is_all_that_is_computed_again(home: Path, copy: Path, 
 
 def test_other_settings_in_the_same_folder_are_refused_with_what_differs(home: Path, study: Path, run: Run) -> None:
     before = modified(study)
-    done = run("compare", *TINY_COMPARE, ALL, "steps=5", home=home)
+    done = run("compare", *TINY_COMPARE, *ALL, "steps=5", home=home)
     assert done.code == 1
     assert (
         f"{study} holds a comparison with other settings, which is not overwritten: steps: there 4, now 5" in done.line
@@ -110,14 +131,14 @@ def test_other_settings_in_the_same_folder_are_refused_with_what_differs(home: P
 
 def test_a_part_that_fails_is_named_and_finished_parts_stay(home: Path, copy: Path, run: Run) -> None:
     shutil.rmtree(copy / "zoo" / "tasks")
-    for name in ("target-000--mvp", "target-000--dense_10x"):
+    for name in ("target-000--mvp@4", "target-000--dense@4"):
         (copy / "runs" / f"{name}.json").unlink()
-    done = run("compare", *TINY_COMPARE, ALL, f"folder={copy}", home=home)
+    done = run("compare", *TINY_COMPARE, *ALL, f"folder={copy}", home=home)
     assert done.code == 1
-    assert f"Part target-000--mvp failed: ValueError: The zoo at {copy}/zoo is empty." in done.line
+    assert f"Part target-000--mvp@4 failed: ValueError: The zoo at {copy}/zoo is empty." in done.line
     assert "Finished parts are kept; the same command goes on from there." in done.line
     assert "Traceback" not in done.text
-    assert (copy / "runs" / "target-000--dense_10x.json").exists(), "the longest comes first and was finished"
+    assert (copy / "runs" / "target-000--dense@4.json").exists(), "the longest comes first and was finished"
 
 
 def test_killed_half_way_it_finishes_when_run_again(home: Path, tmp_path: Path, run: Run) -> None:
@@ -135,9 +156,43 @@ def test_killed_half_way_it_finishes_when_run_again(home: Path, tmp_path: Path, 
     before = modified(folder / "runs")
     done_parts = {name for name in before if name.endswith(".json")}
     assert "source-000.json" in done_parts
-    assert len(done_parts) < 5, "something is left to do"
+    assert len(done_parts) < 9, "something is left to do"
     assert run("compare", *overrides, home=home).code == 0
     after = modified(folder / "runs")
-    assert len({name for name in after if name.endswith(".json") and not name.startswith(".")}) == 5
+    assert len({name for name in after if name.endswith(".json") and not name.startswith(".")}) == 9
     assert all(after[name] == before[name] for name in done_parts)
     assert (folder / "report.md").exists()
+
+
+def test_each_stage_runs_alone_and_asks_for_those_before_it(home: Path, tmp_path: Path, run: Run) -> None:
+    common = (*TINY_COMPARE, *SMALL, f"folder={tmp_path / 'staged'}")
+    refused = run("compare", *common, "stages=[compare]", home=home)
+    assert refused.code == 1
+    assert "Expected stage 'pretrain' to be done before 'compare', but 1 of its parts are missing" in refused.line
+    assert "Run stages=[pretrain] first." in refused.line
+    assert not (tmp_path / "staged").exists()
+    for stage in ("pretrain", "zoo", "compare", "overlap", "report"):
+        done = run("compare", *common, f"stages=[{stage}]", home=home)
+        assert done.code == 0, done.text
+    assert (tmp_path / "staged" / "report.md").exists()
+
+
+def test_jobs_share_a_stage_through_a_launcher_and_a_pool_reports_them(home: Path, tmp_path: Path, run: Run) -> None:
+    common = (*TINY_COMPARE, *SMALL, f"folder={tmp_path / 'shared'}")
+    for stage in ("pretrain", "zoo", "compare"):
+        shards = ("-m", "shards=2", "shard=0,1") if stage != "pretrain" else ()
+        done = run("compare", *shards, *common, f"stages=[{stage}]", home=home)
+        assert done.code == 0, done.text
+    runs = {path.stem for path in (tmp_path / "shared" / "runs").glob("*.json")}
+    assert {"pretrain", "source-000", "source-001", "target-000--mvp@4", "target-000--dense@4"} <= runs
+    pool = f"pool=[{tmp_path / 'shared'}]"
+    done = run("compare", *TINY_COMPARE, f"folder={tmp_path / 'report'}", pool, "stages=[report]", home=home)
+    assert done.code == 0, done.text
+    assert "Meta-Vote Pruning" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_stage_that_does_not_exist_is_refused(home: Path, tmp_path: Path, run: Run) -> None:
+    done = run("compare", *TINY_COMPARE, f"folder={tmp_path / 'none'}", "stages=[zoo,bake]", home=home)
+    assert done.code == 1
+    assert "Expected argument `stages` to be some of pretrain, zoo, overlap, compare, ablate, report" in done.line
+    assert not (tmp_path / "none").exists()

@@ -13,10 +13,22 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.records import write_record
 from lightning_mvp.study.report import _sizes_differ, results_table, verdicts
-from lightning_mvp.study.results import Interval, Row, break_even, interval, load_runs, summarise, verdict
-from lightning_mvp.study.settings import METHODS
+from lightning_mvp.study.results import (
+    Difference,
+    Interval,
+    Row,
+    break_even,
+    hubs,
+    interval,
+    load_runs,
+    paired_bootstrap,
+    steps_to_reach,
+    summarise,
+    verdict,
+)
 
 from .workshop import settings
 
@@ -35,7 +47,7 @@ def run_of(method: str, target: int, accuracy: float, seconds: float = 2.0) -> d
 
 
 def row(low: float, high: float) -> Row:
-    difference = Interval((low + high) / 2, (high - low) / 2)
+    difference = Difference((low + high) / 2, low, high)
     return Row("taylor", METHODS["taylor"].full, 40, Interval(0.5, 0.1), 1.0, 10, 10, difference)
 
 
@@ -61,10 +73,10 @@ def test_a_single_target_has_a_mean_and_no_interval() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (0.01, 0.03, "MVP wins against iterative Taylor, the same steps: +2.0 points [+1.0, +3.0]."),
-        (-0.03, -0.01, "MVP does not win against iterative Taylor, the same steps: −2.0 points [−3.0, −1.0]."),
-        (-0.01, 0.03, "No clear difference to iterative Taylor, the same steps: +1.0 points [−1.0, +3.0]."),
-        (math.nan, math.nan, "No clear difference to iterative Taylor, the same steps: n/a points [n/a, n/a]."),
+        (0.01, 0.03, "MVP wins against iterative Taylor, 40 steps: +2.0 points [+1.0, +3.0]."),
+        (-0.03, -0.01, "MVP does not win against iterative Taylor, 40 steps: −2.0 points [−3.0, −1.0]."),
+        (-0.01, 0.03, "No clear difference to iterative Taylor, 40 steps: +1.0 points [−1.0, +3.0]."),
+        (math.nan, math.nan, "No clear difference to iterative Taylor, 40 steps: n/a points [n/a, n/a]."),
     ],
 )
 def test_the_verdict_follows_the_paired_interval(low: float, high: float, words: str) -> None:
@@ -78,7 +90,8 @@ def test_differences_are_paired_over_the_targets_both_have() -> None:
     assert mvp.mvp_minus is None
     assert dense.mvp_minus is not None
     assert dense.mvp_minus.mean == pytest.approx(0.1)
-    assert dense.mvp_minus.half == pytest.approx(0.0, abs=1e-9)
+    assert dense.mvp_minus.high - dense.mvp_minus.low == pytest.approx(0.0, abs=1e-9)
+    assert (mvp.targets, dense.targets) == (3, 2)
     assert (mvp.accuracy.mean, dense.accuracy.mean) == (pytest.approx(0.7), pytest.approx(0.5))
     assert (mvp.parameters, mvp.seconds) == (101, 2.0)
 
@@ -101,13 +114,13 @@ def test_the_table_fits_80_columns_with_every_method_at_imagenet_size() -> None:
     for run in runs:
         run |= {"steps": 10_000, "start_seconds": 12_345.6, "parameters": 25_557_032, "macs": 4_089_000_000}
     console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(results_table(summarise(runs), "ten methods"))
+    console.print(results_table(summarise(runs), "all methods"))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
-    assert cells == [label.short for label in METHODS.values()], "a line for each, its label unbroken"
+    assert cells == [method.short for method in METHODS.values()], "a line for each, its label unbroken"
 
 
 def test_pruned_models_of_other_sizes_are_pointed_out() -> None:
@@ -117,25 +130,78 @@ def test_pruned_models_of_other_sizes_are_pointed_out() -> None:
 
 
 def test_labels_are_told_apart() -> None:
-    for labels in zip(*METHODS.values(), strict=True):
-        assert len(set(labels)) == len(METHODS)
+    for label in ("full", "short"):
+        assert len({getattr(method, label) for method in METHODS.values()}) == len(METHODS)
+
+
+def test_a_method_with_several_budgets_has_a_row_for_each_and_is_set_against_the_first() -> None:
+    runs = [run_of("mvp", target, 0.6) | {"steps": steps} for steps in (40, 300) for target in range(3)]
+    first, second = summarise(runs)
+    assert (first.steps, first.mvp_minus, second.steps) == (40, None, 300)
+    assert second.mvp_minus == Difference(0.0, 0.0, 0.0)
+
+
+def test_targets_of_one_name_in_two_zoos_are_two_targets() -> None:
+    runs = [run_of(method, 0, 0.5 + draw / 10) | {"draw": draw} for method in ("mvp", "dense") for draw in (0, 1)]
+    assert [row.targets for row in summarise(runs)] == [2, 2]
+
+
+def test_zoos_of_two_kinds_have_rows_of_their_own() -> None:
+    runs = [run_of("mvp", target, 0.6) for target in range(2)]
+    runs += [run_of("mvp", target, 0.5) | {"zoo": "theta0"} for target in range(2)]
+    ours, plain = summarise(runs)
+    assert (ours.mvp_minus, plain.zoo) == (None, "theta0")
+    assert plain.mvp_minus is not None
+    assert plain.mvp_minus.mean == pytest.approx(0.1)
+    assert plain.label == f"{ours.label}, entries from θ⁰"
+
+
+def test_the_bootstrap_interval_is_near_the_normal_one() -> None:
+    draw = random.Random(0)
+    values = [draw.gauss(1.0, 2.0) for _ in range(200)]
+    found = paired_bootstrap(values, seed=1)
+    half = 1.96 * stats.tstd(values) / math.sqrt(200)
+    assert found.mean == pytest.approx(sum(values) / 200)
+    assert found.low == pytest.approx(found.mean - half, abs=0.05)
+    assert found.high == pytest.approx(found.mean + half, abs=0.05)
+
+
+def test_targets_are_resampled_within_their_zoo() -> None:
+    """Two zoos that differ and targets that don't: whatever is drawn, the mean is the same."""
+    found = paired_bootstrap([0.0, 0.0, 1.0, 1.0], strata=[0, 0, 1, 1])
+    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+    assert paired_bootstrap([0.0, 0.0, 1.0, 1.0]).low < 0.3
+
+
+def test_steps_to_reach_reads_the_mean_curve_in_log_steps() -> None:
+    curves = [[(100, 0.4), (1000, 0.8)], [(100, 0.6), (1000, 0.8)]]
+    assert steps_to_reach(curves, [0.65, 0.65]).steps == pytest.approx(math.sqrt(100 * 1000))
+    assert steps_to_reach(curves, [0.9, 0.9]).steps == math.inf
+    assert steps_to_reach(curves, [0.3, 0.3]).steps == pytest.approx(100)
+    found = steps_to_reach(curves, [0.65, 0.65])
+    assert found.low <= found.steps <= found.high
+
+
+def test_a_targets_neighbours_count_once_however_many_budgets_it_was_run_with() -> None:
+    runs = [run_of("mvp", 0, 0.5) | {"steps": steps, "neighbours": [{"name": "a"}]} for steps in (1, 2)]
+    assert hubs(runs) == [("a", 1)]
 
 
 def test_the_zoo_is_repaid_when_saved_seconds_reach_its_cost(tmp_path: Path) -> None:
     for index in range(3):
         write_record(tmp_path, f"source-{index:03d}", {"seconds": 10.0})
-    runs = [run_of("mvp", 0, 0.5, seconds=2.0), run_of("taylor_10x", 0, 0.5, seconds=7.0)]
+    runs = [run_of("mvp", 0, 0.5, seconds=2.0), run_of("taylor", 0, 0.5, seconds=7.0)]
     assert break_even(settings(), tmp_path, runs) == pytest.approx(30 / 5)
 
 
-@pytest.mark.parametrize("slower", [[], [run_of("taylor_10x", 0, 0.5, seconds=2.0)]])
+@pytest.mark.parametrize("slower", [[], [run_of("taylor", 0, 0.5, seconds=2.0)]])
 def test_a_zoo_that_saves_nothing_is_never_repaid(tmp_path: Path, slower: list[dict[str, Any]]) -> None:
     assert break_even(settings(), tmp_path, [run_of("mvp", 0, 0.5, seconds=2.0), *slower]) is None
 
 
 def test_runs_are_loaded_in_the_order_of_methods_and_only_where_done(tmp_path: Path) -> None:
     for method, target in (("dense", 0), ("mvp", 1)):
-        write_record(tmp_path, f"target-{target:03d}--{method}", run_of(method, target, 0.5))
+        write_record(tmp_path, f"target-{target:03d}--{method}@4", run_of(method, target, 0.5))
     split = {"classes_per_task": 3, "sources": 3, "targets": 2, "held_out_fraction": 0.0}
     runs = load_runs(tmp_path, settings(split=split, methods=("mvp", "dense")))
     assert [(run["method"], run["task"]) for run in runs] == [("mvp", "target-001"), ("dense", "target-000")]
