@@ -1,4 +1,8 @@
-"""``mvp-pretrain``: train a backbone on a data set's classes that are not held out, and write its weights."""
+"""``mvp-pretrain``: train a backbone on a data set's classes that are not held out, and write its weights.
+
+With ``pruning.pruning_ratio`` it is pruned mildly on the way: a *parent* whose recipe is written beside its weights. A
+zoo whose entries begin with one parent averages better than one of θ⁰'s (benchmarks/cifar100/report.md).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from lightning_mvp.apps.runtime import (
     data_of,
     datamodule_of,
     plain,
+    recipe_path,
     refuse_existing,
     split_of,
     trainer_options,
@@ -21,6 +26,7 @@ from lightning_mvp.apps.runtime import (
 from lightning_mvp.tasks.splits import TaskSpec
 
 if TYPE_CHECKING:
+    from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.tasks.datamodule import TaskDataModule
 
 
@@ -28,6 +34,12 @@ def ready(config: DictConfig, world_size: int) -> None:
     """Refuse what can't work, and a file that is there already."""
     refuse_existing(Path(config.output))
     split_of(config, data_of(config))
+    pruning = pruning_of(config)
+    if pruning is not None:
+        from lightning_mvp.callbacks.guards import require_time_for
+
+        refuse_existing(recipe_path(config.output))
+        require_time_for(pruning.settings.schedule(config.steps), config.steps)
 
 
 def cost(config: DictConfig) -> float:
@@ -43,19 +55,35 @@ def data_for(config: DictConfig) -> TaskDataModule:
     return datamodule_of(config, data, TaskSpec("pretrain", split_of(config, data).seen))
 
 
+def pruning_of(config: DictConfig) -> MVPCallback | None:
+    """What prunes a parent while it trains; None where no ratio is given."""
+    if config.pruning.pruning_ratio is None:
+        return None
+    from lightning_mvp.callbacks.mvp import MVPCallback
+
+    return MVPCallback(**plain(config.pruning), head="head", seed=config.seed)
+
+
 def run(config: DictConfig) -> float:
     """Pre-train, write safetensors, return the accuracy on validation images."""
+    from lightning_mvp.backbones.create import recipe_of
+    from lightning_mvp.backbones.surgery import shrink
     from lightning_mvp.backbones.weights import save_weights
+    from lightning_mvp.files import write_json
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.task import TaskModule
 
-    output, datamodule = Path(config.output), data_for(config)
+    output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
-    trainer = make_trainer(config.steps, **trainer_options(config))
+    trainer = make_trainer(config.steps, [] if pruning is None else [pruning], **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
     accuracy = module.accuracy_on(*datamodule.val_images())
     if trainer.is_global_zero:
-        save_weights(module.backbone, output)
+        backbone = module.backbone
+        if pruning is not None:
+            backbone = shrink(backbone, pruning.groups, pruning.masks)
+            write_json(recipe_path(output), recipe_of(backbone))
+        save_weights(backbone, output)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
         console.print(f"wrote {output}")
     return accuracy

@@ -143,8 +143,20 @@ def datamodule_of(config: DictConfig, data: ImageData, task: TaskSpec) -> TaskDa
     )
 
 
+def recipe_path(weights: str | Path) -> Path:
+    """Where the recipe of a pruned parent is: beside its weights.
+
+    Example:
+        >>> str(recipe_path("backbones/parent.safetensors"))
+        'backbones/parent.json'
+    """
+    return Path(weights).with_suffix(".json")
+
+
 def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
     """The backbone that ``backbone`` names, with weights from a safetensors file, timm's own, or random ones.
+
+    A recipe beside the weights, as ``mvp-pretrain`` writes it for a pruned parent, says how many units are left.
 
     Raises:
         FileNotFoundError: there is no such file; the message says how to make it.
@@ -158,9 +170,18 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
 
     from lightning_mvp.backbones.create import create_backbone
 
+    recipe = plain(config.backbone.recipe)
+    if weights is not None and recipe_path(weights).exists():
+        own = json.loads(recipe_path(weights).read_text(encoding="utf-8"))
+        if any(own.get(key) != value for key, value in recipe.items() if key != "kept"):
+            raise ValueError(
+                f"Expected the backbone of {weights} to be the configured one with some units removed, but "
+                f"{recipe_path(weights)} has {own['model']} with other arguments. Choose its backbone=."
+            )
+        recipe = own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # random ones are the same wherever and whenever they are drawn
-        return create_backbone(plain(config.backbone.recipe), pretrained=config.backbone.pretrained, weights=weights)
+        return create_backbone(recipe, pretrained=config.backbone.pretrained, weights=weights)
 
 
 def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class StudySettings:
         parent: None, or ``pruning_ratio``, ``rounds``, ``steps`` and ``batch_size`` of a mildly pruned model of all
             source classes: the zoo's entries then begin with it, and not with θ⁰. What it removes is part of
             ``pruning``'s ratio, so that models of all methods have one size.
-        tuned: method → dotted settings that hold for it alone, for instance ``{"mvp": {"optim.learning_rate": 0.1}}``.
+        tuned: method, perhaps with its steps → dotted settings that hold for it alone, for instance
+            ``{"taylor@1000": {"optim.learning_rate": 0.1}}``.
         trials: name → ``method`` and dotted settings to try on validation images of the split's development tasks.
         precision: of the Trainer.
         gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
@@ -110,7 +111,11 @@ class StudySettings:
     def compared(self) -> list[Trial]:
         """The methods with their steps and what was tuned for them; names are those of the records."""
         pairs = dict.fromkeys(parse_method(method, self.steps) for method in self.methods)
-        return [Trial(method, steps, self.tuned.get(method, {}), f"{method}@{steps}") for method, steps in pairs]
+        return [Trial(*pair, self.tuned_for(*pair), "{}@{}".format(*pair)) for pair in pairs]
+
+    def tuned_for(self, method: str, steps: int) -> dict[str, Any]:
+        """What was tuned for a method, and for it with so many steps."""
+        return {**self.tuned.get(method, {}), **self.tuned.get(f"{method}@{steps}", {})}
 
     def targets_of(self, trial: Trial) -> int:
         """On how many targets a method is run."""
@@ -124,7 +129,7 @@ class StudySettings:
         for name, options in self.trials.items():
             method, steps = parse_method(options.get("method", "mvp"), self.steps)
             own = {key: value for key, value in options.items() if key != "method"}
-            trials.append(Trial(method, steps, {**self.tuned.get(method, {}), **own}, name))
+            trials.append(Trial(method, steps, {**self.tuned_for(method, steps), **own}, name))
         return trials
 
     def changed(self, changes: Mapping[str, Any]) -> StudySettings:

@@ -25,7 +25,7 @@ GROUPS = {
 }
 INTO = {"strategy": "trainer"}  # groups whose options fill another one
 USES = {
-    "pretrain": set(GROUPS) - {"pruning", "vote"},
+    "pretrain": set(GROUPS) - {"vote"},
     "prune": set(GROUPS) - {"vote"},
     "vote": set(GROUPS) - {"pruning"},
     "compare": set(GROUPS),
