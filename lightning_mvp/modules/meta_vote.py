@@ -15,6 +15,7 @@ from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import Similarity
+from lightning_mvp.voting.vote import Ballots
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -67,6 +68,7 @@ class MetaVoteModule(TaskModule):
         *,
         temperature: float | None = None,
         missing: Missing = "theta0",
+        ballots: Ballots = "masks",
         head_init: HeadInit = "ridge",
         backbone: nn.Module | None = None,
         config: str | None = None,
@@ -86,6 +88,7 @@ class MetaVoteModule(TaskModule):
             pruning_ratio: of the voted model; default: the neighbours' mean widths.
             similarity: ``"leep"`` or ``"prototypes"`` (``"random"`` and ``"farthest"`` are controls).
             temperature: votes and weights by softmax(score / temperature); None: all neighbours count alike.
+            ballots: what a neighbour's vote counts, see :func:`~lightning_mvp.voting.vote.vote`.
             missing: what an entry gets that no neighbour kept, see :func:`~lightning_mvp.voting.merge.merge`.
             head_init: ``"ridge"`` (closed form on the training images) or ``"random"``.
             backbone: the dense backbone, where the zoo has no recipe to build it from.
@@ -112,6 +115,7 @@ class MetaVoteModule(TaskModule):
             similarity=similarity,
             temperature=temperature,
             missing=missing,
+            ballots=ballots,
             backbone=backbone,
             config=config,
             seed=seed,

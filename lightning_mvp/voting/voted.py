@@ -145,9 +145,10 @@ def voted_backbone(
         neighbours: how many entries vote; None lets all vote; or a ranking already made by `rank_neighbours`, so that
             several votes for one target score the zoo once.
         pruning_ratio: fraction of each group's units removed, in (0, 1); None takes the neighbours' mean widths.
-        similarity: "leep", "prototypes", "random" or "farthest".
+        similarity: "leep", "prototypes", "cover", "random" or "farthest".
         temperature: of the softmax that weights the neighbours by similarity; None counts them alike.
         missing: what a weight gets that no neighbour kept: "theta0", "producer" or "zero".
+        ballots: what a neighbour's vote counts: "masks" (one for each unit kept) or "importance".
         backbone: the dense backbone, for its structure; None builds it from the zoo's recipe.
         groups: of that backbone, if they are known already.
         config: hash of the pruning config whose entries may vote.

@@ -221,3 +221,30 @@ def test_a_zoo_without_entries_is_refused(home: Path, zoo: Path, tmp_path: Path,
     done = run("vote", *TINY, f"zoo={tmp_path}/zoo", f"output={tmp_path}/v", home=home)
     assert done.code == 1
     assert f"The zoo at {tmp_path}/zoo is empty. Fill it with `mvp-prune`." in done.line
+
+
+def test_a_zoo_of_a_parent_that_is_pruned_already(home: Path, pretrained: Path, run: Run) -> None:
+    parent, zoo = home / "parent.safetensors", home / "kin"
+    ratio = ("pruning.pruning_ratio=0.5", *TINY_ROUNDS)
+    made = ("pretrain", *TINY, *ratio, f"backbone.weights={pretrained}", f"output={parent}")
+    done = run(*made, home=home)
+    assert done.code == 0, done.text
+    recipe = json.loads(parent.with_suffix(".json").read_text())
+    assert set(recipe["kept"].values()) == {16, 32, 64}
+    assert create_backbone(recipe, weights=parent)(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
+    again = run(*made, home=home)
+    assert again.code == 1
+    assert "exists already and is not overwritten" in again.line
+
+    common = (*TINY, *ratio, f"zoo={zoo}")
+    assert run("prune", "-m", *common, f"weights={parent}", "split.task=0,1", home=home).code == 0
+    assert ModelZoo(zoo).group_sizes["layer3.residual"] == 64
+    done = run(
+        "vote", *common[: len(TINY)], f"zoo={zoo}", f"output={home / 'kin-voted'}", "vote.neighbours=2", home=home
+    )
+    assert done.code == 0, done.text
+    report = json.loads((home / "kin-voted" / "report.json").read_text())
+    assert set(report["widths"].values()) == {8, 16, 32}
+    other = run("prune", *common, f"weights={parent}", "backbone=resnet_mini_s2", "split.task=2", home=home)
+    assert other.code == 1
+    assert "with some units removed, but" in other.line

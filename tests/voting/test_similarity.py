@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from lightning_mvp.voting.similarity import (
     class_means,
+    covering_order,
+    expected_predictions,
     informative_labels,
     leep,
     prototype_similarity,
@@ -161,6 +163,31 @@ def test_the_entry_of_the_same_classes_is_nearest(similarity, world: World, zoo,
     if similarity == "leep":
         farthest = rank_neighbours(zoo(), images, labels, similarity="farthest", k=4, **options)
         assert [neighbour.name for neighbour in farthest] == [neighbour.name for neighbour in reversed(ranked)]
+
+
+def test_covering_neighbours_complement_each_other(world: World, zoo, entries) -> None:
+    images, labels = world.of(*"abgh")
+    options = {"backbone": world.backbone, "groups": world.groups, "classes": "abgh", "k": None}
+    ranked = rank_neighbours(zoo(*entries), images, labels, similarity="leep", **options)
+    covering = rank_neighbours(zoo(), images, labels, similarity="cover", **options)
+    assert covering[0] == ranked[0], "the first is the nearest"
+    assert {neighbour.name: neighbour.score for neighbour in covering} == {n.name: n.score for n in ranked}
+    named = {entry.name: entry for entry in entries}
+    rows = [
+        expected_predictions(source_probabilities(named[name], images, world.backbone, world.groups), labels)
+        for name in sorted(named)
+    ]
+    order = covering_order(torch.stack(rows), 4)
+    assert [neighbour.name for neighbour in covering] == [sorted(named)[row] for row in order]
+    with pytest.raises(ValueError, match="one class per image for similarity='cover'"):
+        rank_neighbours(zoo(), images, torch.eye(4)[labels % 4], similarity="cover", **options)
+
+
+def test_the_covering_order_is_greedy() -> None:
+    expected = torch.tensor([[0.8, 0.8, 0.1, 0.1], [0.79, 0.79, 0.1, 0.1], [0.1, 0.1, 0.5, 0.5]])
+    assert covering_order(expected, 2) == [0, 2]
+    assert covering_order(expected, 9) == [0, 2, 1]
+    assert covering_order(expected[:1].repeat(3, 1), 3) == [0, 1, 2]
 
 
 def test_scores_are_leep_of_each_source_through_its_own_preprocessing(world: World, zoo, entries) -> None:

@@ -60,6 +60,19 @@ def test_fill_order_is_votes_importance_magnitude_index() -> None:
     assert [chosen[0].item(), *order] == [0, 2, 1, 4, 3, 5]
 
 
+def test_ballots_by_importance_let_one_sure_neighbour_outvote_two() -> None:
+    masks = _masks({"x": [1, 0, 0], "y": [0, 1, 0], "z": [0, 1, 0]})
+    importance = {"x": {"a": torch.tensor([9.0, 0, 0])}, "y": {"a": torch.tensor([0, 1.0, 0])}}
+    importance["z"] = importance["y"]
+    assert vote(masks, {"a": 1}, importance=importance)["a"].tolist() == [False, True, False]
+    assert vote(masks, {"a": 1}, importance=importance, ballots="importance")["a"].tolist() == [True, False, False]
+    # A score that a unit had before it was removed is no vote for it.
+    masks["x"], importance["x"] = Masks({"a": torch.tensor([False, False, True])}), {"a": torch.tensor([99.0, 0, 1.5])}
+    assert vote(masks, {"a": 1}, importance=importance, ballots="importance")["a"].tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="`ballots` to be one of 'masks', 'importance'"):
+        vote(masks, {"a": 1}, ballots="secret")  # type: ignore[arg-type]
+
+
 def test_coefficients_can_turn_a_vote() -> None:
     masks = _masks({"x": [1, 0, 0], "y": [0, 0, 1], "z": [0, 0, 1]})
     assert vote(masks, {"a": 1})["a"].tolist() == [False, False, True]
