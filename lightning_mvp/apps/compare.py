@@ -62,8 +62,9 @@ def run(config: DictConfig) -> float:
 
 def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
     """Write the report of one study, or of several that are pooled."""
+    from lightning_mvp.study.paragraphs import results_table, verdicts
     from lightning_mvp.study.pool import Study
-    from lightning_mvp.study.report import results_table, verdicts, write_report
+    from lightning_mvp.study.report import write_report
 
     studies = [Study.read(other) for other in pool or [folder]]
     learned = "" if config.learned is None else Path(config.learned).read_text(encoding="utf-8").strip()

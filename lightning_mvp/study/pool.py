@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.records import rank_part, read_record
-from lightning_mvp.study.results import load_runs
+from lightning_mvp.study.results import break_even, load_runs
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.zoo.entry import config_hash
 
@@ -69,6 +69,11 @@ class Study:
         return read_record(self.folder, part)
 
     @property
+    def break_even(self) -> float | None:
+        """New tasks that repay this zoo."""
+        return break_even(self.settings, self.folder, self.runs)
+
+    @property
     def sources(self) -> list[dict[str, Any]]:
         """The records of the zoo's entries that are done."""
         names = [f"source-{index:03d}" for index in range(self.settings.split["sources"])]
@@ -91,25 +96,27 @@ class Study:
         return sorted(runs, key=lambda run: (place.get(run["trial"], len(order)), run["trial"], run["task"]))
 
 
-def ratios(studies: Sequence[Study]) -> list[float]:
-    """The operating points, the mildest first."""
-    return sorted({study.ratio for study in studies})
+def ratios(runs: Sequence[dict[str, Any]]) -> list[float]:
+    """The operating points of runs on targets, the mildest first."""
+    return sorted({run["pruning_ratio"] for run in runs})
 
 
-def runs_at(studies: Sequence[Study], ratio: float) -> list[dict[str, Any]]:
+def runs_at(runs: Sequence[dict[str, Any]], ratio: float) -> list[dict[str, Any]]:
     """All runs at an operating point, and the dense ones of the same targets at any.
 
     Where zoos of both kinds were compared, methods of zoos whose entries began with θ⁰ are told from the others by
     the name of their zoo; what needs no zoo is counted once for each target.
+
+    Args:
+        runs: of several studies, as :attr:`Study.runs` and the lines of ``results.jsonl`` about targets are.
+        ratio: the operating point.
     """
-    both = len({study.shares_parent for study in studies}) > 1
+    at = [run for run in runs if run["pruning_ratio"] == ratio or METHODS[run["method"]].kind == "dense"]
+    of_zoos = [run for run in at if METHODS[run["method"]].kind == "zoo"]
+    both = len({run["zoo"] for run in of_zoos}) > 1
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for study in sorted(studies, key=lambda study: not study.shares_parent):
-        for run in study.runs:
-            kind = METHODS[run["method"]].kind
-            if study.ratio != ratio and kind != "dense":
-                continue
-            zoo = run["zoo"] if both and kind == "zoo" else ""
-            key = (zoo, run["method"], run["steps"], run["draw"], run["task"])
-            found.setdefault(key, {**run, "zoo": "theta0" if zoo == "theta0" else ""})
+    for run in sorted(at, key=lambda run: run["zoo"] != "parent"):
+        zoo = "theta0" if both and METHODS[run["method"]].kind == "zoo" and run["zoo"] == "theta0" else ""
+        key = (zoo, run["method"], run["steps"], run["draw"], run["task"])
+        found.setdefault(key, {**run, "zoo": zoo})
     return list(found.values())

@@ -14,8 +14,8 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_mvp.study.methods import METHODS
+from lightning_mvp.study.paragraphs import results_table, sizes_differ, verdicts
 from lightning_mvp.study.records import write_record
-from lightning_mvp.study.report import _sizes_differ, results_table, verdicts
 from lightning_mvp.study.results import (
     Difference,
     Interval,
@@ -125,8 +125,8 @@ def test_the_table_fits_80_columns_with_every_method_at_imagenet_size() -> None:
 
 def test_pruned_models_of_other_sizes_are_pointed_out() -> None:
     same = [replace(row(0, 1), method=method) for method in ("mvp", "taylor")]
-    assert _sizes_differ([*same, replace(same[0], method="dense", macs=99)]) == []
-    assert "not of one size" in _sizes_differ([same[0], replace(same[1], macs=9)])[0]
+    assert sizes_differ([*same, replace(same[0], method="dense", macs=99)]) == []
+    assert "not of one size" in sizes_differ([same[0], replace(same[1], macs=9)])[0]
 
 
 def test_labels_are_told_apart() -> None:

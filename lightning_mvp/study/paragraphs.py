@@ -1,0 +1,256 @@
+"""What a comparison found, in words and tables: each function gives some paragraphs of Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from lightning_mvp.study.methods import METHODS
+from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
+from lightning_mvp.study.pool import Study
+from lightning_mvp.study.results import Row, hubs, paired_bootstrap, steps_to_reach, target_of, verdict
+
+HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
+
+
+def _cells(row: Row, label: str) -> tuple[str, ...]:
+    half = "–" if math.isnan(row.accuracy.half) else f"{100 * row.accuracy.half:.1f}"
+    return (
+        label,
+        f"{row.steps:,}",
+        f"{row.seconds:.1f}",
+        f"{100 * row.accuracy.mean:.1f} ± {half}",
+        f"{row.parameters:,}",
+        f"{row.macs / 1e6:.2f} M",
+    )
+
+
+def results_table(rows: Sequence[Row], title: str) -> Table:
+    """The main table for ``rich.print``, at most 80 columns wide; MVP's row stands out."""
+    table = Table(title=title, caption="Accuracy: mean over targets ± 95 % interval.")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        table.add_row(*_cells(row, METHODS[row.method].short), style="bold" if row.method == "mvp" else "")
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
+    lines += ["| " + " | ".join(_cells(row, row.label)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each rival, those that MVP does not beat first."""
+    rivals = [row for row in rows if row.mvp_minus is not None]
+    return [verdict(row) for row in sorted(rivals, key=lambda row: row.mvp_minus.mean)]  # type: ignore[union-attr]
+
+
+def about(studies: Sequence[Study]) -> Iterator[str]:
+    settings = next(study for study in studies if study.runs).settings
+    records = [record for study in studies if (record := study.record("pretrain")) is not None]
+    # Several studies begin with the weights that one of them made.
+    pretrain = next((record for record in records if "val_accuracy" in record), records[0] if records else {})
+    split, pruning, accuracy = settings.split, settings.pruning, pretrain.get("val_accuracy")
+    theta0 = (
+        f"pre-trained for {pretrain['steps']} steps on the {pretrain['classes']} classes that are not held out "
+        f"({100 * accuracy:.1f} % on validation images)"
+        if accuracy is not None
+        else f"weights: {pretrain.get('weights')}"
+    )
+    draws = len({study.draw for study in studies})
+    vote = settings.vote
+    yield (
+        f"Data: {settings.data['name']}, {split['sources']} source and {split['targets']} target tasks of "
+        f"{split['classes_per_task']} classes"
+        + (f", drawn {draws} times" if draws > 1 else "")
+        + f". θ⁰: {theta0}. Pruning: {pruning['criterion']}, "
+        f"{' and '.join(f'{100 * ratio:.0f} %' for ratio in ratios_of(studies))} of {pruning.get('ratio_of', 'units')} "
+        f"removed in {pruning['rounds']} rounds; each zoo entry took {settings.source_steps} steps. "
+        f"Vote: {vote.get('neighbours')} neighbours by {vote.get('similarity', 'leep')}, "
+        f"temperature {vote.get('temperature')}. Every method starts from a ridge head, sees the same images in the "
+        f"same order at batch {settings.batch_size}, and test images decide nothing. Peak learning rate: "
+        f"{settings.optim.get('learning_rate')}" + _tuned(settings.tuned) + "."
+    )
+    if parents := [study for study in studies if study.shares_parent and study.runs]:
+        words = []
+        for ratio in ratios_of(parents):
+            study = next(study for study in parents if study.ratio == ratio)
+            parent, record = study.settings.parent or {}, study.record("parent") or {}
+            words.append(
+                f"at {ratio:.0%} one pruned by {parent['pruning_ratio']:.0%} in {parent['steps']} steps of "
+                f"{parent.get('batch_size', settings.batch_size)} images ({record.get('seconds', 0):.0f} s)"
+            )
+        yield f"The zoo's entries share a parent, a mildly pruned model of all source classes: {'; '.join(words)}."
+    yield (
+        "Accuracy is the mean on test images of the targets ± its 95 % interval (Student's t over targets). Seconds "
+        "are medians over targets on one thread, from the task's images in memory to the trained model (similarity, "
+        "vote, merge, head and steps), evaluation apart. Iterative pruning spends 60 % of its steps on its rounds and "
+        "cuts the model after each, so that its later steps are cheap; its learning rate follows the same one cycle as "
+        "every other method's. One-shot Taylor's scores take ten batches that its steps do not count, Torch-Pruning's "
+        "ten for each round."
+    )
+
+
+def ratios_of(studies: Sequence[Study]) -> list[float]:
+    """The operating points that were compared."""
+    return sorted({study.ratio for study in studies if study.runs})
+
+
+def _tuned(tuned: dict[str, dict[str, Any]]) -> str:
+    changes = [
+        f"{method} {', '.join(f'{name} {value}' for name, value in own.items())}"
+        for method, own in tuned.items()
+        if own
+    ]
+    return f", tuned on validation images of other tasks to: {'; '.join(changes)}" if changes else ", tuned for none"
+
+
+def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    pruned = [row for row in rows if not row.method.startswith("dense")]
+    dense = next((row for row in rows if row.method == "dense"), None)
+    share = f", {pruned[0].macs / dense.macs:.0%} of MACs left" if pruned and dense else ""
+    yield f"## {ratio:.0%} of units removed{share}"
+    yield markdown_table(rows)
+    yield from sizes_differ(rows)
+    sentences = verdicts(rows)
+    if sentences:
+        yield "### Where MVP wins, and where not"
+        yield "Paired over targets: MVP's accuracy minus the other's, 95 % bootstrap interval in brackets."
+        yield "\n".join(f"- {sentence}" for sentence in sentences)
+    yield from _reach(rows, runs)
+
+
+def _reach(rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How many steps iterative Taylor needs for what MVP reaches, and MVP for what Taylor reaches."""
+    ours, theirs = (_curves(runs, method) for method in ("mvp", "taylor"))
+    common = [target for target in ours if target in theirs]
+    budgets = {len(curves[target]) for curves in (ours, theirs) for target in common}
+    if not common or min(budgets) < 2:
+        return
+    for name, curves, other, goals in (
+        ("iterative Taylor", theirs, "MVP", ours),
+        ("MVP", ours, "iterative Taylor", theirs),
+    ):
+        wanted = {step for target in common for step, _ in goals[target]} - {0}
+        for step in sorted(wanted):
+            values = [dict(goals[target])[step] for target in common if step in dict(goals[target])]
+            if len(values) != len(common):
+                continue
+            own = [[point for point in curves[target] if point[0] > 0] for target in common]
+            if len({len(curve) for curve in own}) > 1 or len(own[0]) < 2:
+                continue
+            found, last = steps_to_reach(own, values), own[0][-1][0]
+            number = _count(found.steps, own[0][0][0], last)
+            span = f"[{_count(found.low, own[0][0][0], last)}, {_count(found.high, own[0][0][0], last)}]"
+            yield f"- {name} reaches {other}'s accuracy at {step:,} steps after {number} steps {span}."
+
+
+def _count(steps: float, first: int, last: int) -> str:
+    if math.isinf(steps):
+        return f"more than {last:,}"
+    return f"at most {first:,}" if steps <= first else f"{steps:,.0f}"
+
+
+def _curves(runs: Sequence[dict[str, Any]], method: str) -> dict[tuple[object, str], list[tuple[int, float]]]:
+    curves: dict[tuple[object, str], list[tuple[int, float]]] = {}
+    for run in sorted(runs, key=lambda run: run["steps"]):
+        if run["method"] == method and not run["zoo"]:
+            curves.setdefault(target_of(run), []).append((run["steps"], run["accuracy"]))
+    return curves
+
+
+def zoos(studies: Sequence[Study]) -> Iterator[str]:
+    yield "## The zoos"
+    for study in studies:
+        entries, split = study.sources, study.settings.split
+        if not entries:
+            continue
+        seconds = sum(record["seconds"] for record in entries) + (study.record("parent") or {"seconds": 0})["seconds"]
+        payback, chosen = study.break_even, hubs(study.runs)
+        kind = "from a shared parent" if study.shares_parent else "from θ⁰"
+        words = f"- `{study.folder.name}` ({kind}): {len(entries)} entries in {seconds / 60:.0f} minutes of one core"
+        if payback is not None:
+            words += (
+                "; repaid, against iterative Taylor with its most steps, after "
+                f"{math.ceil(payback)} new tasks, counting seconds on this machine"
+            )
+        if chosen:
+            share = sum(times for _, times in chosen[: max(1, len(entries) // 10)]) / sum(times for _, times in chosen)
+            words += (
+                f". {len(chosen)} of {split['sources']} entries voted for some target; the tenth of the zoo that was "
+                f"chosen most had {share:.0%} of the votes ({chosen[0][0].partition('--')[0]} {chosen[0][1]} ×)"
+            )
+        yield words + "."
+
+
+def overlap(overlaps: dict[str, list[OverlapRow]]) -> Iterator[str]:
+    if not overlaps:
+        return
+    yield "## Do similar tasks keep the same units?"
+    yield (
+        "All pairs of zoo tasks, by group, at three ratios taken from the rounds of one run: the mean IoU of their "
+        "masks, that of random masks of the same widths, and that of a task's mask with the backbone's own magnitude "
+        "mask; then correlations over pairs with LEEP (mean of both directions), shared classes and shared "
+        f"superclasses, with the p-value of Mantel's test (tasks permuted). Groups of under {FEW_UNITS} units have a †."
+    )
+    for name, rows in overlaps.items():
+        yield f"`{name}`:"
+        lines = [
+            "| removed | group | units | IoU | random | magnitude | r LEEP (p) | r classes (p) | r superclasses (p) |",
+            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for row in rows:
+            few = "†" if row.units < FEW_UNITS else ""
+            cells = [f"{row.pruning_ratio:.0%}", row.group + few, f"{row.kept:.0f} of {row.units}"]
+            cells += [f"{row.iou:.3f} ± {row.deviation:.3f}", f"{row.random:.3f}", f"{row.magnitude:.3f}"]
+            for measure in ("leep", "classes", "superclasses"):
+                value, p = getattr(row, measure), getattr(row, f"{measure}_p")
+                cells.append("–" if math.isnan(value) else f"{value:+.2f} ({p:.3f})".replace("-", "−"))
+            lines.append("| " + " | ".join(cells) + " |")
+        yield "\n".join(lines)
+
+
+def trials(studies: Sequence[Study]) -> Iterator[str]:
+    """What was tried on development tasks: accuracy on validation images, and the difference to the first trial."""
+    shown = False
+    for study in studies:
+        by_trial: dict[str, dict[str, dict[str, Any]]] = {}
+        for run in study.trials:
+            by_trial.setdefault(run["trial"], {})[run["task"]] = run
+        if not by_trial:
+            continue
+        if not shown:
+            yield "## What was tried"
+            yield (
+                "One idea at a time, on development tasks that are neither sources nor targets, measured on "
+                "*validation* images; differences are to the first line, paired over tasks, with bootstrap intervals."
+            )
+            shown = True
+        base = next(iter(by_trial.values()))
+        lines = ["| trial | method | changes | accuracy, % | difference, points |", "| --- | --- | --- | ---: | ---: |"]
+        for name, on_task in by_trial.items():
+            one = next(iter(on_task.values()))
+            pairs = [100 * (run["accuracy"] - base[task]["accuracy"]) for task, run in on_task.items() if task in base]
+            found = paired_bootstrap(pairs)
+            difference = "" if on_task is base else f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+            changes = ", ".join(f"{key} {value}" for key, value in one["changes"].items())
+            accuracy = 100 * fmean(run["accuracy"] for run in on_task.values())
+            method = f"{one['method']}@{one['steps']}"
+            cells = (name, method, changes, f"{accuracy:.1f}", difference.replace("-", "−"))
+            lines.append("| " + " | ".join(cells) + " |")
+        yield f"`{study.folder.name}`, {max(map(len, by_trial.values()))} tasks:"
+        yield "\n".join(lines)
+
+
+def sizes_differ(rows: Sequence[Row]) -> list[str]:
+    """A warning where pruned models are not of one size, as with global scope or a ratio of MACs."""
+    pruned = [row for row in rows if not row.method.startswith("dense")]
+    if len({(row.parameters, row.macs) for row in pruned}) < 2:
+        return []
+    return ["**The pruned models are not of one size**: read the accuracies beside their parameters and MACs."]
