@@ -49,6 +49,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     if not by_ratio:
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
     tables = {ratio: summarise(runs) for ratio, runs in by_ratio.items()}
+    out.mkdir(parents=True, exist_ok=True)
     overlaps = {study.folder.name: found for study in studies if (found := _overlap_of(study))}
     pictures = _draw(out, studies, by_ratio, overlaps)
     lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in (*study.runs, *study.trials)]

@@ -19,7 +19,7 @@ from lightning_mvp.study.methods import METHODS
 from .conftest import TINY_COMPARE, Run, modified
 
 pytestmark = pytest.mark.xdist_group("compare")  # one process makes what several tests look at
-TRIAL = "trials={hot: {vote.temperature: 1.0}}"
+TRIAL = "+trials={hot: {vote.temperature: 1.0}}"
 ALL = (
     f"methods=[{','.join(METHODS)},mvp@0,taylor@8]",
     "parent={pruning_ratio: 0.4, steps: 4, rounds: 2}",
