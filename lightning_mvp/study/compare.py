@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -81,15 +82,14 @@ def _runs(
     share = {"zoo": SMALL_STEP, "generic": SMALL_STEP, "once": SMALL_STEP, "rounds": CUT_STEP, "dense": 1.0}
     for index in range(tasks):
         name = f"{kind}-{index:03d}"
+        wanted = [trial for trial in trials if tasks_of is None or index < tasks_of(trial)]
         similarities = {
             settings.changed(trial.changes).vote.get("similarity", "leep")
-            for trial in trials
+            for trial in wanted
             if METHODS[trial.method].kind == "zoo"
         }
         ranks += [Part(rank_part(name, each), 2.0 * settings.split["sources"]) for each in sorted(similarities)]
-        for trial in trials:
-            if tasks_of is not None and index >= tasks_of(trial):
-                continue
+        for trial in wanted:
             cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
             runs.append(Part(f"{name}--{trial.name}", cost))
     return [wave for wave in (ranks, _longest_first(runs)) if wave]
@@ -102,8 +102,9 @@ def _longest_first(parts: list[Part]) -> list[Part]:
 
 def _of_shard(parts: Sequence[Part], shard: int, shards: int) -> list[Part]:
     """Those of one of several jobs: by task, so that a job's own rankings come before its own runs."""
-    digits = [int("".join(filter(str.isdigit, part.name.partition("@")[0])) or 0) for part in parts]
-    return [part for part, number in zip(parts, digits, strict=True) if number % shards == shard]
+    tasks = [re.search(r"(?:source|target|development)-(\d+)", part.name) for part in parts]
+    numbers = [0 if task is None else int(task[1]) for task in tasks]
+    return [part for part, number in zip(parts, numbers, strict=True) if number % shards == shard]
 
 
 def run_study(

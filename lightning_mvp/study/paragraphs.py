@@ -103,12 +103,11 @@ def ratios_of(studies: Sequence[Study]) -> list[float]:
 
 
 def _tuned(tuned: dict[str, dict[str, Any]]) -> str:
-    changes = [
-        f"{method} {', '.join(f'{name} {value}' for name, value in own.items())}"
-        for method, own in tuned.items()
-        if own
-    ]
-    return f", tuned on validation images of other tasks to: {'; '.join(changes)}" if changes else ", tuned for none"
+    methods: dict[str, list[str]] = {}
+    for method, own in tuned.items():
+        methods.setdefault(", ".join(f"{key} {value}" for key, value in own.items()), []).append(method)
+    words = [f"{changes} for {', '.join(names)}" for changes, names in methods.items()]
+    return f"; tuned on validation images of other tasks: {'; '.join(words)}" if words else ", tuned for none"
 
 
 def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
