@@ -40,8 +40,9 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
-    lines += ["| " + " | ".join(_cells(row, row.label)) + " |" for row in rows]
+    """The main table as Markdown, with the number of targets of each row."""
+    lines = ["| " + " | ".join((*HEADINGS, "targets")) + " |", "| --- |" + " ---: |" * len(HEADINGS)]
+    lines += ["| " + " | ".join((*_cells(row, row.label), str(row.targets))) + " |" for row in rows]
     return "\n".join(lines)
 
 
