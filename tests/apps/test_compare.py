@@ -19,16 +19,11 @@ from lightning_mvp.study.methods import METHODS
 from .conftest import TINY_COMPARE, Run, modified
 
 pytestmark = pytest.mark.xdist_group("compare")  # one process makes what several tests look at
-TRIAL = "+trials={hot: {vote.temperature: 1.0}}"
-ALL = (
-    f"methods=[{','.join(METHODS)},mvp@0,taylor@8]",
-    "parent={pruning_ratio: 0.4, steps: 4, rounds: 2}",
-    "split.development=1",
-    TRIAL,
-)
-RUNS = len(METHODS) + 2
-# pre-training and parent; sources and generic models; rankings of sources and their overlap; rankings, runs; a trial's
-PARTS = 2 + 3 + 3 + 3 + 1 + 2 + 2 * RUNS + 2
+SMOKE = ("experiment=study_smoke",)
+RUNS = 2 * len(METHODS) + 2 + 1  # mvp@0 on both targets, taylor@20 on one
+# pre-training and parent; sources and generic models; rankings of sources and their overlap; rankings of targets, runs;
+# two rankings of each development task, trials
+PARTS = 2 + 6 + 3 + 6 + 1 + 2 + RUNS + 2 * 2 + 2 * 5
 SMALL = ("methods=[mvp,dense]", "split.sources=2", "split.targets=1")
 PICTURES = {"accuracy.png", "leep.png", "overlap.png", "widths.png"}
 
@@ -40,10 +35,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(home: Path, run: Run) -> Path:
-    """A finished comparison of all methods; tests that change it take a copy."""
-    folder = home / "compare" / "glyphs"
+    """The finished study_smoke, of all stages and methods; tests that change it take a copy."""
+    folder = home / "study_smoke"
     if not folder.exists():
-        done = run("compare", *TINY_COMPARE, *ALL, home=home)
+        done = run("compare", *SMOKE, home=home)
         assert done.code == 0, done.text
         (home / "shown.txt").write_text(done.text)
     return folder
@@ -70,17 +65,18 @@ def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> No
             assert min(picture.size) > 300
     lines = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
     runs = [run for run in lines if run["task"].startswith("target")]
-    assert len(runs) == 2 * RUNS
-    expected = {(method, 4) for method in METHODS} | {("mvp", 0), ("taylor", 8)}
-    assert {(run["method"], run["steps"], run["task"]) for run in runs} == {
-        (*each, f"target-00{target}") for each in expected for target in range(2)
-    }
+    assert len(runs) == RUNS
+    expected = {(method, 10) for method in METHODS} | {("mvp", 0)}
+    every = {(*each, f"target-00{target}") for each in expected for target in range(2)}
+    assert {(run["method"], run["steps"], run["task"]) for run in runs} == every | {("taylor", 20, "target-000")}
     assert all(run["seed"] == 0 and len(run["config"]) == 8 for run in runs)
-    (trial,) = [run for run in lines if run["task"].startswith("development")]
-    assert (trial["trial"], trial["changes"]) == ("hot", {"vote.temperature": 1.0})
+    tried = {run["trial"]: run["changes"] for run in lines if run["task"].startswith("development")}
+    assert len(tried) == 5
+    assert tried["weighted"] == {"vote.temperature": 0.1}
+    assert next(run["changes"] for run in runs if run["method"] == "mvp_refine") == {"vote.pruning_ratio": 0.15}
     results = json.loads((study / "results.json").read_text())
-    assert {row["method"] for row in results["summary"]["0.7"]} == set(METHODS)
-    assert len(results["overlap"]["glyphs"]) == 2 * 7, "two rounds, six groups and all"
+    assert {row["method"] for row in results["summary"]["0.5"]} == set(METHODS)
+    assert len(results["overlap"]["study_smoke"]) == 3 * 7, "three rounds, six groups and all"
 
 
 def test_the_plan_and_its_time_come_first(study: Path) -> None:
@@ -99,17 +95,17 @@ def test_its_terminal_holds_nothing_of_lightnings_own(study: Path) -> None:
 
 def test_running_it_again_computes_nothing(home: Path, study: Path, run: Run) -> None:
     before = {name: when for name, when in modified(study).items() if "/" in name}
-    done = run("compare", *TINY_COMPARE, *ALL, home=home)
+    done = run("compare", *SMOKE, home=home)
     assert done.code == 0
     assert f"{PARTS} done already" in done.line
     assert {name: when for name, when in modified(study).items() if "/" in name} == before
 
 
 def test_a_deleted_record_is_all_that_is_computed_again(home: Path, copy: Path, run: Run) -> None:
-    record = copy / "runs" / "target-001--oneshot_magnitude@4.json"
+    record = copy / "runs" / "target-001--oneshot_magnitude@10.json"
     old, before = json.loads(record.read_text()), modified(copy / "runs")
     record.unlink()
-    assert run("compare", *TINY_COMPARE, *ALL, f"folder={copy}", home=home).code == 0
+    assert run("compare", *SMOKE, f"folder={copy}", home=home).code == 0
     after = modified(copy / "runs")
     assert {name for name in after if after[name] != before[name]} == {record.name}
     new = json.loads(record.read_text())
@@ -119,10 +115,10 @@ def test_a_deleted_record_is_all_that_is_computed_again(home: Path, copy: Path, 
 
 def test_other_settings_in_the_same_folder_are_refused_with_what_differs(home: Path, study: Path, run: Run) -> None:
     before = modified(study)
-    done = run("compare", *TINY_COMPARE, *ALL, "steps=5", home=home)
+    done = run("compare", *SMOKE, "steps=5", home=home)
     assert done.code == 1
     assert (
-        f"{study} holds a comparison with other settings, which is not overwritten: steps: there 4, now 5" in done.line
+        f"{study} holds a comparison with other settings, which is not overwritten: steps: there 10, now 5" in done.line
     )
     assert "Choose another `folder`, or remove that one." in done.line
     assert "Traceback" not in done.text
@@ -131,14 +127,14 @@ def test_other_settings_in_the_same_folder_are_refused_with_what_differs(home: P
 
 def test_a_part_that_fails_is_named_and_finished_parts_stay(home: Path, copy: Path, run: Run) -> None:
     shutil.rmtree(copy / "zoo" / "tasks")
-    for name in ("target-000--mvp@4", "target-000--dense@4"):
+    for name in ("target-000--mvp@10", "target-000--dense@10"):
         (copy / "runs" / f"{name}.json").unlink()
-    done = run("compare", *TINY_COMPARE, *ALL, f"folder={copy}", home=home)
+    done = run("compare", *SMOKE, "workers=1", f"folder={copy}", home=home)
     assert done.code == 1
-    assert f"Part target-000--mvp@4 failed: ValueError: The zoo at {copy}/zoo is empty." in done.line
+    assert f"Part target-000--mvp@10 failed: ValueError: The zoo at {copy}/zoo is empty." in done.line
     assert "Finished parts are kept; the same command goes on from there." in done.line
     assert "Traceback" not in done.text
-    assert (copy / "runs" / "target-000--dense@4.json").exists(), "the longest comes first and was finished"
+    assert (copy / "runs" / "target-000--dense@10.json").exists(), "the longest comes first and was finished"
 
 
 def test_killed_half_way_it_finishes_when_run_again(home: Path, tmp_path: Path, run: Run) -> None:
