@@ -17,7 +17,11 @@ mvp-compare experiment=cifar100_second $zoos "stages=[pretrain,zoo,compare]"
 mvp-compare experiment=cifar100_strong $zoos "stages=[pretrain,zoo,compare,ablate]"
 # The zoo of the paper's abstract, every entry from θ⁰: overlap of masks, and the plain vote.
 mvp-compare experiment=cifar100_theta0 $zoos "stages=[pretrain,zoo,overlap,compare]"
+# The same overlap by magnitude, with fewer tasks.
+mvp-compare experiment=cifar100_theta0 pruning=magnitude split.sources=16 $zoos \
+    folder="$out/draw-0-ratio-0.5-magnitude" "stages=[pretrain,zoo,overlap]"
 
-pool="$out/draw-0-ratio-0.5,$out/draw-1-ratio-0.5,$out/draw-0-ratio-0.65,$out/draw-0-ratio-0.5-theta0,$out/theta0"
+pool="$out/draw-0-ratio-0.5,$out/draw-1-ratio-0.5,$out/draw-0-ratio-0.65,$out/draw-0-ratio-0.5-theta0"
+pool="$pool,$out/draw-0-ratio-0.5-magnitude,$out/theta0"
 mvp-compare experiment=cifar100 $common "stages=[report]" "pool=[$pool]" folder="${2:-cifar100-report}" \
     "learned=$here/learned.md" "command='sh benchmarks/cifar100/run.sh cifar'"

@@ -68,8 +68,3 @@ class TorchPruningCutter:
         assert isinstance(head, nn.Linear)
         smaller.head = head
         return smaller
-
-
-def widths_of(backbone: nn.Module) -> dict[str, int]:
-    """Output channels of each convolution."""
-    return {name: part.out_channels for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.backbones.create import create_backbone, recipe_of
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.weights import save_weights
@@ -21,6 +22,7 @@ from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
+from lightning_mvp.study.outside import TorchPruningCutter
 from lightning_mvp.study.overlap import leep_matrix, study_overlap
 from lightning_mvp.study.records import rank_part, read_record, write_record
 from lightning_mvp.study.settings import StudySettings
@@ -31,8 +33,6 @@ from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
 from lightning_mvp.voting.similarity import rank_neighbours
 from lightning_mvp.zoo.entry import entry_id
 from lightning_mvp.zoo.zoo import ModelZoo
-
-CRITERIA = {"taylor": "taylor", "magnitude": "magnitude"}
 
 
 class Workshop:
@@ -245,7 +245,7 @@ class Workshop:
             self.fit(module, data, steps, curve, gradient_clip_val=settings.gradient_clip)
         fitted = time.perf_counter() - ready - curve.seconds
         similarity = settings.vote.get("similarity", "leep")
-        searched = METHODS[method].kind == "zoo" and method != "random_vote" and method != "all_vote"
+        searched = METHODS[method].kind == "zoo" and method not in ("random_vote", "all_vote")
         return {
             "task": task.name,
             "classes": list(task.classes),
@@ -271,8 +271,6 @@ class Workshop:
     ) -> dict[str, Any]:
         origin = self.theta0
         if trial.method == "torch_pruning":
-            from lightning_mvp.study.outside import TorchPruningCutter
-
             pruning = self.scratch_settings(settings)
             cutter: Cutter = TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim)
         elif trial.method == "mvp_refine":
@@ -282,14 +280,12 @@ class Workshop:
             pruning = self.scratch_settings(settings, **one)
             cutter = OwnCutter(origin, pruning, settings.optim, masks, module.backbone)
         else:
-            pruning = self.scratch_settings(settings, criterion=CRITERIA[trial.method])
+            pruning = self.scratch_settings(settings, criterion=trial.method)
             cutter = OwnCutter(origin, pruning, settings.optim)
         module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)
         if cutter.masks is None:
-            from lightning_mvp.backbones.cost import count_macs, count_parameters
-
-            example = origin.example
-            return {"parameters": count_parameters(module.backbone), "macs": count_macs(module.backbone, example)}
+            small = module.backbone
+            return {"parameters": count_parameters(small), "macs": count_macs(small, origin.example)}
         kept = {name: mask.nonzero()[:, 0].tolist() for name, mask in cutter.masks.items()}
         return {"masks": kept, **origin.size_of(cutter.masks)}
 

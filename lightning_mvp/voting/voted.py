@@ -146,9 +146,11 @@ def voted_backbone(
             several votes for one target score the zoo once.
         pruning_ratio: fraction of each group's units removed, in (0, 1); None takes the neighbours' mean widths.
         similarity: "leep", "prototypes", "cover", "random" or "farthest".
-        temperature: of the softmax that weights the neighbours by similarity; None counts them alike.
+        temperature: of the softmax that weights the neighbours by similarity; None counts them alike. On CIFAR-100,
+            with entries that share a parent, 0.1 changed nothing: +0.2 points [−0.9, +1.2] (see benchmarks/cifar100).
         missing: what a weight gets that no neighbour kept: "theta0", "producer" or "zero".
-        ballots: what a neighbour's vote counts: "masks" (one for each unit kept) or "importance".
+        ballots: what a neighbour's vote counts: "masks" (one for each unit kept) or "importance", which changed nothing
+            there (−0.4 points [−1.4, +0.6]).
         backbone: the dense backbone, for its structure; None builds it from the zoo's recipe.
         groups: of that backbone, if they are known already.
         config: hash of the pruning config whose entries may vote.
