@@ -12,7 +12,7 @@ from rich.table import Table
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
 from lightning_mvp.study.pool import Study
-from lightning_mvp.study.results import Row, hubs, paired_bootstrap, steps_to_reach, target_of, verdict
+from lightning_mvp.study.results import Row, hubs, paired_bootstrap, steps_to_reach, summarise, target_of, verdict
 
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
 
@@ -48,7 +48,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """A sentence for each rival, those that MVP does not beat first."""
-    rivals = [row for row in rows if row.mvp_minus is not None]
+    rivals = [row for row in rows if row.mvp_minus is not None and (row.method != "mvp" or row.zoo)]
     return [verdict(row) for row in sorted(rivals, key=lambda row: row.mvp_minus.mean)]  # type: ignore[union-attr]
 
 
@@ -123,32 +123,44 @@ def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, 
         yield "### Where MVP wins, and where not"
         yield "Paired over targets: MVP's accuracy minus the other's, 95 % bootstrap interval in brackets."
         yield "\n".join(f"- {sentence}" for sentence in sentences)
-    yield from _reach(rows, runs)
+    yield from _reach(runs)
 
 
-def _reach(rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """How many steps iterative Taylor needs for what MVP reaches, and MVP for what Taylor reaches."""
+def _reach(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How many steps iterative Taylor needs for what MVP reaches, and MVP for what Taylor reaches; then MVP's best."""
     ours, theirs = (_curves(runs, method) for method in ("mvp", "taylor"))
-    common = [target for target in ours if target in theirs]
-    budgets = {len(curves[target]) for curves in (ours, theirs) for target in common}
-    if not common or min(budgets) < 2:
+    most, longest = (max((step for curve in curves.values() for step in curve), default=0) for curves in (ours, theirs))
+    common = [target for target in ours if most in ours[target] and longest in theirs.get(target, {})]
+    if not common:
         return
-    for name, curves, other, goals in (
-        ("iterative Taylor", theirs, "MVP", ours),
-        ("MVP", ours, "iterative Taylor", theirs),
-    ):
-        wanted = {step for target in common for step, _ in goals[target]} - {0}
-        for step in sorted(wanted):
-            values = [dict(goals[target])[step] for target in common if step in dict(goals[target])]
-            if len(values) != len(common):
-                continue
-            own = [[point for point in curves[target] if point[0] > 0] for target in common]
-            if len({len(curve) for curve in own}) > 1 or len(own[0]) < 2:
-                continue
-            found, last = steps_to_reach(own, values), own[0][-1][0]
-            number = _count(found.steps, own[0][0][0], last)
-            span = f"[{_count(found.low, own[0][0][0], last)}, {_count(found.high, own[0][0][0], last)}]"
-            yield f"- {name} reaches {other}'s accuracy at {step:,} steps after {number} steps {span}."
+    lines = []
+    names = {"iterative Taylor": _on_all(theirs, common), "MVP": _on_all(ours, common)}
+    for name, other in (("iterative Taylor", "MVP"), ("MVP", "iterative Taylor")):
+        own, goals = names[name], names[other]
+        if len(own) < 2:
+            continue
+        curves = [[(step, own[step][index]) for step in own] for index in range(len(common))]
+        first, last = min(own), max(own)
+        for step, values in goals.items():
+            found = steps_to_reach(curves, values)
+            number, low, high = (_count(steps, first, last) for steps in (found.steps, found.low, found.high))
+            lines.append(f"- {name} reaches {other}'s accuracy at {step:,} steps after {number} steps [{low}, {high}].")
+    best = next((row for row in summarise(runs, ("mvp", most)) if (row.method, row.steps) == ("taylor", longest)), None)
+    if best is not None and best.mvp_minus is not None and most > 0:
+        sentence = verdict(best).replace("MVP wins", f"MVP with {most:,} steps wins", 1)
+        sentence = sentence.replace("MVP does not win", f"MVP with {most:,} steps does not win", 1)
+        lines.append("- " + sentence.replace("difference to", f"difference of MVP with {most:,} steps to", 1))
+    if lines:
+        yield f"### Steps\n\nMean curves over the {len(common)} targets that were run with all of these budgets."
+        yield "\n".join(lines)
+
+
+def _on_all(
+    curves: dict[tuple[object, str], dict[int, float]], targets: Sequence[tuple[object, str]]
+) -> dict[int, list[float]]:
+    """The budgets above 0 that all targets were run with, each with their accuracies."""
+    shared = set.intersection(*(set(curves[target]) for target in targets)) - {0}
+    return {step: [curves[target][step] for target in targets] for step in sorted(shared)}
 
 
 def _count(steps: float, first: int, last: int) -> str:
@@ -157,11 +169,12 @@ def _count(steps: float, first: int, last: int) -> str:
     return f"at most {first:,}" if steps <= first else f"{steps:,.0f}"
 
 
-def _curves(runs: Sequence[dict[str, Any]], method: str) -> dict[tuple[object, str], list[tuple[int, float]]]:
-    curves: dict[tuple[object, str], list[tuple[int, float]]] = {}
-    for run in sorted(runs, key=lambda run: run["steps"]):
+def _curves(runs: Sequence[dict[str, Any]], method: str) -> dict[tuple[object, str], dict[int, float]]:
+    """Accuracy by steps of each target's runs with a method."""
+    curves: dict[tuple[object, str], dict[int, float]] = {}
+    for run in runs:
         if run["method"] == method and not run["zoo"]:
-            curves.setdefault(target_of(run), []).append((run["steps"], run["accuracy"]))
+            curves.setdefault(target_of(run), {})[run["steps"]] = run["accuracy"]
     return curves
 
 

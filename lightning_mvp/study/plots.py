@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import OverlapRow
-from lightning_mvp.study.results import interval
+from lightning_mvp.study.results import interval, target_of
 
 Runs = Sequence[dict[str, Any]]
 
@@ -31,6 +32,7 @@ COLOURS = {
     "torch_pruning": "#882255",
     "dense": "#999999",
 }
+MARKS = ("s", "D", "^", "v", "<", ">", "P", "X", "*", "h")
 DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
 
 
@@ -50,37 +52,62 @@ def correlation(x: Any, y: Any) -> float:
     return round(float(np.corrcoef(x, y)[0, 1]), 12)
 
 
-def accuracy_against_steps(runs: Runs) -> Figure:
-    """Mean test accuracy with its 95 % interval against optimizer steps, a line for each method.
+def on_common_targets(runs: Runs) -> list[dict[str, Any]]:
+    """The runs on targets on which MVP was run with all its budgets, of methods that were run on half of those or more.
 
-    A method that was run with several numbers of steps has a point for each, every one a training of its own; one that
-    was run with one has the points of its curve, which its schedule's low rates at the end favour.
+    Means over other targets would be of other tasks.
     """
-    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    budgets: dict[tuple[object, str], set[int]] = {}
+    for run in _of(runs, "mvp"):
+        budgets.setdefault(target_of(run), set()).add(run["steps"])
+    every = set().union(*budgets.values()) if budgets else set()
+    common = {target for target, own in budgets.items() if own == every} or {target_of(run) for run in runs}
+    kept = [run for run in runs if target_of(run) in common]
+    counts = Counter((run["method"], run["steps"]) for run in kept)
+    return [run for run in kept if 2 * counts[run["method"], run["steps"]] >= len(common)]
+
+
+def accuracy_against_steps(runs: Runs) -> Figure:
+    """Mean test accuracy with its 95 % interval against optimizer steps, over the targets that methods have in common.
+
+    Every point is a training of its own with so many steps. Where no method was run with several numbers of steps, the
+    curves while training are drawn instead, which the low rates at a schedule's end favour.
+    """
+    runs = on_common_targets(runs)
+    keys = list(dict.fromkeys((run["method"], run["steps"]) for run in runs))
+    methods = list(dict.fromkeys(method for method, _ in keys))
+    alone = len(keys) == len(methods)
+    figure = Figure(figsize=(8.5, 6), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(run["method"] for run in runs):
+    singles = [method for method in methods if sum(method == other for other, _ in keys) == 1]
+    for method in methods:
         own = _of(runs, method)
-        budgets = sorted({run["steps"] for run in own})
-        if len(budgets) > 1:
-            values = {steps: [run["accuracy"] for run in own if run["steps"] == steps] for steps in budgets}
-        else:
+        if alone:
             values = {step: [run["curve"][i][1] for run in own] for i, (step, _) in enumerate(own[0]["curve"])}
-        steps = list(values)
+        else:
+            budgets = sorted({run["steps"] for run in own})
+            values = {steps: [run["accuracy"] for run in own if run["steps"] == steps] for steps in budgets}
         points = [interval(accuracies) for accuracies in values.values()]
         means = np.array([100 * point.mean for point in points])
         # One target has no interval.
         half = np.nan_to_num([100 * point.half for point in points])
-        colour, style = COLOURS.get(method, "#BBBBBB"), DASHES.get(method, "-")
-        label = METHODS[method].full
-        axes.plot(steps, means, style, color=colour, marker="o", markersize=3, label=label)
-        axes.fill_between(steps, means - half, means + half, color=colour, alpha=0.08, linewidth=0)
+        colour, style, label = COLOURS.get(method, "#BBBBBB"), DASHES.get(method, "-"), METHODS[method].short
+        steps = np.array(list(values), dtype=float)
+        if not alone and method in singles:  # side by side
+            steps *= 1 + 0.05 * (singles.index(method) - len(singles) / 2)
+            mark = MARKS[singles.index(method) % len(MARKS)]
+            axes.errorbar(steps, means, half, color=colour, marker=mark, markersize=5, ls="", lw=0.8, label=label)
+            continue
+        axes.plot(steps, means, style, color=colour, marker="o", markersize=4, label=label)
+        axes.fill_between(steps, means - half, means + half, color=colour, alpha=0.1, linewidth=0)
     axes.set_xscale("symlog", linthresh=5)
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    targets = len({target_of(run) for run in runs})
     axes.set(xlabel="optimizer steps on the new task", ylabel="test accuracy (%)")
-    axes.set_title("Accuracy against steps: mean over targets, 95 % interval shaded", fontsize=11)
+    axes.set_title(f"Accuracy against steps: mean over {targets} targets with its 95 % interval", fontsize=11)
     axes.grid(alpha=0.3)
     # Below: wherever it stood inside, it would hide some line.
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside lower center")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     return figure
 
 
