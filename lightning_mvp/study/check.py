@@ -31,7 +31,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
         ValueError: what was expected, what it got, and what to do.
         FileNotFoundError: files of the data set or weights of the backbone are missing.
     """
-    for name in ("sources",):
+    for name in ("sources", "targets"):
         if settings.split[name] < 1:
             raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.split[name]}.")
     _refuse_bad_vote(settings)

@@ -12,7 +12,7 @@ from .conftest import TINY, TINY_COMPARE, TINY_ROUNDS, Run
 
 COMPARE_ONLY = [
     ("split.targets=0", "`split.targets` to be at least 1, but got 0"),
-    ("methods=[mvp,magic]", "`methods` to be names out of mvp, nearest"),
+    ("methods=[mvp,magic]", "a method such as mvp or taylor@1000, out of mvp, "),
     ("vote.similarity=leap", "`vote.similarity` to be one of 'leep'"),
     ("vote.missing=mean", "`vote.missing` to be one of 'theta0'"),
     ("vote.neighbours=0", "`vote.neighbours` to be an integer of at least 1, but got 0"),
@@ -66,7 +66,7 @@ def test_mvp_compare_refuses_before_any_process_starts(override: str, words: str
         (["split.classes=[latin-capital-a]"], "`classes` to be two or more class names, but got"),
         (["split.task=99"], "to be in [0, 3) for source tasks, but got 99"),
         (["split.task=first"], "Expected `split.task` to be the number of a source task, but got 'first'"),
-        (["split.kind=sauce"], "`kind` to be one of ('source', 'target', 'heldout'), but got 'sauce'"),
+        (["split.kind=sauce"], "`kind` to be one of ('source', 'target', 'development', 'heldout'), but got 'sauce'"),
         (["steps=1"], "Expected a run of at least 2 optimizer steps"),
         (["weights=nowhere"], "weights of the backbone at nowhere, but there is no such file. Make them with `mvp-pre"),
     ],

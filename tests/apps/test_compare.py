@@ -50,7 +50,7 @@ def copy(study: Path, tmp_path: Path) -> Path:
 
 
 def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> None:
-    shown = (study.parents[1] / "shown.txt").read_text()
+    shown = (study.parent / "shown.txt").read_text()
     for label in METHODS.values():
         assert f"│ {label.short} " in shown
     for name in ("report.md", "results.json", *PICTURES):
@@ -80,7 +80,7 @@ def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> No
 
 
 def test_the_plan_and_its_time_come_first(study: Path) -> None:
-    shown = (study.parents[1] / "shown.txt").read_text()
+    shown = (study.parent / "shown.txt").read_text()
     assert f"{PARTS} parts in" in shown
     assert "About" in shown
     assert f"for the other {PARTS} on this machine" in " ".join(shown.split())
@@ -88,7 +88,7 @@ def test_the_plan_and_its_time_come_first(study: Path) -> None:
 
 
 def test_its_terminal_holds_nothing_of_lightnings_own(study: Path) -> None:
-    shown = (study.parents[1] / "shown.txt").read_text()
+    shown = (study.parent / "shown.txt").read_text()
     for noise in ("GPU available", "TPU available", "litlogger", "Tip:", "LeafSpec", "eval mode", "Warning"):
         assert noise not in shown
 
