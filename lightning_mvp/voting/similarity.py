@@ -104,7 +104,7 @@ def covering_order(expected: Tensor, k: int) -> list[int]:
         Rows in the order of choice; of equal ones the first. The first of all is the nearest by LEEP.
 
     Example:
-        >>> covering_order(torch.tensor([[0.8, 0.1], [0.7, 0.1], [0.2, 0.6]]), 2)
+        >>> covering_order(torch.tensor([[0.8, 0.2], [0.7, 0.2], [0.2, 0.6]]), 2)
         [0, 2]
     """
     chosen: list[int] = []
