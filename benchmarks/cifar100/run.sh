@@ -18,7 +18,7 @@ mvp-compare experiment=cifar100_strong $zoos "stages=[pretrain,zoo,compare,ablat
 # The zoo of the paper's abstract, every entry from θ⁰: overlap of masks, and the plain vote.
 mvp-compare experiment=cifar100_theta0 $zoos "stages=[pretrain,zoo,overlap,compare]"
 # The same overlap by magnitude, with fewer tasks.
-mvp-compare experiment=cifar100_theta0 pruning=magnitude split.sources=16 $zoos \
+mvp-compare experiment=cifar100_theta0 pruning=magnitude split.sources=12 "methods=[dense]" $zoos \
     folder="$out/draw-0-ratio-0.5-magnitude" "stages=[pretrain,zoo,overlap]"
 
 pool="$out/draw-0-ratio-0.5,$out/draw-1-ratio-0.5,$out/draw-0-ratio-0.65,$out/draw-0-ratio-0.5-theta0"
