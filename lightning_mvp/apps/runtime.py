@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,17 @@ def recipe_path(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".json")
 
 
+def recipe_beside(weights: str) -> dict[str, Any] | None:
+    """The recipe of a pruned parent beside its weights; None where there is none, or some other JSON file."""
+    if not recipe_path(weights).exists():
+        return None
+    with suppress(ValueError):
+        found = json.loads(recipe_path(weights).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"model", "kept"} <= set(found):
+            return found
+    return None
+
+
 def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
     """The backbone that ``backbone`` names, with weights from a safetensors file, timm's own, or random ones.
 
@@ -171,12 +183,12 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
     from lightning_mvp.backbones.create import create_backbone
 
     recipe = plain(config.backbone.recipe)
-    if weights is not None and recipe_path(weights).exists():
-        own = json.loads(recipe_path(weights).read_text(encoding="utf-8"))
+    own = None if weights is None else recipe_beside(weights)
+    if own is not None:
         if any(own.get(key) != value for key, value in recipe.items() if key != "kept"):
             raise ValueError(
                 f"Expected the backbone of {weights} to be the configured one with some units removed, but "
-                f"{recipe_path(weights)} has {own['model']} with other arguments. Choose its backbone=."
+                f"{recipe_path(str(weights))} has {own['model']} with other arguments. Choose its backbone=."
             )
         recipe = own
     with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import Similarity
-from lightning_mvp.voting.vote import require_temperature
+from lightning_mvp.voting.vote import Ballots, require_temperature
 
 
 def refuse_bad_settings(settings: StudySettings) -> None:
@@ -34,13 +34,17 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     for name in ("sources", "targets"):
         if settings.split[name] < 1:
             raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.split[name]}.")
+    _refuse_bad_sizes(settings)
     _refuse_bad_vote(settings)
     pruning = PruningSettings(**settings.pruning)
-    in_rounds = {trial.steps for trial in settings.compared() if METHODS[trial.method].kind == "rounds"}
-    for steps in {settings.source_steps, *in_rounds}:
-        require_time_for(pruning.schedule(steps), steps)
-    if settings.parent is None and any(trial.method == "generic_parent" for trial in settings.compared()):
-        raise ValueError("Expected `parent` to be given for the method generic_parent, but got None.")
+    require_time_for(pruning.schedule(settings.source_steps), settings.source_steps)
+    for trial in (*settings.compared(), *settings.tried()):
+        own = settings.changed(trial.changes)
+        _refuse_bad_vote(own)
+        if METHODS[trial.method].kind == "rounds":
+            require_time_for(PruningSettings(**own.pruning).schedule(trial.steps), trial.steps)
+        if settings.parent is None and trial.method == "generic_parent":
+            raise ValueError("Expected `parent` to be given for the method generic_parent, but got None.")
     data = load_data(**settings.data)
     task = split_tasks(data.classes, **settings.split).get("target", 0)
     datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, augment=settings.augment)
@@ -59,16 +63,22 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
     vote = settings.vote
     require_choice("vote.similarity", vote.get("similarity", "leep"), Similarity)
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
+    require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
     neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")
     if not isinstance(neighbours, int) or neighbours < 1:
         raise ValueError(f"Expected `vote.neighbours` to be an integer of at least 1, but got {neighbours!r}.")
-    if neighbours > settings.split["sources"]:
+    require_temperature(temperature)
+
+
+def _refuse_bad_sizes(settings: StudySettings) -> None:
+    """What would make the models of a comparison of other sizes than it says."""
+    vote, neighbours = settings.vote, settings.vote.get("neighbours", 8)
+    if isinstance(neighbours, int) and neighbours > settings.split["sources"]:
         warnings.warn(
             f"Expected at least `vote.neighbours`={neighbours} source tasks to vote, but `split.sources` is "
             f"{settings.split['sources']}: all of them vote.",
             stacklevel=3,
         )
-    require_temperature(temperature)
     if vote.get("pruning_ratio") is not None:
         raise ValueError(
             f"Expected `vote.pruning_ratio` to be null, but got {vote['pruning_ratio']!r}: voted models would be of "

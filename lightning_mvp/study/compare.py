@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_mvp.backbones.create import create_backbone
+from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.study.check import refuse_bad_settings
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.records import open_study, rank_part, read_record
@@ -201,12 +202,14 @@ def _require_forerunners(
 def seconds_per_step(settings: StudySettings, steps: int = 6) -> float:
     """The median time of some steps of the dense backbone, in this process, for an estimate."""
     recipe = settings.recipe
-    backbone = create_backbone(recipe).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone = create_backbone(recipe)
+    layout = training_layout(backbone)
+    backbone.to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(settings.batch_size, recipe.get("in_chans", 3), recipe["input_size"], recipe["input_size"])
     taken = []
     for _ in range(steps):
         start = time.perf_counter()
-        backbone(images.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+        backbone(images.contiguous(memory_format=layout)).square().mean().backward()
         taken.append(time.perf_counter() - start)
     return sorted(taken)[steps // 2]
 

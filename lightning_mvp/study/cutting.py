@@ -1,7 +1,7 @@
 """Iterative pruning that cuts: between rounds the model becomes physically smaller, and its steps cheaper.
 
 What `MVPCallback` does by zeroing, in one process and outside `fit`: the same scores, rounds, rates and order of
-images, with the optimizer's momentum carried over. The rivals in a comparison are pruned so, because they should be as
+images, with the optimizer's state carried over. The rivals in a comparison are pruned so, because they should be as
 fast as they can be.
 """
 
@@ -27,6 +27,11 @@ from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
 
 Probe = Callable[[int, TaskModule], None]
+# What an optimizer remembers in the shape of its parameters: key (such as momentum_buffer) → parameter → value.
+Moments = dict[str, dict[str, Tensor]]
+
+
+PREFIX = "backbone."
 
 
 class Cutter(Protocol):
@@ -35,8 +40,8 @@ class Cutter(Protocol):
     def see(self, module: TaskModule) -> None:
         """Look at the gradients of a step, before they are clipped."""
 
-    def cut(self, module: TaskModule, momentum: dict[str, Tensor], kept_fraction: float) -> TaskModule:
-        """The smaller module after a round; `momentum` (parameter name → buffer) is cut along."""
+    def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
+        """The smaller module after a round; the optimizer's `moments` are cut along, or cleared."""
 
     @property
     def masks(self) -> Masks | None:
@@ -85,7 +90,7 @@ class OwnCutter:
             scores[name][mask] = own[name]
         return scores
 
-    def cut(self, module: TaskModule, momentum: dict[str, Tensor], kept_fraction: float) -> TaskModule:
+    def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
         chosen = self.pruning.choose(
             self._scores(module), self.masks, kept_fraction, self.origin.groups, self.origin.cost
         )
@@ -93,11 +98,12 @@ class OwnCutter:
         small = shrink(module.backbone, self.groups, left)
         smaller = TaskModule.for_task(small, module.facts, **self.options)
         smaller.head = small_head(module.head, self.groups, left)
-        own = {name.removeprefix("backbone."): value for name, value in momentum.items() if name.startswith("backbone")}
-        momentum |= {f"backbone.{name}": value for name, value in slice_state(own, self.groups, left).items()}
-        if "head.weight" in momentum:
-            kept = torch.as_tensor(self.groups.kept_features(left, module.head.in_features))
-            momentum["head.weight"] = momentum["head.weight"][:, kept]
+        features = torch.as_tensor(self.groups.kept_features(left, module.head.in_features))
+        for named in moments.values():
+            own = {name.removeprefix(PREFIX): value for name, value in named.items() if name.startswith(PREFIX)}
+            named |= {f"{PREFIX}{name}": value for name, value in slice_state(own, self.groups, left).items()}
+            if "head.weight" in named:
+                named["head.weight"] = named["head.weight"][:, features]
         self.masks, self.groups = chosen, find_groups(small, self.origin.example, check=False)
         self.scores = TaylorScores(self.groups)
         return smaller
@@ -155,21 +161,30 @@ def prune_and_cut(
         optimizer.step()
         due = schedule.rounds_due(step + 1)
         if due > rounds_done:
-            names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-            momentum = {
-                names[parameter]: state["momentum_buffer"]
-                for parameter, state in optimizer.state.items()
-                if state.get("momentum_buffer") is not None
-            }
-            module = cutter.cut(module, momentum, schedule.kept_fraction(due)).train()
+            moments, counters = _remembered(module, optimizer)
+            module = cutter.cut(module, moments, schedule.kept_fraction(due)).train()
             optimizer, rounds_done = module.make_optimizer(), due
-            for name, parameter in module.named_parameters():
-                if name in momentum and momentum[name].shape == parameter.shape:
-                    optimizer.state[parameter]["momentum_buffer"] = momentum[name]
+            if moments:
+                for name, parameter in module.named_parameters():
+                    own = {key: named[name] for key, named in moments.items() if name in named}
+                    optimizer.state[parameter].update(own | counters.get(name, {}))
         if probe is not None:
             probe(step + 1, module)
             module.train()
     return module
+
+
+def _remembered(module: TaskModule, optimizer: torch.optim.Optimizer) -> tuple[Moments, dict[str, dict[str, Any]]]:
+    """The optimizer's state by parameter name: what has the parameter's shape, and the rest, such as its step."""
+    moments: Moments = {}
+    counters: dict[str, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments.setdefault(key, {})[name] = value
+            elif value is not None:
+                counters.setdefault(name, {})[key] = value
+    return moments, counters
 
 
 def _precision(precision: str) -> AbstractContextManager[object]:

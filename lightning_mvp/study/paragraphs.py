@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
-from lightning_mvp.study.pool import Study
+from lightning_mvp.study.pool import Study, ratios
 from lightning_mvp.study.results import Row, hubs, paired_bootstrap, steps_to_reach, summarise, target_of, verdict
 
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
@@ -35,7 +35,8 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows:
-        table.add_row(*_cells(row, METHODS[row.method].short), style="bold" if row.method == "mvp" else "")
+        label = METHODS[row.method].short + (" (θ⁰)" if row.zoo else "")
+        table.add_row(*_cells(row, label), style="bold" if row.method == "mvp" else "")
     return table
 
 
@@ -53,6 +54,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def about(studies: Sequence[Study]) -> Iterator[str]:
+    """What was compared, on what, and how it was measured."""
     settings = next(study for study in studies if study.runs).settings
     records = [record for study in studies if (record := study.record("pretrain")) is not None]
     # Several studies begin with the weights that one of them made.
@@ -71,7 +73,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
         f"{split['classes_per_task']} classes"
         + (f", drawn {draws} times" if draws > 1 else "")
         + f". θ⁰: {theta0}. Pruning: {pruning['criterion']}, "
-        f"{' and '.join(f'{100 * ratio:.0f} %' for ratio in ratios_of(studies))} of {pruning.get('ratio_of', 'units')} "
+        f"{' and '.join(f'{100 * ratio:.0f} %' for ratio in _ratios(studies))} of {pruning.get('ratio_of', 'units')} "
         f"removed in {pruning['rounds']} rounds; each zoo entry took {settings.source_steps} steps. "
         f"Vote: {vote.get('neighbours')} neighbours by {vote.get('similarity', 'leep')}, "
         f"temperature {vote.get('temperature')}. Every method starts from a ridge head, sees the same images in the "
@@ -80,7 +82,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     )
     if parents := [study for study in studies if study.shares_parent and study.runs]:
         words = []
-        for ratio in ratios_of(parents):
+        for ratio in _ratios(parents):
             study = next(study for study in parents if study.ratio == ratio)
             parent, record = study.settings.parent or {}, study.record("parent") or {}
             words.append(
@@ -98,9 +100,8 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     )
 
 
-def ratios_of(studies: Sequence[Study]) -> list[float]:
-    """The operating points that were compared."""
-    return sorted({study.ratio for study in studies if study.runs})
+def _ratios(studies: Sequence[Study]) -> list[float]:
+    return ratios([run for study in studies for run in study.runs])
 
 
 def _tuned(tuned: dict[str, dict[str, Any]]) -> str:
@@ -112,6 +113,7 @@ def _tuned(tuned: dict[str, dict[str, Any]]) -> str:
 
 
 def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The main table of one operating point, who won, and steps to reach."""
     pruned = [row for row in rows if not row.method.startswith("dense")]
     dense = next((row for row in rows if row.method == "dense"), None)
     share = f", {pruned[0].macs / dense.macs:.0%} of MACs left" if pruned and dense else ""
@@ -147,9 +149,7 @@ def _reach(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
             lines.append(f"- {name} reaches {other}'s accuracy at {step:,} steps after {number} steps [{low}, {high}].")
     best = next((row for row in summarise(runs, ("mvp", most)) if (row.method, row.steps) == ("taylor", longest)), None)
     if best is not None and best.mvp_minus is not None and most > 0:
-        sentence = verdict(best).replace("MVP wins", f"MVP with {most:,} steps wins", 1)
-        sentence = sentence.replace("MVP does not win", f"MVP with {most:,} steps does not win", 1)
-        lines.append("- " + sentence.replace("difference to", f"difference of MVP with {most:,} steps to", 1))
+        lines.append(f"- {verdict(best, f'MVP with {most:,} steps')}")
     if lines:
         yield f"### Steps\n\nMean curves over the {len(common)} targets that were run with all of these budgets."
         yield "\n".join(lines)
@@ -179,15 +179,16 @@ def _curves(runs: Sequence[dict[str, Any]], method: str) -> dict[tuple[object, s
 
 
 def zoos(studies: Sequence[Study]) -> Iterator[str]:
+    """What each zoo cost, when that is repaid, and which entries voted."""
     yield "## The zoos"
     for study in studies:
         entries, split = study.sources, study.settings.split
         if not entries:
             continue
-        seconds = sum(record["seconds"] for record in entries) + (study.record("parent") or {"seconds": 0})["seconds"]
         payback, chosen = study.break_even, hubs(study.runs)
         kind = "from a shared parent" if study.shares_parent else "from θ⁰"
-        words = f"- `{study.folder.name}` ({kind}): {len(entries)} entries in {seconds / 60:.0f} minutes of one core"
+        minutes = f"{study.zoo_seconds / 60:.0f} minutes of one core"
+        words = f"- `{study.folder.name}` ({kind}): {len(entries)} entries in {minutes}"
         if payback is not None:
             words += (
                 "; repaid, against iterative Taylor with its most steps, after "
@@ -203,6 +204,7 @@ def zoos(studies: Sequence[Study]) -> Iterator[str]:
 
 
 def overlap(overlaps: dict[str, list[OverlapRow]]) -> Iterator[str]:
+    """The overlap of masks by study, a table for each."""
     if not overlaps:
         return
     yield "## Do similar tasks keep the same units?"

@@ -203,27 +203,41 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
 
 
 def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
-    """Mean accuracy against the MACs that are left, a line for each method at its steps."""
+    """Mean accuracy against the MACs that are left, a line for each method and budget run at every operating point.
+
+    All means are over the targets on which MVP was run with these steps at every point; a method that was not run on
+    all of them is left out.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    keys = list(dict.fromkeys((run["method"], run["steps"]) for runs in by_ratio.values() for run in runs))
-    for method, budget in keys:
-        if method in COLOURS and (budget == steps or method in ("taylor", "dense")):
-            points = []
-            for runs in by_ratio.values():
-                own = [run for run in _of(runs, method) if run["steps"] == budget and not run.get("zoo")]
-                if own and method != "dense":
-                    whole = max(run["macs"] for some in by_ratio.values() for run in some)
-                    share = 100 * fmean(run["macs"] for run in own) / whole
-                    points.append((share, interval([100 * run["accuracy"] for run in own])))
-            if points:
-                x, y = [share for share, _ in points], [point.mean for _, point in points]
-                half = np.nan_to_num([point.half for _, point in points])
-                label = f"{METHODS[method].short}, {budget:,} steps"
-                style = ":" if budget > steps else "-"
-                axes.errorbar(x, y, half, color=COLOURS[method], ls=style, marker="o", ms=4, capsize=2, label=label)
+    tables: list[dict[tuple[str, int], dict[tuple[object, str], dict[str, Any]]]] = []
+    for runs in by_ratio.values():
+        table: dict[tuple[str, int], dict[tuple[object, str], dict[str, Any]]] = {}
+        for run in runs:
+            if not run.get("zoo"):
+                table.setdefault((run["method"], run["steps"]), {})[target_of(run)] = run
+        tables.append(table)
+    common = set.intersection(*(set(table.get(("mvp", steps), {})) for table in tables))
+    whole = max(run["macs"] for runs in by_ratio.values() for run in runs)
+    for method, budget in tables[0]:
+        if method == "dense" or not common or any(common - set(table.get((method, budget), {})) for table in tables):
+            continue
+        own = [[table[method, budget][target] for target in sorted(common, key=str)] for table in tables]
+        x = [100 * fmean(run["macs"] for run in runs) / whole for runs in own]
+        points = [interval([100 * run["accuracy"] for run in runs]) for runs in own]
+        half = np.nan_to_num([point.half for point in points])
+        label = f"{METHODS[method].short}, {budget:,} steps"
+        style = ":" if budget > steps else DASHES.get(method, "-")
+        options: dict[str, Any] = {
+            "color": COLOURS.get(method, "#BBBBBB"),
+            "ls": style,
+            "marker": "o",
+            "ms": 4,
+            "capsize": 2,
+        }
+        axes.errorbar(x, [point.mean for point in points], half, label=label, **options)
     axes.set(xlabel="MACs left (% of the dense backbone)", ylabel="test accuracy (%)")
-    axes.set_title("Accuracy at each operating point: mean over targets, 95 % interval", fontsize=11)
+    axes.set_title(f"Accuracy at each operating point: mean over {len(common)} targets, 95 % interval", fontsize=11)
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     return figure

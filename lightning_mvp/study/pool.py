@@ -38,8 +38,7 @@ class Study:
         path = folder / "settings.json"
         if not path.exists():
             raise FileNotFoundError(f"Expected a study in {folder}, but found no settings.json. Run mvp-compare first.")
-        settings = json.loads(path.read_text())
-        return cls(folder, StudySettings(**{**settings, "methods": tuple(settings["methods"])}))
+        return cls(folder, StudySettings.from_dict(json.loads(path.read_text())))
 
     @property
     def draw(self) -> int:
@@ -71,7 +70,13 @@ class Study:
     @property
     def break_even(self) -> float | None:
         """New tasks that repay this zoo."""
-        return break_even(self.settings, self.folder, self.runs)
+        return break_even(self.zoo_seconds, self.runs)
+
+    @property
+    def zoo_seconds(self) -> float:
+        """What the zoo's entries and their parent took."""
+        parent = self.record("parent")
+        return sum(record["seconds"] for record in (*self.sources, *([parent] if parent else [])))
 
     @property
     def sources(self) -> list[dict[str, Any]]:
@@ -89,11 +94,9 @@ class Study:
     @property
     def trials(self) -> list[dict[str, Any]]:
         """All runs on development tasks, measured on validation images, those of the present trials first."""
-        order = [trial.name for trial in self.settings.tried()]
-        paths = (self.folder / "runs").glob("development-*--*.json")
-        runs = [json.loads(path.read_text()) for path in sorted(paths)]
-        place = {name: number for number, name in enumerate(order)}
-        return sorted(runs, key=lambda run: (place.get(run["trial"], len(order)), run["trial"], run["task"]))
+        place = {trial.name: number for number, trial in enumerate(self.settings.tried())}
+        runs = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("development-*--*.json")]
+        return sorted(runs, key=lambda run: (place.get(run["trial"], len(place)), run["trial"], run["task"]))
 
 
 def ratios(runs: Sequence[dict[str, Any]]) -> list[float]:

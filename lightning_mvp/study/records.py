@@ -33,27 +33,29 @@ def open_study(folder: Path, settings: StudySettings) -> None:
             f"{folder} holds a comparison with other settings, which is not overwritten:\n{lines}\n"
             "Choose another `folder`, or remove that one."
         )
-    _refuse_other_runs(folder, "target", settings.compared())
-    _refuse_other_runs(folder, "development", settings.tried())
+    _refuse_other_runs(folder, "target", settings.split.get("targets", 0), settings.compared())
+    _refuse_other_runs(folder, "development", settings.split.get("development", 0), settings.tried())
     if found != wanted:
         write_json(path, wanted, overwrite=True)
 
 
-def _refuse_other_runs(folder: Path, kind: str, trials: Sequence[Trial]) -> None:
+def _refuse_other_runs(folder: Path, kind: str, tasks: int, trials: Sequence[Trial]) -> None:
     for trial in trials:
-        for path in sorted((folder / "runs").glob(f"{kind}-*--{trial.name}.json")):
-            record = json.loads(path.read_text())
-            wanted = {"method": trial.method, "steps": trial.steps, "changes": json.loads(json.dumps(trial.changes))}
+        wanted = {"method": trial.method, "steps": trial.steps, "changes": json.loads(json.dumps(trial.changes))}
+        for index in range(tasks):
+            part = f"{kind}-{index:03d}--{trial.name}"
+            record = read_record(folder, part) or wanted
             made = {key: record[key] for key in wanted}
             if made != wanted:
                 raise FileExistsError(
-                    f"{path} was made with {made}, and now it would be made with {wanted}. Nothing is overwritten: "
-                    "remove such records, give the trial another name, or choose another `folder`."
+                    f"{record_path(folder, part)} was made with {made}, and now it would be made with {wanted}. "
+                    "Nothing is overwritten: remove such records, give the trial another name, or choose another "
+                    "`folder`."
                 )
 
 
 def record_path(folder: Path, part: str) -> Path:
-    """Where the record of a part is, for instance ``runs/target-003--mvp.json``."""
+    """Where the record of a part is, for instance ``runs/target-003--mvp@100.json``."""
     return folder / "runs" / f"{part}.json"
 
 

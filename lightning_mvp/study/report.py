@@ -90,12 +90,9 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-# Long, and of no use outside their own study's folder.
-HEAVY = ("masks", "rounds", "similarities")
-
-
 def _lean(run: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in run.items() if key not in HEAVY}
+    """A run without its masks, which are long and of no use outside their own study's folder."""
+    return {key: value for key, value in run.items() if key != "masks"}
 
 
 def _overlap_of(study: Study) -> list[OverlapRow]:

@@ -153,8 +153,8 @@ def summarise(runs: Sequence[dict[str, Any]], reference: tuple[str, int] | None 
     return rows
 
 
-def verdict(row: Row) -> str:
-    """Who won, in a sentence, from the paired interval.
+def verdict(row: Row, ours: str = "MVP") -> str:
+    """Who won, in a sentence, from the paired interval; ``ours`` is what the others are set against.
 
     Example:
         >>> difference = Difference(-0.05, -0.07, -0.03)
@@ -166,30 +166,27 @@ def verdict(row: Row) -> str:
     difference = row.mvp_minus
     figures = f"{_points(difference.mean)} points [{_points(difference.low)}, {_points(difference.high)}]"
     if difference.low > 0:
-        return f"MVP wins against {row.label}, {row.steps:,} steps: {figures}."
+        return f"{ours} wins against {row.label}, {row.steps:,} steps: {figures}."
     if difference.high < 0:
-        return f"MVP does not win against {row.label}, {row.steps:,} steps: {figures}."
-    return f"No clear difference to {row.label}, {row.steps:,} steps: {figures}."
+        return f"{ours} does not win against {row.label}, {row.steps:,} steps: {figures}."
+    return f"No clear difference of {ours} to {row.label}, {row.steps:,} steps: {figures}."
 
 
 def _points(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def break_even(settings: StudySettings, folder: Path, runs: Sequence[dict[str, Any]]) -> float | None:
-    """New tasks after which the zoo's seconds are repaid, against iterative Taylor with its most steps.
+def break_even(zoo_seconds: float, runs: Sequence[dict[str, Any]]) -> float | None:
+    """New tasks after which a zoo's seconds are repaid, against iterative Taylor with its most steps.
 
-    The zoo's seconds are its entries' and their parent's. None where MVP saves no seconds there, or one of the two was
-    not run.
+    None where MVP saves no seconds there, or one of the two was not run.
     """
     rows = summarise(runs)
     ours = next((row for row in rows if row.method == "mvp"), None)
     theirs = max((row for row in rows if row.method == "taylor"), key=lambda row: row.steps, default=None)
     if ours is None or theirs is None or theirs.seconds <= ours.seconds:
         return None
-    names = ["parent", *(f"source-{index:03d}" for index in range(settings.split["sources"]))]
-    zoo = sum(record["seconds"] for name in names if (record := read_record(folder, name)) is not None)
-    return zoo / (theirs.seconds - ours.seconds)
+    return zoo_seconds / (theirs.seconds - ours.seconds)
 
 
 @dataclass(frozen=True)
@@ -216,7 +213,8 @@ def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequenc
         >>> steps_to_reach([[(100, 0.5), (1000, 0.7)]] * 2, [0.6, 0.6]).steps
         316.2...
     """
-    steps = np.log([point[0] for point in curves[0]])
+    budgets = [point[0] for point in curves[0]]
+    steps = np.log(budgets)
     table, wanted = np.array([[point[1] for point in curve] for curve in curves]), np.asarray(goals)
 
     def reach(index: np.ndarray) -> float:
@@ -226,7 +224,7 @@ def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequenc
             return math.inf
         first = int(above[0])
         if first == 0:
-            return float(np.exp(steps[0]))
+            return float(budgets[0])
         share = (goal - means[first - 1]) / (means[first] - means[first - 1])
         return float(np.exp(steps[first - 1] + share * (steps[first] - steps[first - 1])))
 

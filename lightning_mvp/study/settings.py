@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning_mvp.pruning.schedule import require_ratio
-from lightning_mvp.study.methods import Trial, parse_method
+from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
 STAGES = ("pretrain", "zoo", "overlap", "compare", "ablate", "report")
 
@@ -78,13 +79,24 @@ class StudySettings:
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
         for trial in (*self.compared(), *self.tried()):
-            if trial.steps == 0 and trial.method in ("taylor", "magnitude", "torch_pruning"):
+            if trial.steps == 0 and (METHODS[trial.method].kind == "rounds" or trial.method == "mvp_refine"):
                 raise ValueError(f"Expected {trial.method} to have steps, but got {trial.method}@0.")
             self.changed(trial.changes)
+            if not re.fullmatch(r"[\w.+@-]+", trial.name) or "--" in trial.name:
+                raise ValueError(
+                    "Expected the name of a trial to be of letters, digits and single . + @ _ -, because a file is "
+                    f"named by it, but got {trial.name!r}."
+                )
         for method in self.tuned:
             parse_method(method, self.steps)
+        for method in self.fewer:
+            parse_method(method, self.steps)
         ratio = require_ratio(self.pruning_ratio)
-        if self.parent is not None and not 0 < require_ratio(self.parent.get("pruning_ratio", 0.5)) < ratio:
+        if self.parent is None:
+            return
+        if not {"pruning_ratio", "steps"} <= set(self.parent):
+            raise ValueError(f"Expected `parent` to give pruning_ratio and steps, but got {self.parent}.")
+        if not require_ratio(self.parent["pruning_ratio"]) < ratio:
             raise ValueError(
                 f"Expected `parent.pruning_ratio` to be below `pruning.pruning_ratio`={ratio}, of which it is a part, "
                 f"but got {self.parent['pruning_ratio']}."
@@ -155,6 +167,11 @@ class StudySettings:
             else:
                 values.setdefault(section, dict(getattr(self, section)))[key] = value
         return replace(self, **values, tuned={}, trials={}) if values else self
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> StudySettings:
+        """The settings that :meth:`to_dict` gave."""
+        return cls(**{**settings, "methods": tuple(settings["methods"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as JSON reads them back."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightning_mvp.study.settings import StudySettings
 
 ONESHOT_BATCHES = 10
-VOTE_OPTIONS = ("temperature", "missing", "ballots")
+VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing", "ballots")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ class Starts:
     @property
     def neighbours(self) -> int:
         return self.settings.vote.get("neighbours", 8)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the settings say of a vote, once its neighbours are chosen."""
+        return {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
 
     def ranking(self, data: TaskDataModule) -> list[Neighbour]:
         """The zoo's entries, nearest first, as a part of the study found them.
@@ -144,9 +149,6 @@ class Starts:
         self, data: TaskDataModule, neighbours: list[Neighbour] | int, folder: str = "zoo", **options: Any
     ) -> Start:
         """The vote of these neighbours (or of so many), with the study's options unless others are given."""
-        chosen = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
-        if "pruning_ratio" in self.settings.vote:  # a wider start, which is narrowed later
-            chosen["pruning_ratio"] = self.settings.vote["pruning_ratio"]
         origin = self.shop.theta0 if folder in ("generic", "generic_zoo") else self.shop.root
         small, report = voted_backbone(
             self.shop.folder / folder,
@@ -154,7 +156,7 @@ class Starts:
             neighbours=neighbours,
             backbone=origin.build(),
             groups=origin.groups,
-            **{"seed": self.settings.seed, **chosen, **options},
+            **{"seed": self.settings.seed, **self.options, **options},
         )
         notes = origin.size_of(report.masks)
         notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
@@ -181,9 +183,14 @@ class Starts:
         """The masks that MVP's neighbours vote for, and their average weights for any masks."""
         root, zoo = self.shop.root, ModelZoo(self.shop.folder / "zoo")
         ranked = self.ranking(data)[: self.neighbours]
-        chosen = {key: self.settings.vote[key] for key in VOTE_OPTIONS if key in self.settings.vote}
         _, report = voted_backbone(
-            zoo, data, neighbours=ranked, backbone=root.build(), groups=root.groups, reestimate_batches=0, **chosen
+            zoo,
+            data,
+            neighbours=ranked,
+            backbone=root.build(),
+            groups=root.groups,
+            reestimate_batches=0,
+            **self.options,
         )
         entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
         weights = coefficients(

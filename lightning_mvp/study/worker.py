@@ -23,7 +23,7 @@ def start_worker(folder: str, settings: dict[str, Any]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     quiet_lightning()
-    _workshop = Workshop(Path(folder), StudySettings(**{**settings, "methods": tuple(settings["methods"])}))
+    _workshop = Workshop(Path(folder), StudySettings.from_dict(settings))
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
 
+from lightning_mvp.apps.compare import settings_of
+
 CONF = Path(str(files("lightning_mvp.conf")))
 ROOTS = ("pretrain", "prune", "vote", "compare", "export")
 GROUPS = {
@@ -76,11 +78,12 @@ def test_each_root_composes_with_each_option_of_each_group(root: str) -> None:
 @pytest.mark.parametrize("option", GROUPS["experiment"])
 def test_each_experiment_composes(option: str) -> None:
     own = OmegaConf.load(CONF / "experiment" / f"{option}.yaml")
-    chosen = compose_for("compare", f"experiment={option}")
-    said = [key for key in ("steps", "note", "source_steps", "folder") if key in own]
-    assert "folder" in said or "defaults" in own
-    for key in set(said) - {"folder"}:
-        assert chosen[key] == own[key]
+    for parent in (name for name in own.defaults if isinstance(name, str) and name != "_self_"):
+        own = OmegaConf.merge(OmegaConf.load(CONF / "experiment" / f"{parent}.yaml"), own)
+    chosen = compose_for("compare", f"experiment={option}", "data.root=nowhere")
+    assert (chosen["steps"], chosen["note"]) == (own.steps, own.note)
+    assert chosen["pruning"]["pruning_ratio"] == own.get("pruning", {}).get("pruning_ratio", 0.7)
+    assert settings_of(OmegaConf.create(chosen)).compared(), "its methods, trials and tuned settings are sound"
 
 
 @pytest.mark.parametrize("root", ROOTS)

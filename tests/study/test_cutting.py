@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,18 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     return shop
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
-def test_cutting_and_zeroing_give_the_same_masks_and_weights(shop: Workshop, criterion: str) -> None:
+@pytest.mark.parametrize(
+    ("criterion", "options"),
+    [
+        ("taylor", {"learning_rate": 0.01}),
+        ("magnitude", {"learning_rate": 0.01}),
+        ("taylor", {"learning_rate": 0.001, "optimizer": "adamw"}),
+    ],
+)
+def test_cutting_and_zeroing_give_the_same_masks_and_weights(
+    shop: Workshop, criterion: str, options: dict[str, Any]
+) -> None:
     data = shop.datamodule(shop.split.get("source", 0))
-    options = {"learning_rate": 0.01}
 
     def module() -> TaskModule:
         made = TaskModule.for_task(shop.theta0.build(), data.facts, **options)

@@ -117,3 +117,17 @@ def test_fewer_sources_than_neighbours_are_said_before_any_work(monkeypatch: pyt
     monkeypatch.setattr(check, "load_data", lambda **_: data)
     with pytest.warns(UserWarning, match="`vote.neighbours`=9 source tasks to vote, but `split.sources` is 3: all"):
         check.refuse_bad_settings(settings(vote={"neighbours": 9}))
+
+
+@pytest.mark.parametrize(
+    ("trial", "words"),
+    [
+        ({"vote.temperature": -1.0}, "`temperature` to be above 0"),
+        ({"vote.ballots": "secret"}, "`vote.ballots` to be one of"),
+        ({"method": "taylor@1"}, "steps"),
+        ({"method": "generic_parent"}, "`parent` to be given for the method generic_parent"),
+    ],
+)
+def test_a_trial_that_cannot_work_is_refused_before_any_work(trial: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check.refuse_bad_settings(settings(trials={"bad": trial}))

@@ -42,7 +42,7 @@ def test_other_settings_are_refused_with_what_differs_and_nothing_else(tmp_path:
 
 def test_settings_survive_json() -> None:
     plain = json.loads(json.dumps(settings().to_dict()))
-    assert StudySettings(**{**plain, "methods": tuple(plain["methods"])}) == settings()
+    assert StudySettings.from_dict(plain) == settings()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,9 @@ def test_settings_survive_json() -> None:
         ({"methods": ("taylor@0",)}, "taylor to have steps, but got taylor@0"),
         ({"trials": {"hot": {"temperature": 1}}}, r"a trial to change `vote.…`, .* but got 'temperature'"),
         ({"tuned": {"magic": {}}}, "a method such as mvp .*but got 'magic'"),
+        ({"trials": {"a/b": {}}}, "name of a trial to be of letters, .* but got 'a/b'"),
+        ({"fewer": {"magic": 1}}, "a method such as mvp .*but got 'magic'"),
+        ({"parent": {"pruning_ratio": 0.4}}, "`parent` to give pruning_ratio and steps"),
         ({"parent": {"pruning_ratio": 0.7, "steps": 5}}, "`parent.pruning_ratio` to be below .*=0.7"),
         ({"steps": 0}, "`steps` to be an integer of at least 1, but got 0"),
         ({"source_steps": 2.5}, "`source_steps` to be an integer of at least 1, but got 2.5"),

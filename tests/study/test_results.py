@@ -15,6 +15,7 @@ from scipy import stats
 
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.paragraphs import results_table, sizes_differ, verdicts
+from lightning_mvp.study.pool import Study
 from lightning_mvp.study.records import write_record
 from lightning_mvp.study.results import (
     Difference,
@@ -75,8 +76,8 @@ def test_a_single_target_has_a_mean_and_no_interval() -> None:
     [
         (0.01, 0.03, "MVP wins against iterative Taylor, 40 steps: +2.0 points [+1.0, +3.0]."),
         (-0.03, -0.01, "MVP does not win against iterative Taylor, 40 steps: −2.0 points [−3.0, −1.0]."),
-        (-0.01, 0.03, "No clear difference to iterative Taylor, 40 steps: +1.0 points [−1.0, +3.0]."),
-        (math.nan, math.nan, "No clear difference to iterative Taylor, 40 steps: n/a points [n/a, n/a]."),
+        (-0.01, 0.03, "No clear difference of MVP to iterative Taylor, 40 steps: +1.0 points [−1.0, +3.0]."),
+        (math.nan, math.nan, "No clear difference of MVP to iterative Taylor, 40 steps: n/a points [n/a, n/a]."),
     ],
 )
 def test_the_verdict_follows_the_paired_interval(low: float, high: float, words: str) -> None:
@@ -177,7 +178,7 @@ def test_steps_to_reach_reads_the_mean_curve_in_log_steps() -> None:
     curves = [[(100, 0.4), (1000, 0.8)], [(100, 0.6), (1000, 0.8)]]
     assert steps_to_reach(curves, [0.65, 0.65]).steps == pytest.approx(math.sqrt(100 * 1000))
     assert steps_to_reach(curves, [0.9, 0.9]).steps == math.inf
-    assert steps_to_reach(curves, [0.3, 0.3]).steps == pytest.approx(100)
+    assert steps_to_reach(curves, [0.3, 0.3]).steps == 100, "exactly: a report says 'at most 100' then"
     found = steps_to_reach(curves, [0.65, 0.65])
     assert found.low <= found.steps <= found.high
 
@@ -191,12 +192,14 @@ def test_the_zoo_is_repaid_when_saved_seconds_reach_its_cost(tmp_path: Path) -> 
     for index in range(3):
         write_record(tmp_path, f"source-{index:03d}", {"seconds": 10.0})
     runs = [run_of("mvp", 0, 0.5, seconds=2.0), run_of("taylor", 0, 0.5, seconds=7.0)]
-    assert break_even(settings(), tmp_path, runs) == pytest.approx(30 / 5)
+    write_record(tmp_path, "parent", {"seconds": 5.0})
+    assert Study(tmp_path, settings()).zoo_seconds == 35
+    assert break_even(30.0, runs) == pytest.approx(30 / 5)
 
 
 @pytest.mark.parametrize("slower", [[], [run_of("taylor", 0, 0.5, seconds=2.0)]])
-def test_a_zoo_that_saves_nothing_is_never_repaid(tmp_path: Path, slower: list[dict[str, Any]]) -> None:
-    assert break_even(settings(), tmp_path, [run_of("mvp", 0, 0.5, seconds=2.0), *slower]) is None
+def test_a_zoo_that_saves_nothing_is_never_repaid(slower: list[dict[str, Any]]) -> None:
+    assert break_even(30.0, [run_of("mvp", 0, 0.5, seconds=2.0), *slower]) is None
 
 
 def test_runs_are_loaded_in_the_order_of_methods_and_only_where_done(tmp_path: Path) -> None:
