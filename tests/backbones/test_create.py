@@ -18,6 +18,7 @@ from .recipes import CONF, build, recipe
     ("name", "parameters"),
     [
         ("resnet_mini", 307_360),
+        ("resnet_mini_s2", 307_360),
         ("vit_mini", 458_592),
         ("resnet18_cifar", 11_168_832),
         ("resnet18", 11_176_512),
@@ -35,7 +36,7 @@ def test_every_shipped_recipe_builds(name: str, parameters: int):
 
 def test_all_shipped_recipes_are_tested_above():
     named = {path.stem for path in CONF.glob("*.yaml")} - {"timm"}  # whose model the user names
-    assert len(named) == 7
+    assert len(named) == 8
 
 
 @pytest.mark.parametrize("name", ["resnet_mini", "vit_mini"])
