@@ -42,6 +42,11 @@ def settings_of(config: DictConfig) -> StudySettings:
         trials=plain(config.trials),
         fewer=plain(config.fewer),
         superclasses=config.superclasses,
+        begins_with=config.begins_with,
+        zoo_of=config.zoo_of,
+        target_kind=config.target_kind,
+        images_per_class=config.images_per_class,
+        label=config.label,
         seed=config.seed,
     )
 

@@ -61,25 +61,39 @@ def _require_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replace(backbone: nn.Module, name: str, spec: Any) -> None:
-    if not isinstance(spec, list) or len(spec) != 2 or not isinstance(spec[1], dict):
-        raise ValueError(f"Expected `replace.{name}` to be [torch.nn class name, {{arguments}}], but got {spec!r}.")
-    kind = getattr(nn, str(spec[0]), None)
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        raise ValueError(f"Expected `replace.{name}` to name a class of torch.nn, but got {spec[0]!r}.")
     owner, _, attribute = name.rpartition(".")
     try:
         parent = backbone.get_submodule(owner)
-        module = kind(**spec[1])
-    except (AttributeError, TypeError) as error:
+    except AttributeError as error:
         raise ValueError(f"The recipe's `replace.{name}` = {spec!r} does not fit: {error}.") from error
-    setattr(parent, attribute, module)
+    setattr(parent, attribute, _module(name, spec))
+
+
+def _module(name: str, spec: Any) -> nn.Module:
+    """A module of torch.nn, or a chain of some."""
+    if isinstance(spec, list) and spec and all(isinstance(part, list) for part in spec):
+        return nn.Sequential(*(_module(name, part) for part in spec))
+    if not isinstance(spec, list) or len(spec) != 2 or not isinstance(spec[1], dict):
+        raise ValueError(
+            f"Expected `replace.{name}` to be [torch.nn class name, {{arguments}}], or a list of such for a chain, but "
+            f"got {spec!r}."
+        )
+    kind = getattr(nn, str(spec[0]), None)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise ValueError(f"Expected `replace.{name}` to name a class of torch.nn, but got {spec[0]!r}.")
+    try:
+        return kind(**spec[1])
+    except TypeError as error:
+        raise ValueError(f"The recipe's `replace.{name}` = {spec!r} does not fit: {error}.") from error
 
 
 def load_weights(backbone: nn.Module, path: str | Path) -> None:
     """Load a safetensors file into a backbone: every tensor, of the same shape, or nothing.
 
+    The classifier of a file that still has one (timm's configuration of the model tells its name) is left out.
+
     Args:
-        backbone: changed in place.
+        backbone: changed in place; tensors are cast to its types.
         path: a local file.
 
     Raises:
@@ -93,6 +107,10 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    for classifier in _classifiers(backbone):
+        for name in (f"{classifier}.weight", f"{classifier}.bias"):
+            if name not in expected:
+                state.pop(name, None)
     got = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
     if wrong:
@@ -104,6 +122,11 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
             "Use the recipe that the weights were made with."
         )
     backbone.load_state_dict(state)
+
+
+def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
+    named = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _with_kept(backbone: nn.Module, kept: dict[str, int], example: torch.Tensor) -> nn.Module:
@@ -124,8 +147,8 @@ def create_backbone(
 
     Args:
         recipe: ``model`` (a timm name), ``arguments`` (for ``timm.create_model``; ``num_classes`` is 0 unless given),
-            ``replace`` (dotted name → [torch.nn class name, its arguments]; may add a module), ``input_size``,
-            ``in_chans``, and for a pruned backbone ``kept`` (group → number of units).
+            ``replace`` (dotted name → [torch.nn class name, its arguments], or a list of such, one after the other; may
+            add a module), ``input_size``, ``in_chans``, and for a pruned backbone ``kept`` (group → number of units).
         pretrained: let timm download its weights.
         weights: a local safetensors file to load instead.
 

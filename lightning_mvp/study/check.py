@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
-from lightning_mvp.study.methods import METHODS
+from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -31,9 +32,11 @@ def refuse_bad_settings(settings: StudySettings) -> None:
         ValueError: what was expected, what it got, and what to do.
         FileNotFoundError: files of the data set or weights of the backbone are missing.
     """
-    for name in ("sources", "targets"):
-        if settings.split[name] < 1:
-            raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.split[name]}.")
+    if settings.split["sources"] < 1 and settings.zoo_of is None:
+        raise ValueError(f"Expected `split.sources` to be at least 1, but got {settings.split['sources']}.")
+    if settings.targets < 1:
+        name = "held_out_targets" if settings.target_kind == "heldout" else "targets"
+        raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.targets}.")
     _refuse_bad_sizes(settings)
     _refuse_bad_vote(settings)
     pruning = PruningSettings(**settings.pruning)
@@ -46,8 +49,9 @@ def refuse_bad_settings(settings: StudySettings) -> None:
         if settings.parent is None and trial.method == "generic_parent":
             raise ValueError("Expected `parent` to be given for the method generic_parent, but got None.")
     data = load_data(**settings.data)
-    task = split_tasks(data.classes, **settings.split).get("target", 0)
-    datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, augment=settings.augment)
+    task = split_tasks(data.classes, **settings.split).get(settings.target_kind, 0)
+    options: dict[str, Any] = {"augment": settings.augment, "images_per_class": settings.images_per_class}
+    datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, **options)
     backbone = create_backbone(settings.recipe, weights=settings.weights)
     TaskModule.for_task(backbone, datamodule.facts, **settings.optim)
     if pruning.ratio_of != "units" or pruning.scope == "global":
@@ -61,7 +65,8 @@ def refuse_bad_settings(settings: StudySettings) -> None:
 
 def _refuse_bad_vote(settings: StudySettings) -> None:
     vote = settings.vote
-    require_choice("vote.similarity", vote.get("similarity", "leep"), Similarity)
+    if vote.get("similarity") != ORACLE:
+        require_choice("vote.similarity", vote.get("similarity", "leep"), Similarity)
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
     require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
     neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")
@@ -73,7 +78,7 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
 def _refuse_bad_sizes(settings: StudySettings) -> None:
     """What would make the models of a comparison of other sizes than it says."""
     vote, neighbours = settings.vote, settings.vote.get("neighbours", 8)
-    if isinstance(neighbours, int) and neighbours > settings.split["sources"]:
+    if settings.zoo_of is None and isinstance(neighbours, int) and neighbours > settings.split["sources"]:
         warnings.warn(
             f"Expected at least `vote.neighbours`={neighbours} source tasks to vote, but `split.sources` is "
             f"{settings.split['sources']}: all of them vote.",

@@ -20,7 +20,7 @@ from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.study.check import refuse_bad_settings
 from lightning_mvp.study.methods import METHODS, Trial
-from lightning_mvp.study.records import open_study, rank_part, read_record
+from lightning_mvp.study.records import open_study, rank_part, read_record, read_settings
 from lightning_mvp.study.settings import STAGES, StudySettings
 from lightning_mvp.study.worker import run_part, start_worker
 
@@ -55,21 +55,26 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
         share = settings.parent.get("batch_size", settings.batch_size) / settings.batch_size
         first.append([Part("parent", CUT_STEP * settings.parent["steps"] * share + OVERHEAD_STEPS)])
         entry *= CUT_STEP
-    zoo = [Part(f"source-{index:03d}", entry + OVERHEAD_STEPS) for index in range(settings.split["sources"])]
-    needed = {trial.method for trial in (*settings.compared(), *settings.tried())}
-    budgets = {"generic": settings.source_steps, "generic_parent": entry, "generic_zoo": settings.zoo_steps}
-    zoo += [Part(name, steps + 4 * OVERHEAD_STEPS) for name, steps in budgets.items() if name in needed]
     sources = [f"source-{index:03d}" for index in range(settings.split["sources"])]
+    zoo = [Part(name, entry + OVERHEAD_STEPS) for name in sources]
+    budgets = {"generic": settings.source_steps, "generic_parent": entry, "generic_zoo": settings.zoo_steps}
+    zoo += [Part(name, budgets[name] + 4 * OVERHEAD_STEPS) for name in generic_models(settings)]
     return {
-        "pretrain": first,
-        "zoo": [_longest_first(zoo)],
+        "pretrain": [] if settings.home is not None else first,
+        "zoo": [] if settings.zoo_of is not None else [_longest_first(zoo)],
         "overlap": [
             [Part(rank_part(name, "leep"), 2.0 * len(sources)) for name in sources],
             [Part("overlap", 2.0 * len(sources))],
         ],
-        "compare": _runs("target", settings.split["targets"], settings.compared(), settings, settings.targets_of),
+        "compare": _runs(settings.target_kind, settings.targets, settings.compared(), settings, settings.targets_of),
         "ablate": _runs("development", settings.split.get("development", 0), settings.tried(), settings),
     }
+
+
+def generic_models(settings: StudySettings) -> list[str]:
+    """The broad models that methods or trials begin with."""
+    needed = {trial.method for trial in (*settings.compared(), *settings.tried())}
+    return [name for name in ("generic", "generic_parent", "generic_zoo") if name in needed]
 
 
 def _runs(
@@ -84,12 +89,12 @@ def _runs(
     for index in range(tasks):
         name = f"{kind}-{index:03d}"
         wanted = [trial for trial in trials if tasks_of is None or index < tasks_of(trial)]
-        similarities = {
-            settings.changed(trial.changes).vote.get("similarity", "leep")
+        needed = {
+            rank_part(name, settings.changed(trial.changes).vote.get("similarity", "leep"))
             for trial in wanted
             if METHODS[trial.method].kind == "zoo"
         }
-        ranks += [Part(rank_part(name, each), 2.0 * settings.split["sources"]) for each in sorted(similarities)]
+        ranks += [Part(part, 2.0 * settings.split["sources"]) for part in sorted(needed)]
         for trial in wanted:
             cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
             runs.append(Part(f"{name}--{trial.name}", cost))
@@ -103,7 +108,7 @@ def _longest_first(parts: list[Part]) -> list[Part]:
 
 def _of_shard(parts: Sequence[Part], shard: int, shards: int) -> list[Part]:
     """Those of one of several jobs: by task, so that a job's own rankings come before its own runs."""
-    tasks = [re.search(r"(?:source|target|development)-(\d+)", part.name) for part in parts]
+    tasks = [re.search(r"(?:source|target|heldout|development)-(\d+)", part.name) for part in parts]
     numbers = [0 if task is None else int(task[1]) for task in tasks]
     return [part for part, number in zip(parts, numbers, strict=True) if number % shards == shard]
 
@@ -142,7 +147,7 @@ def run_study(
         raise ValueError(f"Expected argument `shard` to be in 0..{shards - 1}, but got {shard} of `shards`={shards}.")
     refuse_bad_settings(settings)
     everything = plan(settings)
-    _require_forerunners(folder, everything, stages, shards)
+    _require_forerunners(folder, settings, everything, stages, shards)
     open_study(folder, settings)
     waves = [_of_shard(wave, shard, shards) for stage in everything if stage in stages for wave in everything[stage]]
     todo = [[part for part in wave if read_record(folder, part.name) is None] for wave in waves]
@@ -182,21 +187,48 @@ def run_study(
 
 
 def _require_forerunners(
-    folder: Path, everything: dict[str, list[list[Part]]], stages: Sequence[str], shards: int
+    folder: Path, settings: StudySettings, everything: dict[str, list[list[Part]]], stages: Sequence[str], shards: int
 ) -> None:
     """Refuse a stage that needs parts which neither exist nor are about to be made here."""
     order = ["pretrain", "zoo"]
     for stage in (stage for stage in STAGES if stage in stages and stage != "pretrain"):
         for before in order[: 1 if stage == "zoo" else 2]:
-            missing = [
-                part.name for wave in everything[before] for part in wave if read_record(folder, part.name) is None
-            ]
+            missing = _missing(folder, everything[before])
             if missing and (before not in stages or shards > 1):
                 raise ValueError(
                     f"Expected stage {before!r} to be done before {stage!r}, but {len(missing)} of its parts are "
                     f"missing in {folder}, first {missing[0]!r}. Run stages=[{before}] first"
                     + (", by all shards." if shards > 1 else ".")
                 )
+    if settings.home is not None:
+        _require_other_study(Path(settings.home), settings)
+
+
+def _missing(folder: Path, waves: list[list[Part]]) -> list[str]:
+    return [part.name for wave in waves for part in wave if read_record(folder, part.name) is None]
+
+
+def _require_other_study(folder: Path, settings: StudySettings) -> None:
+    """Refuse to build on another study that is not finished, or that began with something else."""
+    name = "begins_with" if settings.zoo_of is None else "zoo_of"
+    other, shared = read_settings(folder), ["recipe", "parent"]
+    parts = plan(other)
+    missing = _missing(folder, parts["pretrain"])
+    if settings.zoo_of is not None:
+        shared += ["pruning", "source_steps"]
+        missing += _missing(folder, parts["zoo"])
+        missing += [part for part in generic_models(settings) if read_record(folder, part) is None]
+    different = [key for key in shared if getattr(other, key) != getattr(settings, key)]
+    if different:
+        lines = "; ".join(f"{key}: {getattr(other, key)!r} there, {getattr(settings, key)!r} here" for key in different)
+        raise ValueError(
+            f"Expected the study in `{name}`={folder} to have the same {', '.join(shared)}, but got {lines}."
+        )
+    if missing:
+        raise ValueError(
+            f"Expected the study in `{name}`={folder} to be finished, but it lacks {len(missing)} parts, first "
+            f"{missing[0]!r}. Run its stages pretrain and zoo first, with the same methods."
+        )
 
 
 def seconds_per_step(settings: StudySettings, steps: int = 6) -> float:

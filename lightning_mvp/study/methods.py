@@ -22,6 +22,9 @@ class Method(NamedTuple):
     kind: Kind
 
 
+# A similarity that only a study can have: the classes that a zoo task shares with the target, by name.
+ORACLE = "classes"
+
 METHODS = {
     "mvp": Method("Meta-Vote Pruning: the nearest tasks' vote, averaged weights", "Meta-Vote Pruning", "zoo"),
     "mvp_refine": Method("Meta-Vote Pruning, wider, then one Taylor round on the target", "vote, refined", "zoo"),
@@ -30,6 +33,8 @@ METHODS = {
     "farthest_vote": Method("vote of the farthest neighbours", "farthest", "zoo"),
     "all_vote": Method("vote of all tasks, counted alike", "all tasks", "zoo"),
     "vote_theta0": Method("the vote's masks, weights from before the zoo", "vote, old weights", "zoo"),
+    "vote_nearest": Method("the vote's masks, the nearest model's weights", "vote, nearest's w.", "zoo"),
+    "vote_random": Method("the vote's masks, random weights", "vote, random weights", "zoo"),
     "magnitude_average": Method("magnitude masks, the neighbours' average weights", "magnitude, average", "zoo"),
     "random_average": Method("random masks, the neighbours' average weights", "random, average", "zoo"),
     "generic": Method("θ⁰ pruned once on all source classes, one task's budget", "generic", "generic"),

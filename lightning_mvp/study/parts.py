@@ -55,8 +55,18 @@ class Workshop:
         return split_tasks(self.data.classes, **self.settings.split)
 
     @property
+    def home(self) -> Path:
+        """The folder of the study whose θ⁰ and parent are used."""
+        return self.folder if self.settings.home is None else Path(self.settings.home)
+
+    @property
+    def zoo_home(self) -> Path:
+        """The folder of the study whose zoo and generic models are used."""
+        return self.folder if self.settings.zoo_of is None else Path(self.settings.zoo_of)
+
+    @property
     def theta0_path(self) -> Path:
-        return self.folder / "theta0.safetensors"
+        return self.home / "theta0.safetensors"
 
     @cached_property
     def theta0(self) -> Origin:
@@ -68,12 +78,14 @@ class Workshop:
         """What the zoo's entries begin with: θ⁰, or the parent that they share."""
         if self.settings.parent is None:
             return self.theta0
-        record = read_record(self.folder, "parent")
+        record = read_record(self.home, "parent")
         assert record is not None, "the parent is pruned before any entry"
-        return Origin(record["recipe"], self.folder / "parent.safetensors", self.theta0.image_shape)
+        return Origin(record["recipe"], self.home / "parent.safetensors", self.theta0.image_shape)
 
     def datamodule(self, task: TaskSpec, **options: Any) -> TaskDataModule:
         options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}
+        if task.name.startswith(self.settings.target_kind):
+            options["images_per_class"] = self.settings.images_per_class
         return TaskDataModule(self.data, task.classes, task.name, seed=self.settings.seed, **options)
 
     def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: L.Callback, **options: Any) -> None:
@@ -123,9 +135,10 @@ class Workshop:
         if first.startswith("rank"):
             return self.rank(self._task(second), first.partition("-")[2] or "leep")
         if second:
-            trials = settings.compared() if first.startswith("target") else settings.tried()
+            measured = not first.startswith("development")
+            trials = settings.compared() if measured else settings.tried()
             trial = next(trial for trial in trials if trial.name == second)
-            return self.compare(self._task(first), trial, test=first.startswith("target"))
+            return self.compare(self._task(first), trial, test=measured)
         return self.prune(self._task(first), "zoo", self.root, settings.source_steps, settings.entry_ratio)
 
     def _task(self, name: str) -> TaskSpec:
@@ -196,7 +209,7 @@ class Workshop:
 
     def rank(self, task: TaskSpec, similarity: Any) -> dict[str, Any]:
         """The similarity of every zoo entry to a task; methods that choose neighbours share it, and its seconds."""
-        data, zoo = self.datamodule(task), ModelZoo(self.folder / "zoo")
+        data, zoo = self.datamodule(task), ModelZoo(self.zoo_home / "zoo")
         ready = self.root.groups  # found once in a process: no ranking's seconds
         begin = time.perf_counter()
         ranked = rank_neighbours(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.records import rank_part, read_record
+from lightning_mvp.study.records import rank_part, read_record, read_settings
 from lightning_mvp.study.results import break_even, load_runs
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.zoo.entry import config_hash
@@ -35,10 +35,7 @@ class Study:
         Raises:
             FileNotFoundError: there is none.
         """
-        path = folder / "settings.json"
-        if not path.exists():
-            raise FileNotFoundError(f"Expected a study in {folder}, but found no settings.json. Run mvp-compare first.")
-        return cls(folder, StudySettings.from_dict(json.loads(path.read_text())))
+        return cls(folder, read_settings(folder))
 
     @property
     def draw(self) -> int:
@@ -88,7 +85,7 @@ class Study:
     def rankings(self) -> list[dict[str, Any]]:
         """The zoo's similarity to each target."""
         similarity = self.settings.vote.get("similarity", "leep")
-        names = [rank_part(f"target-{index:03d}", similarity) for index in range(self.settings.split["targets"])]
+        names = [rank_part(self.settings.target(index), similarity) for index in range(self.settings.targets)]
         return [record for name in names if (record := self.record(name)) is not None]
 
     @property

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mvp.files import write_json
-from lightning_mvp.study.methods import Trial
+from lightning_mvp.study.methods import ORACLE, Trial
 from lightning_mvp.study.settings import StudySettings
 
 # A study may grow by these: each run's record says with what settings it was made.
-MAY_CHANGE = {"methods", "fewer", "trials", "tuned"}
+MAY_CHANGE = {"methods", "fewer", "trials", "tuned", "label"}
 
 
 def open_study(folder: Path, settings: StudySettings) -> None:
@@ -25,7 +25,7 @@ def open_study(folder: Path, settings: StudySettings) -> None:
     path = folder / "settings.json"
     if not path.exists():
         write_json(path, settings.to_dict())
-    found, wanted = json.loads(path.read_text()), settings.to_dict()
+    found, wanted = read_settings(folder).to_dict(), settings.to_dict()
     different = sorted(name for name in {*found, *wanted} - MAY_CHANGE if found.get(name) != wanted.get(name))
     if different:
         lines = "\n".join(f"  {name}: there {found.get(name)!r}, now {wanted.get(name)!r}" for name in different)
@@ -33,7 +33,7 @@ def open_study(folder: Path, settings: StudySettings) -> None:
             f"{folder} holds a comparison with other settings, which is not overwritten:\n{lines}\n"
             "Choose another `folder`, or remove that one."
         )
-    _refuse_other_runs(folder, "target", settings.split.get("targets", 0), settings.compared())
+    _refuse_other_runs(folder, settings.target_kind, settings.targets, settings.compared())
     _refuse_other_runs(folder, "development", settings.split.get("development", 0), settings.tried())
     if found != wanted:
         write_json(path, wanted, overwrite=True)
@@ -54,19 +54,31 @@ def _refuse_other_runs(folder: Path, kind: str, tasks: int, trials: Sequence[Tri
                 )
 
 
+def read_settings(folder: Path) -> StudySettings:
+    """The settings of the study in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        raise FileNotFoundError(f"Expected a study in {folder}, but found no settings.json. Run mvp-compare first.")
+    return StudySettings.from_dict(json.loads(path.read_text()))
+
+
 def record_path(folder: Path, part: str) -> Path:
     """Where the record of a part is, for instance ``runs/target-003--mvp@100.json``."""
     return folder / "runs" / f"{part}.json"
 
 
 def rank_part(task: str, similarity: str) -> str:
-    """The part that ranks the zoo for a task.
+    """The part that ranks the zoo for a task; one by LEEP counts shared classes, too, and serves the oracle.
 
     Example:
         >>> rank_part("target-003", "leep"), rank_part("target-003", "cover")
         ('rank--target-003', 'rank-cover--target-003')
     """
-    return f"rank{'' if similarity == 'leep' else f'-{similarity}'}--{task}"
+    return f"rank{'' if similarity in ('leep', ORACLE) else f'-{similarity}'}--{task}"
 
 
 def read_record(folder: Path, part: str) -> dict[str, Any] | None:

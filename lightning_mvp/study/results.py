@@ -104,9 +104,7 @@ class Row:
 def load_runs(folder: Path, settings: StudySettings) -> list[dict[str, Any]]:
     """The records of all methods on all targets that are done."""
     names = [
-        f"target-{index:03d}--{trial.name}"
-        for trial in settings.compared()
-        for index in range(settings.split["targets"])
+        f"{settings.target(index)}--{trial.name}" for trial in settings.compared() for index in range(settings.targets)
     ]
     return [record for name in names if (record := read_record(folder, name)) is not None]
 

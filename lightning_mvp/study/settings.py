@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
+TargetKind = Literal["target", "heldout"]
 STAGES = ("pretrain", "zoo", "overlap", "compare", "ablate", "report")
 
 
@@ -45,6 +47,12 @@ class StudySettings:
         gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
         fewer: method → number of targets, the first ones, where not all are wanted: ``{"dense@1000": 5}``.
         superclasses: a JSON file that maps each class to its superclass, for the overlap study.
+        begins_with: folder of a finished study whose θ⁰ and parent this one takes instead of making its own.
+        zoo_of: folder of a finished study whose zoo and generic models serve, too: its targets may be of another data
+            set, class count or number of images.
+        target_kind: ``"target"``, tasks over seen classes, or ``"heldout"``, over classes that nothing else has seen.
+        images_per_class: training images of each class of a target; None takes all.
+        label: what a report calls this study, where it shows several kinds.
         seed: of everything random.
     """
 
@@ -69,6 +77,11 @@ class StudySettings:
     gradient_clip: float | None = 1.0
     fewer: dict[str, int] = field(default_factory=dict)
     superclasses: str | None = None
+    begins_with: str | None = None
+    zoo_of: str | None = None
+    target_kind: TargetKind = "target"
+    images_per_class: int | None = None
+    label: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,6 +104,12 @@ class StudySettings:
             parse_method(method, self.steps)
         for method in self.fewer:
             parse_method(method, self.steps)
+        require_choice("target_kind", self.target_kind, TargetKind)
+        if self.zoo_of is not None and self.begins_with is not None:
+            raise ValueError(
+                f"Expected `zoo_of` without `begins_with`, whose θ⁰ comes with the zoo, but got {self.zoo_of!r} and "
+                f"{self.begins_with!r}."
+            )
         ratio = require_ratio(self.pruning_ratio)
         if self.parent is None:
             return
@@ -115,6 +134,20 @@ class StudySettings:
         return round(1 - (1 - self.pruning_ratio) / (1 - self.parent["pruning_ratio"]), 10)
 
     @property
+    def home(self) -> str | None:
+        """The study whose θ⁰ and parent are used; None for its own."""
+        return self.zoo_of or self.begins_with
+
+    @property
+    def targets(self) -> int:
+        """How many new tasks there are."""
+        return self.split.get("held_out_targets" if self.target_kind == "heldout" else "targets", 0)
+
+    def target(self, index: int) -> str:
+        """The name of a new task."""
+        return f"{self.target_kind}-{index:03d}"
+
+    @property
     def zoo_steps(self) -> int:
         """Optimizer steps that the whole zoo took, its parent's included."""
         parent = 0 if self.parent is None else self.parent["steps"]
@@ -132,8 +165,7 @@ class StudySettings:
     def targets_of(self, trial: Trial) -> int:
         """On how many targets a method is run."""
         wanted = {parse_method(name, self.steps): count for name, count in self.fewer.items()}
-        every = self.split["targets"]
-        return min(every, wanted.get((trial.method, trial.steps), every))
+        return min(self.targets, wanted.get((trial.method, trial.steps), self.targets))
 
     def tried(self) -> list[Trial]:
         """The trials on development tasks; a method's tuned settings hold unless the trial has others."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
@@ -17,6 +18,7 @@ from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
 from lightning_mvp.study.cutting import endless
+from lightning_mvp.study.methods import ORACLE
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import merge
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from lightning_mvp.study.settings import StudySettings
 
 ONESHOT_BATCHES = 10
-VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing", "ballots")
+VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing", "ballots", "reestimate_batches")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Starts:
             "random_vote": self.random_vote,
             "farthest_vote": self.farthest_vote,
             "all_vote": lambda data: self._vote(data, self.ranking(data), temperature=None),
-            "vote_theta0": self.vote_theta0,
+            "vote_theta0": lambda data: self._voted_masks(data, lambda root: root.build()),
+            "vote_random": lambda data: self._voted_masks(data, lambda root: create_backbone(root.recipe)),
+            "vote_nearest": self.vote_nearest,
             "magnitude_average": lambda data: self._other_masks(data, self._magnitudes(self.shop.root)),
             "random_average": lambda data: self._other_masks(
                 data, random_importance(self.shop.root.groups, self._seed_of(data))
@@ -92,8 +96,11 @@ class Starts:
 
         With ``vote.entries``, those of a zoo of only so many sources, the ones of the lowest numbers.
         """
-        record = self.shop.ranking(data.facts.name, self.settings.vote.get("similarity", "leep"))
+        similarity = self.settings.vote.get("similarity", "leep")
+        record = self.shop.ranking(data.facts.name, similarity)
         ranked = [Neighbour(**neighbour) for neighbour in record["similarities"]]
+        if similarity == ORACLE:
+            ranked.sort(key=lambda neighbour: (-(neighbour.shared_classes or 0), neighbour.name))
         limit = self.settings.vote.get("entries")
         if limit is not None:
             small_zoo = set(sorted(neighbour.name for neighbour in ranked)[:limit])
@@ -151,7 +158,7 @@ class Starts:
         """The vote of these neighbours (or of so many), with the study's options unless others are given."""
         origin = self.shop.theta0 if folder in ("generic", "generic_zoo") else self.shop.root
         small, report = voted_backbone(
-            self.shop.folder / folder,
+            self.shop.zoo_home / folder,
             data,
             neighbours=neighbours,
             backbone=origin.build(),
@@ -166,31 +173,42 @@ class Starts:
     def _generic(self, data: TaskDataModule, folder: str) -> Start:
         return self._vote(data, 1, folder, similarity="random", temperature=None)
 
-    def vote_theta0(self, data: TaskDataModule) -> Start:
-        """The vote's masks on the weights that the zoo's entries began with: what are averaged weights worth?"""
+    def _voted_masks(self, data: TaskDataModule, build: Callable[[Origin], nn.Module]) -> Start:
+        """The vote's masks on weights from before the zoo, or on none: what are averaged weights worth?"""
         root, (masks, _) = self.shop.root, self._neighbours_of(data)
-        return Start(self._reestimated(shrink(root.build(), root.groups, masks), data), root.size_of(masks))
+        return Start(self._reestimated(shrink(build(root), root.groups, masks), data), root.size_of(masks))
+
+    def vote_nearest(self, data: TaskDataModule) -> Start:
+        """The vote's masks on the nearest model's weights; what it lacks is as before the zoo."""
+        masks, _ = self._neighbours_of(data)
+        _, state_for = self._neighbours_of(data, 1)
+        return self._with_state(data, masks, state_for(masks))
 
     def _other_masks(self, data: TaskDataModule, scores: Mapping[str, Any]) -> Start:
         """Masks that nobody voted for, of the same widths, on the neighbours' average weights."""
-        root, (voted, state_for) = self.shop.root, self._neighbours_of(data)
+        voted, state_for = self._neighbours_of(data)
         masks = top_units(dict(scores), voted.kept)
+        return self._with_state(data, masks, state_for(masks))
+
+    def _with_state(self, data: TaskDataModule, masks: Masks, state: dict[str, Any]) -> Start:
+        root = self.shop.root
         small = shrink(root.build(), root.groups, masks)
-        small.load_state_dict(state_for(masks))
+        small.load_state_dict(state)
         return Start(self._reestimated(small, data), root.size_of(masks))
 
-    def _neighbours_of(self, data: TaskDataModule) -> tuple[Masks, Callable[[Masks], dict[str, Any]]]:
-        """The masks that MVP's neighbours vote for, and their average weights for any masks."""
-        root, zoo = self.shop.root, ModelZoo(self.shop.folder / "zoo")
-        ranked = self.ranking(data)[: self.neighbours]
+    def _neighbours_of(
+        self, data: TaskDataModule, most: int | None = None
+    ) -> tuple[Masks, Callable[[Masks], dict[str, Any]]]:
+        """The masks that MVP's neighbours (or the first of them) vote for, and their average weights for any masks."""
+        root, zoo = self.shop.root, ModelZoo(self.shop.zoo_home / "zoo")
+        ranked = self.ranking(data)[: most or self.neighbours]
         _, report = voted_backbone(
             zoo,
             data,
             neighbours=ranked,
             backbone=root.build(),
             groups=root.groups,
-            reestimate_batches=0,
-            **self.options,
+            **{**self.options, "reestimate_batches": 0},
         )
         entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
         weights = coefficients(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,8 @@ def load_data(
     seed: int = 0,
     download: bool = False,
     val_fraction: float = 0.1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     **options: Any,
 ) -> ImageData:
     """Load a data set and its one train/val/test partition. The same arguments give the same object within a process.
@@ -40,6 +42,9 @@ def load_data(
         seed: the partition (and the glyphs) follow from it.
         download: fetch missing files, for "torchvision". Under several processes do this once beforehand.
         val_fraction: share of the training images drawn for val, in (0, 1); not for glyphs.
+        mean: of each channel in [0, 1], to normalise with; None takes that of the training images. A backbone with
+            other people's weights wants the one that it was trained with.
+        std: likewise.
         options: `test_fraction` (default 0.2; where no test part is shipped); for torchvision `dataset`, its class
             name, and arguments of its constructor; for arrays `train` and `test`, paths of npz files; for glyphs
             `characters`, `per_class_train`, `per_class_val`, `per_class_test`.
@@ -61,7 +66,8 @@ def load_data(
     if image_size is not None and image_size < 1:
         raise ValueError(f"Expected argument `image_size` to be a positive int or None, but got {image_size}.")
     folder = None if root is None else Path(root).expanduser().resolve()
-    return _load(name, folder, image_size, seed, download, val_fraction, tuple(sorted(options.items())))
+    moments = tuple(None if values is None else tuple(values) for values in (mean, std))
+    return _load(name, folder, image_size, seed, download, val_fraction, moments, tuple(sorted(options.items())))
 
 
 @lru_cache(maxsize=4)
@@ -72,6 +78,7 @@ def _load(
     seed: int,
     download: bool,
     val_fraction: float,
+    moments: tuple[tuple[float, ...] | None, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> ImageData:
     arguments = dict(options)
@@ -96,7 +103,7 @@ def _load(
         train, val = train[kept], train[drawn]
     train, val = drop_duplicates(train, val, test)
     title = str(arguments["dataset"]).lower() if name == "torchvision" else name
-    return ImageData(title, source.classes, train, val, test)
+    return ImageData(title, source.classes, train, val, test, *moments)  # type: ignore[arg-type]
 
 
 def _read(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,10 +41,15 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set: its classes, its three parts, and mean and std per channel of the train part, in [0, 1].
+    """A data set: its classes, its three parts, and what images are normalised with.
+
+    Args:
+        mean: of each channel, in [0, 1]; None takes those of the train part.
+        std: likewise.
 
     Raises:
-        ValueError: if parts differ in image shape, images aren't square, a label has no class, or train is empty.
+        ValueError: if parts differ in image shape, images aren't square, a label has no class, train is empty, or
+            `mean` or `std` is not of one number in [0, 1] (0 excluded for `std`) for each channel.
     """
 
     name: str
@@ -52,8 +57,8 @@ class ImageData:
     train: Part
     val: Part
     test: Part
-    mean: tuple[float, ...] = field(init=False)
-    std: tuple[float, ...] = field(init=False)
+    mean: tuple[float, ...] = None  # type: ignore[assignment]  # never None once made
+    std: tuple[float, ...] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -76,9 +81,16 @@ class ImageData:
                     f"Expected {part_name} labels of data set {self.name!r} to be in [0, {len(self.classes)}), "
                     f"but got {int(part.labels.min())} to {int(part.labels.max())}."
                 )
-        mean, std = _moments(self.train.images)
-        object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "std", std)
+        for name, own in zip(("mean", "std"), _moments(self.train.images), strict=True):
+            given = getattr(self, name)
+            if given is not None:
+                own = tuple(float(value) for value in given)
+                if len(own) != shape[0] or not all(0 <= value <= 1 for value in own) or (name == "std" and 0 in own):
+                    raise ValueError(
+                        f"Expected argument `{name}` to be {shape[0]} numbers in [0, 1], one for each channel of data "
+                        f"set {self.name!r}{', above 0' if name == 'std' else ''}, but got {list(own)}."
+                    )
+            object.__setattr__(self, name, own)
 
     @property
     def image_size(self) -> int:
