@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink, slice_state
 from lightning_mvp.callbacks.settings import PruningSettings
@@ -70,7 +69,7 @@ class OwnCutter:
         self.origin, self.pruning, self.options = origin, pruning, options
         self.masks = Masks.full(origin.groups) if masks is None else masks
         # Of the model as it is now.
-        self.groups = origin.groups if backbone is None else find_groups(backbone, origin.example, check=False)
+        self.groups = origin.groups if backbone is None else origin.groups_of(backbone)
         self.scores = TaylorScores(self.groups)
 
     def see(self, module: TaskModule) -> None:
@@ -104,7 +103,7 @@ class OwnCutter:
             named |= {f"{PREFIX}{name}": value for name, value in slice_state(own, self.groups, left).items()}
             if "head.weight" in named:
                 named["head.weight"] = named["head.weight"][:, features]
-        self.masks, self.groups = chosen, find_groups(small, self.origin.example, check=False)
+        self.masks, self.groups = chosen, self.origin.groups_of(small)
         self.scores = TaylorScores(self.groups)
         return smaller
 

@@ -34,7 +34,7 @@ METHODS = {
     "all_vote": Method("vote of all tasks, counted alike", "all tasks", "zoo"),
     "vote_theta0": Method("the vote's masks, weights from before the zoo", "vote, old weights", "zoo"),
     "vote_nearest": Method("the vote's masks, the nearest model's weights", "vote, nearest's w.", "zoo"),
-    "vote_random": Method("the vote's masks, random weights", "vote, random weights", "zoo"),
+    "vote_random": Method("the vote's masks, random weights", "vote, random w.", "zoo"),
     "magnitude_average": Method("magnitude masks, the neighbours' average weights", "magnitude, average", "zoo"),
     "random_average": Method("random masks, the neighbours' average weights", "random, average", "zoo"),
     "generic": Method("θ⁰ pruned once on all source classes, one task's budget", "generic", "generic"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,20 @@ class Origin:
         recipe: of the backbone.
         weights: its safetensors file.
         image_shape: ``(C, H, W)``.
+        include: the groups to prune, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: all.
+        exclude: the groups to leave whole, likewise.
     """
 
-    def __init__(self, recipe: Mapping[str, Any], weights: Path, image_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        weights: Path,
+        image_shape: tuple[int, ...],
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+    ) -> None:
         self.recipe, self.weights, self.image_shape = dict(recipe), weights, image_shape
+        self.include, self.exclude = include, exclude
 
     def build(self) -> nn.Module:
         """A fresh copy of the backbone."""
@@ -38,7 +48,11 @@ class Origin:
 
     @cached_property
     def groups(self) -> Groups:
-        return find_groups(self.build(), self.example)
+        return find_groups(self.build(), self.example).select(self.include, self.exclude)
+
+    def groups_of(self, smaller: nn.Module) -> Groups:
+        """The same groups of what is left of it after rounds."""
+        return find_groups(smaller, self.example, check=False).select(self.groups.names)
 
     @cached_property
     def cost(self) -> CostModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -12,7 +11,8 @@ from rich.table import Table
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
 from lightning_mvp.study.pool import Study, ratios
-from lightning_mvp.study.results import Row, hubs, paired_bootstrap, steps_to_reach, summarise, target_of, verdict
+from lightning_mvp.study.results import Row, hubs, points_of, steps_to_reach, summarise, target_of, verdict
+from lightning_mvp.study.trials import compare_trials
 
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
 
@@ -55,7 +55,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def about(studies: Sequence[Study]) -> Iterator[str]:
     """What was compared, on what, and how it was measured."""
-    settings = next(study for study in studies if study.runs).settings
+    first = next((study for study in studies if study.runs and study.owns_zoo), studies[0])
+    settings = first.settings
     records = [record for study in studies if (record := study.record("pretrain")) is not None]
     # Several studies begin with the weights that one of them made.
     pretrain = next((record for record in records if "val_accuracy" in record), records[0] if records else {})
@@ -80,6 +81,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
         f"same order at batch {settings.batch_size}, and test images decide nothing. Peak learning rate: "
         f"{settings.optim.get('learning_rate')}" + _tuned(settings.tuned) + "."
     )
+    yield from _kinds(studies)
     if parents := [study for study in studies if study.shares_parent and study.runs]:
         words = []
         for ratio in _ratios(parents):
@@ -100,6 +102,23 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     )
 
 
+def _kinds(studies: Sequence[Study]) -> Iterator[str]:
+    """What the targets of each kind of study are."""
+    lines = []
+    for study in studies:
+        settings = study.settings
+        if settings.label and study.runs:
+            words = f"- **{settings.label}**: {settings.targets} tasks of {settings.split['classes_per_task']} classes"
+            words += f" of {settings.data['name']}"
+            words += ", held out of pre-training and zoo" if settings.target_kind == "heldout" else ""
+            if settings.images_per_class is not None:
+                words += f", {settings.images_per_class} training images of each class"
+            lines.append(words + ".")
+    if lines:
+        yield "The targets:"
+        yield "\n".join(lines)
+
+
 def _ratios(studies: Sequence[Study]) -> list[float]:
     return ratios([run for study in studies for run in study.runs])
 
@@ -112,12 +131,14 @@ def _tuned(tuned: dict[str, dict[str, Any]]) -> str:
     return f"; tuned on validation images of other tasks: {'; '.join(words)}" if words else ", tuned for none"
 
 
-def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The main table of one operating point, who won, and steps to reach."""
+def operating_point(
+    ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, Any]], label: str = ""
+) -> Iterator[str]:
+    """The main table of one operating point (of one kind of study), who won, and steps to reach."""
     pruned = [row for row in rows if not row.method.startswith("dense")]
     dense = next((row for row in rows if row.method == "dense"), None)
     share = f", {pruned[0].macs / dense.macs:.0%} of MACs left" if pruned and dense else ""
-    yield f"## {ratio:.0%} of units removed{share}"
+    yield f"## {label}{': ' if label else ''}{ratio:.0%} of units removed{share}"
     yield markdown_table(rows)
     yield from sizes_differ(rows)
     sentences = verdicts(rows)
@@ -183,7 +204,7 @@ def zoos(studies: Sequence[Study]) -> Iterator[str]:
     yield "## The zoos"
     for study in studies:
         entries, split = study.sources, study.settings.split
-        if not entries:
+        if not entries or not study.owns_zoo:
             continue
         payback, chosen = study.break_even, hubs(study.runs)
         kind = "from a shared parent" if study.shares_parent else "from θ⁰"
@@ -232,34 +253,32 @@ def overlap(overlaps: dict[str, list[OverlapRow]]) -> Iterator[str]:
 
 
 def trials(studies: Sequence[Study]) -> Iterator[str]:
-    """What was tried on development tasks: accuracy on validation images, and the difference to the first trial."""
-    shown = False
+    """What was tried on development tasks: accuracy on validation images, and the difference to the first trial.
+
+    Studies of one kind, by their label, share a table: their zoos differ, their tasks are the same.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
     for study in studies:
-        by_trial: dict[str, dict[str, dict[str, Any]]] = {}
-        for run in study.trials:
-            by_trial.setdefault(run["trial"], {})[run["task"]] = run
-        if not by_trial:
-            continue
-        if not shown:
-            yield "## What was tried"
-            yield (
-                "One idea at a time, on development tasks that are neither sources nor targets, measured on "
-                "*validation* images; differences are to the first line, paired over tasks, with bootstrap intervals."
-            )
-            shown = True
-        base = next(iter(by_trial.values()))
-        lines = ["| trial | method | changes | accuracy, % | difference, points |", "| --- | --- | --- | ---: | ---: |"]
-        for name, on_task in by_trial.items():
-            one = next(iter(on_task.values()))
-            pairs = [100 * (run["accuracy"] - base[task]["accuracy"]) for task, run in on_task.items() if task in base]
-            found = paired_bootstrap(pairs)
-            difference = "" if on_task is base else f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-            changes = ", ".join(f"{key} {value}" for key, value in one["changes"].items())
-            accuracy = 100 * fmean(run["accuracy"] for run in on_task.values())
-            method = f"{one['method']}@{one['steps']}"
-            cells = (name, method, changes, f"{accuracy:.1f}", difference.replace("-", "−"))
-            lines.append("| " + " | ".join(cells) + " |")
-        yield f"`{study.folder.name}`, {max(map(len, by_trial.values()))} tasks:"
+        kinds.setdefault(study.settings.label or f"`{study.folder.name}`", []).extend(study.trials)
+    kinds = {kind: runs for kind, runs in kinds.items() if runs}
+    if kinds:
+        yield "## What was tried"
+        yield (
+            "One idea at a time, on development tasks that are neither sources nor targets, measured on *validation* "
+            "images; differences are to the first line, paired over tasks, with bootstrap intervals."
+        )
+    for kind, runs in kinds.items():
+        found = compare_trials(runs)
+        lines = [
+            "| trial | method | changes | accuracy, % | difference, points | MACs |",
+            "| --- | --- | --- | ---: | ---: | ---: |",
+        ]
+        for trial in found:
+            changes = ", ".join(f"{key} {value}" for key, value in trial.changes.items())
+            difference = "" if trial is found[0] else points_of(trial.difference)
+            cells = (trial.name, trial.method, changes, f"{100 * trial.accuracy:.1f}", difference)
+            lines.append("| " + " | ".join((*cells, f"{trial.macs / 1e6:.2f} M")) + " |")
+        yield f"{kind}, {max(trial.tasks for trial in found)} tasks:"
         yield "\n".join(lines)
 
 

@@ -71,7 +71,11 @@ class Workshop:
     @cached_property
     def theta0(self) -> Origin:
         """The pre-trained backbone."""
-        return Origin(self.settings.recipe, self.theta0_path, tuple(self.data.train.images.shape[1:]))
+        return self._origin(self.settings.recipe, self.theta0_path)
+
+    def _origin(self, recipe: dict[str, Any], weights: Path) -> Origin:
+        pruning = PruningSettings(**self.settings.pruning)
+        return Origin(recipe, weights, tuple(self.data.train.images.shape[1:]), pruning.include, pruning.exclude)
 
     @cached_property
     def root(self) -> Origin:
@@ -80,7 +84,7 @@ class Workshop:
             return self.theta0
         record = read_record(self.home, "parent")
         assert record is not None, "the parent is pruned before any entry"
-        return Origin(record["recipe"], self.home / "parent.safetensors", self.theta0.image_shape)
+        return self._origin(record["recipe"], self.home / "parent.safetensors")
 
     def datamodule(self, task: TaskSpec, **options: Any) -> TaskDataModule:
         options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.records import rank_part, read_record, read_settings
 from lightning_mvp.study.results import break_even, load_runs
 from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import config_hash
 
 
@@ -57,8 +59,18 @@ class Study:
             "pruning_ratio": self.ratio,
             "zoo": "parent" if self.shares_parent else "theta0",
             "config": config_hash(self.settings.to_dict()),
+            "label": self.settings.label,
         }
-        return [{**facts, **run} for run in load_runs(self.folder, self.settings)]
+        return [{**facts, **self._evidence(run), **run} for run in load_runs(self.folder, self.settings)]
+
+    def _evidence(self, run: dict[str, Any]) -> dict[str, Any]:
+        """What LEEP said of the zoo before a vote: its best score, mean and spread over the zoo's entries."""
+        ranking = self.record(rank_part(run["task"], "leep")) if run["method"] == "mvp" else None
+        if ranking is None:
+            return {}
+        scores = [neighbour["score"] for neighbour in ranking["similarities"]]
+        evidence = Evidence.of(scores, math.log(len(run["classes"])))
+        return {"evidence": asdict(evidence), "images_per_class": self.settings.images_per_class}
 
     def record(self, part: str) -> dict[str, Any] | None:
         """The record of a part, if it is done."""
@@ -66,8 +78,13 @@ class Study:
 
     @property
     def break_even(self) -> float | None:
-        """New tasks that repay this zoo."""
-        return break_even(self.zoo_seconds, self.runs)
+        """New tasks that repay this zoo; None where it is another study's."""
+        return break_even(self.zoo_seconds, self.runs) if self.owns_zoo else None
+
+    @property
+    def owns_zoo(self) -> bool:
+        """Whether its zoo is its own, and not another study's."""
+        return self.settings.zoo_of is None
 
     @property
     def zoo_seconds(self) -> float:
@@ -96,12 +113,17 @@ class Study:
         return sorted(runs, key=lambda run: (place.get(run["trial"], len(place)), run["trial"], run["task"]))
 
 
+def labels(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The kinds of study that runs are of, in their order; one without a name is ``""``."""
+    return list(dict.fromkeys(run.get("label", "") for run in runs))
+
+
 def ratios(runs: Sequence[dict[str, Any]]) -> list[float]:
     """The operating points of runs on targets, the mildest first."""
     return sorted({run["pruning_ratio"] for run in runs})
 
 
-def runs_at(runs: Sequence[dict[str, Any]], ratio: float) -> list[dict[str, Any]]:
+def runs_at(runs: Sequence[dict[str, Any]], ratio: float, label: str | None = None) -> list[dict[str, Any]]:
     """All runs at an operating point, and the dense ones of the same targets at any.
 
     Where zoos of both kinds were compared, methods of zoos whose entries began with θ⁰ are told from the others by
@@ -110,7 +132,9 @@ def runs_at(runs: Sequence[dict[str, Any]], ratio: float) -> list[dict[str, Any]
     Args:
         runs: of several studies, as :attr:`Study.runs` and the lines of ``results.jsonl`` about targets are.
         ratio: the operating point.
+        label: only studies of this kind; None takes all.
     """
+    runs = [run for run in runs if label is None or run.get("label", "") == label]
     at = [run for run in runs if run["pruning_ratio"] == ratio or METHODS[run["method"]].kind == "dense"]
     of_zoos = [run for run in at if METHODS[run["method"]].kind == "zoo"]
     both = len({run["zoo"] for run in of_zoos}) > 1

@@ -24,7 +24,7 @@ from lightning_mvp.study.plots import (
     similarity_against_shared_classes,
     widths_per_group,
 )
-from lightning_mvp.study.pool import Study, ratios, runs_at
+from lightning_mvp.study.pool import Study, labels, ratios, runs_at
 from lightning_mvp.study.results import Row, hubs, summarise
 
 
@@ -33,25 +33,30 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
 
     Args:
         out: folder of the report.
-        studies: of one data set and backbone: several zoos, operating points or kinds of zoo are set side by side.
+        studies: of one backbone: several zoos, operating points or kinds of zoo are set side by side; kinds of study,
+            by their labels, one after the other.
         note: what a reader must know first, for instance that this is a demo.
         command: that repeats the study.
         learned: Markdown of what people made of it, placed first.
 
     Returns:
-        The rows of the first operating point's table.
+        The rows of the first table.
 
     Raises:
         ValueError: no run is done yet.
     """
     everything = [run for study in studies for run in study.runs]
-    by_ratio = {ratio: runs_at(everything, ratio) for ratio in ratios(everything)}
-    if not by_ratio:
+    sections = {
+        (label, ratio): runs_at(everything, ratio, label)
+        for label in labels(everything)
+        for ratio in ratios([run for run in everything if run["label"] == label])
+    }
+    if not sections:
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
-    tables = {ratio: summarise(runs) for ratio, runs in by_ratio.items()}
+    tables = {section: summarise(runs) for section, runs in sections.items()}
     out.mkdir(parents=True, exist_ok=True)
     overlaps = {study.folder.name: found for study in studies if (found := _overlap_of(study))}
-    pictures = _draw(out, studies, by_ratio, overlaps)
+    pictures = _draw(out, studies, sections, overlaps)
     lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in (*study.runs, *study.trials)]
     write_whole(out / "results.jsonl", ("\n".join(lines) + "\n").encode(), overwrite=True)
     write_json(
@@ -65,7 +70,9 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
                 "timm": timm.__version__,
             },
             "pretrain": {study.folder.name: study.record("pretrain") for study in studies},
-            "summary": {str(ratio): [asdict(row) for row in rows] for ratio, rows in tables.items()},
+            "summary": {
+                f"{label} {ratio}".strip(): [asdict(row) for row in rows] for (label, ratio), rows in tables.items()
+            },
             "break_even_tasks": {study.folder.name: study.break_even for study in studies},
             "hubs": {study.folder.name: dict(hubs(study.runs)) for study in studies},
             "overlap": {name: [asdict(row) for row in rows] for name, rows in overlaps.items()},
@@ -74,8 +81,8 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     )
     paragraphs = ["# Meta-Vote Pruning against pruning from scratch", note, *([learned] if learned else [])]
     paragraphs += about(studies)
-    for ratio, rows in tables.items():
-        paragraphs += operating_point(ratio, rows, by_ratio[ratio])
+    for (label, ratio), rows in tables.items():
+        paragraphs += operating_point(ratio, rows, sections[label, ratio], label)
     paragraphs += [*zoos(studies), *overlap(overlaps), *trials(studies)]
     paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures)]
     paragraphs.append(
@@ -103,11 +110,12 @@ def _overlap_of(study: Study) -> list[OverlapRow]:
 def _draw(
     out: Path,
     studies: Sequence[Study],
-    by_ratio: dict[float, list[dict[str, Any]]],
+    sections: dict[tuple[str, float], list[dict[str, Any]]],
     overlaps: dict[str, list[OverlapRow]],
 ) -> list[tuple[str, str]]:
     """Draw what the runs allow as PNG files; returns file names and captions."""
     figures: list[tuple[str, str, Figure]] = []
+    by_ratio = {ratio: runs for (label, ratio), runs in sections.items() if label == next(iter(sections))[0]}
     for ratio, runs in by_ratio.items():
         own = [run for run in runs if not run["zoo"]]
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"

@@ -162,12 +162,22 @@ def verdict(row: Row, ours: str = "MVP") -> str:
     """
     assert row.mvp_minus is not None
     difference = row.mvp_minus
-    figures = f"{_points(difference.mean)} points [{_points(difference.low)}, {_points(difference.high)}]"
+    figures = points_of(difference, " points")
     if difference.low > 0:
         return f"{ours} wins against {row.label}, {row.steps:,} steps: {figures}."
     if difference.high < 0:
         return f"{ours} does not win against {row.label}, {row.steps:,} steps: {figures}."
     return f"No clear difference of {ours} to {row.label}, {row.steps:,} steps: {figures}."
+
+
+def points_of(difference: Difference, unit: str = "") -> str:
+    """A difference of accuracies in points, with its interval.
+
+    Example:
+        >>> points_of(Difference(0.012, 0.004, 0.021))
+        '+1.2 [+0.4, +2.1]'
+    """
+    return f"{_points(difference.mean)}{unit} [{_points(difference.low)}, {_points(difference.high)}]"
 
 
 def _points(value: float) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lightning_mvp.backbones import Groups, create_backbone, find_groups
@@ -16,7 +17,8 @@ CONF = Path(__file__).parents[2] / "conf" / "backbone"
 
 
 def recipe(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF / f"{name}.yaml").read_text())["recipe"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose(name).recipe)  # type: ignore[return-value]
 
 
 @cache

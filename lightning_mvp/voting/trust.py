@@ -1,0 +1,55 @@
+"""Will the vote beat pruning from scratch? What LEEP says about it before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a zoo knows of a new task.
+
+    Args:
+        leep: of the nearest entry, at most 0.
+        label_entropy: H(y) of the task's labels in nats: LEEP of a source that sees nothing is −H(y).
+        mean: of LEEP over the zoo's entries.
+        spread: its standard deviation over them.
+    """
+
+    leep: float
+    label_entropy: float
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float], label_entropy: float) -> Evidence:
+        """From LEEP of every entry of the zoo.
+
+        Example:
+            >>> Evidence.of([-0.5, -1.5], 2.0)
+            Evidence(leep=-0.5, label_entropy=2.0, mean=-1.0, spread=0.5)
+        """
+        return cls(max(scores), label_entropy, float(np.mean(scores)), float(np.std(scores)))
+
+    @property
+    def explained(self) -> float:
+        r"""The share of the labels' entropy that the nearest entry explains, :math:`1 + \\mathrm{LEEP} / H(y)`, 0 to 1.
+
+        Example:
+            >>> Evidence.of([-0.5, -1.5], 2.0).explained
+            0.75
+        """
+        return 1 + self.leep / self.label_entropy
+
+    @property
+    def lead(self) -> float:
+        """How far the nearest entry stands out of the zoo, in standard deviations; 0 where all are alike.
+
+        Example:
+            >>> Evidence.of([-0.5, -1.5], 2.0).lead
+            1.0
+        """
+        return (self.leep - self.mean) / self.spread if self.spread > 0 else 0.0
