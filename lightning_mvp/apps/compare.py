@@ -55,6 +55,8 @@ def run(config: DictConfig) -> float:
     """Run what is not done yet of the stages asked for, write the report, return MVP's mean accuracy."""
     from lightning_mvp.study.compare import run_study
 
+    if config.reports:
+        return page(config)
     settings, folder = settings_of(config), Path(config.folder)
     share = {"shard": config.shard, "shards": config.shards}
     pool = [Path(other) for other in config.pool]
@@ -65,6 +67,27 @@ def run(config: DictConfig) -> float:
     return report(config, folder, pool)
 
 
+def page(config: DictConfig) -> float:
+    """Write one page over reports that are there already; return MVP's mean accuracy in the first."""
+    from lightning_mvp.study.page import write_page
+
+    out, reports = Path(config.folder), [Path(folder) for folder in config.reports]
+    sections = write_page(out, reports, note=config.note, command=words(config), learned=learned(config))
+    for name in ("report.md", *sorted(path.name for path in out.glob("*.png"))):
+        console.print(f"wrote {out / name}", markup=False)
+    return sections[0].mvp.accuracy.mean
+
+
+def learned(config: DictConfig) -> str:
+    """What people made of it."""
+    return "" if config.learned is None else Path(config.learned).read_text(encoding="utf-8").strip()
+
+
+def words(config: DictConfig) -> str:
+    """The command that repeats what is reported."""
+    return shlex.join(["mvp-compare", *sys.argv[1:]]) if config.command is None else config.command
+
+
 def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
     """Write the report of one study, or of several that are pooled."""
     from lightning_mvp.study.paragraphs import results_table, verdicts
@@ -72,9 +95,7 @@ def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
     from lightning_mvp.study.report import write_report
 
     studies = [Study.read(other) for other in pool or [folder]]
-    learned = "" if config.learned is None else Path(config.learned).read_text(encoding="utf-8").strip()
-    words = shlex.join(["mvp-compare", *sys.argv[1:]]) if config.command is None else config.command
-    rows = write_report(folder, studies, note=config.note, command=words, learned=learned)
+    rows = write_report(folder, studies, note=config.note, command=words(config), learned=learned(config))
     console.print(results_table(rows, f"{config.data.name}: {studies[0].settings.split['targets']} new tasks"))
     for sentence in verdicts(rows):
         console.print(sentence, highlight=False, markup=False)

@@ -67,9 +67,10 @@ class OwnCutter:
         backbone: nn.Module | None = None,
     ) -> None:
         self.origin, self.pruning, self.options = origin, pruning, options
-        self.masks = Masks.full(origin.groups) if masks is None else masks
+        full = Masks.full(origin.pruned)
+        self.masks = full if masks is None else Masks({name: masks[name] for name in full})
         # Of the model as it is now.
-        self.groups = origin.groups if backbone is None else origin.groups_of(backbone)
+        self.groups = origin.pruned if backbone is None else origin.pruned_of(backbone)
         self.scores = TaylorScores(self.groups)
 
     def see(self, module: TaskModule) -> None:
@@ -91,7 +92,7 @@ class OwnCutter:
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
         chosen = self.pruning.choose(
-            self._scores(module), self.masks, kept_fraction, self.origin.groups, self.origin.cost
+            self._scores(module), self.masks, kept_fraction, self.origin.pruned, self.origin.cost
         )
         left = Masks({name: mask[self.masks[name]] for name, mask in chosen.items()})
         small = shrink(module.backbone, self.groups, left)
@@ -103,7 +104,7 @@ class OwnCutter:
             named |= {f"{PREFIX}{name}": value for name, value in slice_state(own, self.groups, left).items()}
             if "head.weight" in named:
                 named["head.weight"] = named["head.weight"][:, features]
-        self.masks, self.groups = chosen, self.origin.groups_of(small)
+        self.masks, self.groups = chosen, self.origin.pruned_of(small)
         self.scores = TaylorScores(self.groups)
         return smaller
 

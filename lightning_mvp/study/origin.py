@@ -48,17 +48,26 @@ class Origin:
 
     @cached_property
     def groups(self) -> Groups:
-        return find_groups(self.build(), self.example).select(self.include, self.exclude)
+        return find_groups(self.build(), self.example)
 
-    def groups_of(self, smaller: nn.Module) -> Groups:
-        """The same groups of what is left of it after rounds."""
-        return find_groups(smaller, self.example, check=False).select(self.groups.names)
+    @cached_property
+    def pruned(self) -> Groups:
+        """Those that lose units; the others stay whole."""
+        return self.groups.select(self.include, self.exclude)
+
+    def pruned_of(self, smaller: nn.Module) -> Groups:
+        """The same in what is left of it after rounds."""
+        return find_groups(smaller, self.example, check=False).select(self.pruned.names)
 
     @cached_property
     def cost(self) -> CostModel:
         return CostModel(self.build(), self.groups, self.example)
 
     def size_of(self, masks: Masks | None) -> dict[str, Any]:
-        """Widths, parameters and MACs of what masks leave of it; None leaves it whole."""
+        """Widths, parameters and MACs of what masks leave of it; None leaves it whole, as groups without a mask are."""
         masks = Masks.full(self.groups) if masks is None else masks
-        return {"widths": dict(masks.kept), "parameters": self.cost.parameters(masks), "macs": self.cost.macs(masks)}
+        return {
+            "widths": {**self.groups.sizes, **masks.kept},
+            "parameters": self.cost.parameters(masks),
+            "macs": self.cost.macs(masks),
+        }

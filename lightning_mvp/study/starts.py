@@ -130,8 +130,8 @@ class Starts:
     def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores) -> Start:
         pruning, origin = self.shop.scratch_settings(self.settings), self.shop.theta0
         kept = 1 - pruning.pruning_ratio
-        masks = pruning.choose(scores, Masks.full(origin.groups), kept, origin.groups, origin.cost)
-        small = self._reestimated(shrink(backbone, origin.groups, masks), data)
+        masks = pruning.choose(scores, Masks.full(origin.pruned), kept, origin.pruned, origin.cost)
+        small = self._reestimated(shrink(backbone, origin.pruned, masks), data)
         return Start(small, origin.size_of(masks))
 
     def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
