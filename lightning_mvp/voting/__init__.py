@@ -1,7 +1,8 @@
 """What is reused: from a zoo and a new task to the small model that its neighbours vote for."""
 
+from lightning_mvp.voting.leep import leep
 from lightning_mvp.voting.merge import MergeResult, merge
-from lightning_mvp.voting.similarity import Neighbour, leep, prototype_similarity, rank_neighbours
+from lightning_mvp.voting.similarity import Neighbour, prototype_similarity, rank_neighbours
 from lightning_mvp.voting.vote import coefficients, vote, vote_widths
 from lightning_mvp.voting.voted import VoteReport, voted_backbone
 

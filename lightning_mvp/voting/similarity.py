@@ -16,6 +16,8 @@ from lightning_mvp.backbones.features import features_of
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, label_entropy, leep
+from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild, require_fits
@@ -37,134 +39,6 @@ class Neighbour:
     name: str
     score: float
     shared_classes: int | None = None
-
-
-def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
-    r"""Log Expected Empirical Prediction (Nguyen et al., "LEEP", ICML 2020): with the source model's class
-    probabilities θ(x)_z on the target's data,
-    :math:`P(y,z) = \frac1n \sum_{i: y_i=y} θ(x_i)_z`, :math:`P(y|z) = P(y,z) / \sum_y P(y,z)`,
-    :math:`\mathrm{LEEP} = \frac1n \sum_i \log \sum_z P(y_i|z)\, θ(x_i)_z \le 0`.
-
-    A source class of zero mass contributes nothing. Computed in float64.
-
-    With several labels per image, each label l is a target of two classes, present or absent, and the score is the
-    mean over labels (ours): with the binary :math:`y_{il}`,
-    :math:`\mathrm{LEEP} = \frac1L \sum_l \frac1n \sum_i \log \sum_z P_l(y_{il}|z)\, θ(x_i)_z`. Labels that every
-    image has, or none, would add 0 whatever the source sees: they are left out.
-
-    Args:
-        probabilities: ``(n, Z)``, rows that sum to 1.
-        labels: integers ``(n,)``, the target's labels, any values; or multi-hot ``(n, L)`` of 0 and 1.
-
-    Returns:
-        A number ≤ 0; 0 for a source that tells the target's classes apart perfectly, −H(y) for one that sees nothing
-        (the mean −H of the labels, if there are several per image).
-
-    Raises:
-        ValueError: shapes that do not fit, no images, rows that are no probabilities, or multi-hot labels that are not
-            0 or 1 or the same for all images.
-
-    Example:
-        >>> theta = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], dtype=torch.float64)
-        >>> round(leep(theta, torch.tensor([0, 0, 1, 1])), 10)
-        -0.4712479065
-        >>> round(leep(theta, torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])), 10)
-        -0.4712479065
-    """
-    theta = torch.as_tensor(probabilities).detach().double()
-    target = torch.as_tensor(labels, device=theta.device)
-    if theta.ndim != 2 or target.ndim not in (1, 2) or len(target) != len(theta) or not theta.numel():
-        raise ValueError(
-            "Expected argument `probabilities` of shape (n, Z) with n ≥ 1 and `labels` of shape (n,) or (n, L), "
-            f"but got {tuple(theta.shape)} and {tuple(target.shape)}."
-        )
-    # Written so that NaN fails too.
-    if not (bool((theta >= 0).all()) and bool(((theta.sum(1) - 1).abs() < 1e-3).all())):
-        raise ValueError("Expected rows of `probabilities` to be ≥ 0 and sum to 1, but some are not. Apply a softmax.")
-    expected = _expected(theta, target) if target.ndim == 1 else _expected_of_each_label(theta, target)
-    # Rounding may lift a perfect source a hair above 0.
-    return min(0.0, float(expected.log().mean()))
-
-
-def expected_predictions(probabilities: Tensor, labels: Tensor) -> Tensor:
-    r"""The likelihoods whose mean logarithm is LEEP, :math:`\sum_z P(y_i|z)\, θ(x_i)_z`: ``(n, Z), (n,) → (n,)``."""
-    theta = probabilities.detach().double()
-    return _expected(theta, labels.to(theta.device))
-
-
-def covering_order(expected: Tensor, k: int) -> list[int]:
-    r"""Sources that predict the target *together*: each next one is that with which the mean of the chosen ones'
-    expected predictions, :math:`\frac1n \sum_i \log \frac1{|S|} \sum_{j \in S} p_i^j`, is greatest (ours).
-
-    Args:
-        expected: ``(sources, n)``, rows by :func:`expected_predictions`.
-        k: how many to choose.
-
-    Returns:
-        Rows in the order of choice; of equal ones the first. The first of all is the nearest by LEEP.
-
-    Example:
-        >>> covering_order(torch.tensor([[0.8, 0.2], [0.7, 0.2], [0.2, 0.6]]), 2)
-        [0, 2]
-    """
-    chosen: list[int] = []
-    total = torch.zeros_like(expected[0])
-    for _ in range(min(k, len(expected))):
-        gains = ((total + expected) / (len(chosen) + 1)).log().mean(1)
-        gains[chosen] = -torch.inf
-        best = int(gains.argmax())
-        chosen.append(best)
-        total = total + expected[best]
-    return chosen
-
-
-def _expected(theta: Tensor, labels: Tensor) -> Tensor:
-    r""":math:`\sum_z P(y_i|z) θ(x_i)_z`, ``(n,)``."""
-    classes, index = labels.unique(return_inverse=True)
-    joint = theta.new_zeros(len(classes), theta.shape[1]).index_add_(0, index, theta)
-    conditional = _per_mass(joint, theta.sum(0))
-    return (conditional[index] * theta).sum(1)
-
-
-def _expected_of_each_label(theta: Tensor, labels: Tensor) -> Tensor:
-    r""":math:`\sum_z P_l(y_{il}|z) θ(x_i)_z`, ``(n, labels that tell images apart)``."""
-    present = informative_labels(labels).to(theta)
-    mass = theta.sum(0)
-    # Both are sums: one minus the other could cancel to 0, whose logarithm is not finite.
-    has, lacks = (_per_mass(part.T @ theta, mass) for part in (present, 1 - present))
-    return torch.where(present > 0, theta @ has.T, theta @ lacks.T)
-
-
-def _per_mass(joint: Tensor, mass: Tensor) -> Tensor:
-    return torch.where(mass > 0, joint / mass.where(mass > 0, 1.0), 0.0)
-
-
-def informative_labels(labels: Tensor) -> Tensor:
-    """The columns of multi-hot labels that some images have and some lack, as booleans.
-
-    Args:
-        labels: ``(n, L)`` of 0 and 1, of any type.
-
-    Raises:
-        ValueError: other values, or no such column.
-
-    Example:
-        >>> informative_labels(torch.tensor([[1, 1, 0], [1, 0, 0]])).tolist()
-        [[True], [False]]
-    """
-    present = labels == 1
-    if not bool((present | (labels == 0)).all()):
-        raise ValueError(
-            f"Expected multi-hot labels {tuple(labels.shape)} to be 0 or 1, but got other values. Give one class index "
-            "per image as shape (n,); leave out images whose labels are not known."
-        )
-    telling = present.any(0) & ~present.all(0)
-    if not bool(telling.any()):
-        raise ValueError(
-            f"Expected multi-hot labels {tuple(labels.shape)} of which at least one differs between images, but every "
-            "label is always present or always absent. Give more images, or labels that tell them apart."
-        )
-    return present[:, telling]
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
@@ -220,6 +94,38 @@ def rank_neighbours(
     Raises:
         ValueError: an empty zoo, an unknown similarity or config, or nothing left to choose from.
     """
+    return rank_with_evidence(
+        zoo,
+        images,
+        labels,
+        backbone=backbone,
+        groups=groups,
+        similarity=similarity,
+        k=k,
+        config=config,
+        classes=classes,
+        seed=seed,
+        batch_size=batch_size,
+        exclude=exclude,
+    )[0]
+
+
+def rank_with_evidence(
+    zoo: ModelZoo,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    backbone: nn.Module,
+    groups: Groups,
+    similarity: Similarity = "leep",
+    k: int | None = 8,
+    config: str | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    exclude: Collection[str] = (),
+) -> tuple[list[Neighbour], Evidence | None]:
+    """`rank_neighbours`, and what LEEP of all entries says of the task; None where LEEP was not asked for."""
     if similarity not in get_args(Similarity):
         raise ValueError(f"Expected argument `similarity` to be one of {get_args(Similarity)}, but got {similarity!r}.")
     if k is not None and k < 1:
@@ -277,10 +183,13 @@ def rank_neighbours(
         sign = 1 if similarity == "farthest" else -1
         order = sorted(scores, key=lambda name: (sign * scores[name], name))
     theirs = {entry.name: set(entry.facts["classes"]) for entry in usable}
-    return [
+    ranked = [
         Neighbour(name, scores[name], None if classes is None else len(theirs[name] & set(classes)))
         for name in order[:k]
     ]
+    if similarity in ("random", "prototypes"):
+        return ranked, None
+    return ranked, Evidence.of(list(scores.values()), label_entropy(labels))
 
 
 def sound(entries: Iterable[ZooEntry], check: Callable[[ZooEntry], object]) -> list[ZooEntry]:

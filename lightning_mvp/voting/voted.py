@@ -30,7 +30,8 @@ from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import Missing, merge
-from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_neighbours, require_usable
+from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_with_evidence, require_usable
+from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.voting.vote import Ballots, coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
@@ -56,6 +57,7 @@ class VoteReport:
         macs: multiply-accumulates of one image through the voted backbone, against
         dense_macs: through the dense one.
         seconds: stage → wall time.
+        evidence: what LEEP said of the zoo; None where it was not asked for.
     """
 
     neighbours: tuple[Neighbour, ...]
@@ -69,12 +71,14 @@ class VoteReport:
     macs: int
     dense_macs: int
     seconds: dict[str, float]
+    evidence: Evidence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the masks are represented by their fingerprint."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("neighbours", "masks")}
+        plain = {name: value for name, value in vars(self).items() if name not in ("neighbours", "masks", "evidence")}
         neighbours = [asdict(neighbour) for neighbour in self.neighbours]
-        return {"neighbours": neighbours, **plain, "masks": self.masks.fingerprint}
+        evidence = None if self.evidence is None else asdict(self.evidence)
+        return {"neighbours": neighbours, **plain, "masks": self.masks.fingerprint, "evidence": evidence}
 
     def table(self) -> Table:
         """Neighbours, widths, shares and size against the dense backbone, for `rich.print`."""
@@ -83,6 +87,9 @@ class VoteReport:
             shared = "" if neighbour.shared_classes is None else f", {neighbour.shared_classes} shared classes"
             share = self.coefficients[neighbour.name] / sum(self.coefficients.values())
             table.add_row(neighbour.name, f"score {neighbour.score:.3f}{shared}, weight {share:.2f}")
+        if self.evidence is not None:
+            lead = f"{self.evidence.lead:.1f} standard deviations above the zoo's mean"
+            table.add_row("nearest explains", f"{self.evidence.explained:.0%} of the labels' entropy, {lead}")
         table.add_section()
         for group, width in self.widths.items():
             table.add_row(f"units of {group}", f"{width} of {self.sizes[group]}")
@@ -187,10 +194,10 @@ def voted_backbone(
         example = as_input(target.images[:1], target.facts or _any_facts(zoo, target.images.shape[1]))
         dense, groups = _structure(zoo, backbone, groups, example)
     with _timed(seconds, "rank"):
-        ranked = (
-            list(neighbours)
+        ranked, evidence = (
+            (list(neighbours), None)
             if isinstance(neighbours, Sequence)
-            else rank_neighbours(
+            else rank_with_evidence(
                 zoo,
                 target.scoring_images,
                 target.scoring_labels,
@@ -241,6 +248,7 @@ def voted_backbone(
         macs=count_macs(small, example),
         dense_macs=count_macs(dense, example),
         seconds=seconds,
+        evidence=evidence,
     )
     return small.eval(), report
 

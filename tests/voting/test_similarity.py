@@ -9,16 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_mvp.voting.similarity import (
-    class_means,
-    covering_order,
-    expected_predictions,
-    informative_labels,
-    leep,
-    prototype_similarity,
-    rank_neighbours,
-    source_probabilities,
-)
+from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, leep
+from lightning_mvp.voting.similarity import class_means, prototype_similarity, rank_neighbours, source_probabilities
 from lightning_mvp.zoo import ZooEntry
 
 from .conftest import World
