@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.facts import TaskFacts
     from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
-    from lightning_mvp.voting.merge import merge
     from lightning_mvp.voting.leep import leep
+    from lightning_mvp.voting.merge import merge
     from lightning_mvp.voting.vote import vote
     from lightning_mvp.voting.voted import VoteReport, voted_backbone
     from lightning_mvp.zoo.entry import ZooEntry

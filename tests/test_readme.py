@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def runs_of_the_study() -> list[dict[str, Any]]:
-    lines = (ROOT / "benchmarks" / "cifar100" / "results.jsonl").read_text().splitlines()
+    lines = (ROOT / "benchmarks" / "cifar100" / "cnn" / "results.jsonl").read_text().splitlines()
     return [run for run in map(json.loads, lines) if run["task"].startswith("target")]
 
 
@@ -25,7 +25,7 @@ def test_the_main_table_is_computed_from_the_committed_runs() -> None:
     shown = [line for line in text.splitlines() if line.startswith("|") and " ± " in line]
     assert len(shown) >= 8
     assert set(shown) <= set(table.splitlines())
-    assert table in (ROOT / "benchmarks" / "cifar100" / "report.md").read_text()
+    assert table in (ROOT / "benchmarks" / "cifar100" / "cnn" / "report.md").read_text()
 
 
 def test_the_differences_that_the_readme_names_are_computed_from_them() -> None:

@@ -24,4 +24,4 @@ mvp-compare experiment=cifar100_theta0 pruning=magnitude split.sources=12 "metho
 pool="$out/draw-0-ratio-0.5,$out/draw-1-ratio-0.5,$out/draw-0-ratio-0.65,$out/draw-0-ratio-0.5-theta0"
 pool="$pool,$out/draw-0-ratio-0.5-magnitude,$out/theta0"
 mvp-compare experiment=cifar100 $common "stages=[report]" "pool=[$pool]" folder="${2:-cifar100-report}" \
-    "learned=$here/learned.md" "command='sh benchmarks/cifar100/run.sh cifar'"
+    "learned=$here/cnn/learned.md" "command='sh benchmarks/cifar100/run.sh cifar'"

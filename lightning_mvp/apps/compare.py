@@ -96,13 +96,14 @@ def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
 
     studies = [Study.read(other) for other in pool or [folder]]
     rows = write_report(folder, studies, note=config.note, command=words(config), learned=learned(config))
-    console.print(results_table(rows, f"{config.data.name}: {studies[0].settings.split['targets']} new tasks"))
+    if rows:
+        console.print(results_table(rows, f"{config.data.name}: {studies[0].settings.targets} new tasks"))
     for sentence in verdicts(rows):
         console.print(sentence, highlight=False, markup=False)
     console.print(config.note, highlight=False, markup=False)
     for name in ("report.md", "results.json", "results.jsonl", *sorted(path.name for path in folder.glob("*.png"))):
         console.print(f"wrote {folder / name}", markup=False)
-    return next((row.accuracy.mean for row in rows if row.method == "mvp"), rows[0].accuracy.mean)
+    return next((row.accuracy.mean for row in [*(row for row in rows if row.method == "mvp"), *rows]), 0.0)
 
 
 main = command("compare")

@@ -1,7 +1,7 @@
 """``mvp-pretrain``: train a backbone on a data set's classes that are not held out, and write its weights.
 
 With ``pruning.pruning_ratio`` it is pruned mildly on the way: a *parent* whose recipe is written beside its weights. A
-zoo whose entries begin with one parent averages better than one of θ⁰'s (benchmarks/cifar100/report.md).
+zoo whose entries begin with one parent averages better than one of θ⁰'s (benchmarks/cifar100/cnn/report.md).
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     """What was compared, on what, and how it was measured."""
     first = next((study for study in studies if study.runs and study.owns_zoo), studies[0])
     settings = first.settings
-    records = [record for study in studies if (record := study.record("pretrain")) is not None]
+    records = [record for study in studies if (record := study.beginning("pretrain")) is not None]
     # Several studies begin with the weights that one of them made.
     pretrain = next((record for record in records if "val_accuracy" in record), records[0] if records else {})
     split, pruning, accuracy = settings.split, settings.pruning, pretrain.get("val_accuracy")
@@ -86,7 +86,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
         words = []
         for ratio in _ratios(parents):
             study = next(study for study in parents if study.ratio == ratio)
-            parent, record = study.settings.parent or {}, study.record("parent") or {}
+            parent, record = study.settings.parent or {}, study.beginning("parent") or {}
             words.append(
                 f"at {ratio:.0%} one pruned by {parent['pruning_ratio']:.0%} in {parent['steps']} steps of "
                 f"{parent.get('batch_size', settings.batch_size)} images ({record.get('seconds', 0):.0f} s)"

@@ -76,6 +76,11 @@ class Study:
         """The record of a part, if it is done."""
         return read_record(self.folder, part)
 
+    def beginning(self, part: str) -> dict[str, Any] | None:
+        """The record of its θ⁰ or parent, which may be another study's."""
+        home = self.folder if self.settings.home is None else Path(self.settings.home)
+        return read_record(home, part)
+
     @property
     def break_even(self) -> float | None:
         """New tasks that repay this zoo; None where it is another study's."""
@@ -89,7 +94,7 @@ class Study:
     @property
     def zoo_seconds(self) -> float:
         """What the zoo's entries and their parent took."""
-        parent = self.record("parent")
+        parent = self.beginning("parent")
         return sum(record["seconds"] for record in (*self.sources, *([parent] if parent else [])))
 
     @property

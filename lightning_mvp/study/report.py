@@ -40,7 +40,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
         learned: Markdown of what people made of it, placed first.
 
     Returns:
-        The rows of the first table.
+        The rows of the first table; none where there are trials alone.
 
     Raises:
         ValueError: no run is done yet.
@@ -51,7 +51,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
         for label in labels(everything)
         for ratio in ratios([run for run in everything if run["label"] == label])
     }
-    if not sections:
+    if not sections and not any(study.trials for study in studies):
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
     tables = {section: summarise(runs) for section, runs in sections.items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
                 "torch": torch.__version__,
                 "timm": timm.__version__,
             },
-            "pretrain": {study.folder.name: study.record("pretrain") for study in studies},
+            "pretrain": {study.folder.name: study.beginning("pretrain") for study in studies},
             "summary": {
                 f"{label} {ratio}".strip(): [asdict(row) for row in rows] for (label, ratio), rows in tables.items()
             },
@@ -90,7 +90,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
         f"{datetime.now(timezone.utc):%Y-%m-%d} by lightning-mvp {lightning_mvp.__version__}."
     )
     write_whole(out / "report.md", ("\n\n".join(paragraphs) + "\n").encode(), overwrite=True)
-    return next(iter(tables.values()))
+    return next(iter(tables.values()), [])
 
 
 def _indented(text: str) -> str:
@@ -115,7 +115,8 @@ def _draw(
 ) -> list[tuple[str, str]]:
     """Draw what the runs allow as PNG files; returns file names and captions."""
     figures: list[tuple[str, str, Figure]] = []
-    by_ratio = {ratio: runs for (label, ratio), runs in sections.items() if label == next(iter(sections))[0]}
+    first = next(iter(sections), ("", 0.0))[0]
+    by_ratio = {ratio: runs for (label, ratio), runs in sections.items() if label == first}
     for ratio, runs in by_ratio.items():
         own = [run for run in runs if not run["zoo"]]
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
@@ -132,7 +133,7 @@ def _draw(
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."
         figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, overlap_by_group(rows)))
-    runs = by_ratio[max(by_ratio)]
+    runs = by_ratio[max(by_ratio)] if by_ratio else []
     if any(run["method"] == "mvp" for run in runs):
         caption = "Units per group: dense, iterative Taylor, voted."
         figures.append(("widths.png", caption, widths_per_group([run for run in runs if not run["zoo"]])))

@@ -36,7 +36,7 @@ class Evidence:
 
     @property
     def explained(self) -> float:
-        r"""The share of the labels' entropy that the nearest entry explains, :math:`1 + \\mathrm{LEEP} / H(y)`, 0 to 1.
+        r"""The share of the labels' entropy that the nearest entry explains, :math:`1 + \mathrm{LEEP} / H(y)`, 0 to 1.
 
         Example:
             >>> Evidence.of([-0.5, -1.5], 2.0).explained
@@ -53,3 +53,22 @@ class Evidence:
             1.0
         """
         return (self.leep - self.mean) / self.spread if self.spread > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A logistic rule for whether the vote beats a rival: log-odds = intercept + explained · … + lead · …"""
+
+    intercept: float
+    explained: float
+    lead: float
+
+    def probability(self, evidence: Evidence) -> float:
+        """That the vote will be better than the rival.
+
+        Example:
+            >>> Rule(0.0, 0.0, 0.0).probability(Evidence.of([-0.5, -1.5], 2.0))
+            0.5
+        """
+        odds = self.intercept + self.explained * evidence.explained + self.lead * evidence.lead
+        return float(1 / (1 + np.exp(-odds)))
