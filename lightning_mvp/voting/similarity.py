@@ -81,8 +81,8 @@ def rank_neighbours(
         groups: of that backbone.
         similarity: "leep"; "prototypes" (`prototype_similarity` of θ⁰'s features); "cover" (LEEP's likelihoods, chosen
             to complement each other: `covering_order`; scores are LEEP; on CIFAR-100 no better than "leep", −0.1 points
-            [−1.3, +0.9] with 8 neighbours, benchmarks/cifar100/cnn/report.md); the controls "random" (drawn by `seed`) and
-            "farthest" (the least LEEP first).
+            [−1.3, +0.9] with 8 neighbours, benchmarks/cifar100/cnn/report.md); the controls "random" (drawn by `seed`)
+            and "farthest" (the least LEEP first).
         k: how many; None takes all. With fewer entries than k, all are taken, with a warning.
         config: hash of the pruning config whose entries count; None takes the one with most entries, and says so if
             there are others.

@@ -1,0 +1,105 @@
+"""One page over several reports, computed from their runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_mvp.study.page import Report, write_page
+
+
+def run_on(task: str, method: str, accuracy: float, steps: int = 100, **more: Any) -> dict[str, Any]:
+    return {
+        "task": task,
+        "method": method,
+        "steps": steps,
+        "accuracy": accuracy,
+        "start_seconds": 1.0,
+        "fit_seconds": 1.0,
+        "parameters": 100,
+        "macs": 2_000_000,
+        "classes": ["a", "b"],
+        "pruning_ratio": 0.5,
+        "zoo": "parent",
+        "draw": 0,
+        **more,
+    }
+
+
+def trial(task: str, name: str, accuracy: float, macs: int = 2_000_000) -> dict[str, Any]:
+    return {
+        "task": task,
+        "trial": name,
+        "method": "mvp",
+        "steps": 100,
+        "changes": {},
+        "accuracy": accuracy,
+        "macs": macs,
+    }
+
+
+def write_runs(folder: Path, runs: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text("\n".join(map(json.dumps, runs)) + "\n")
+    return folder
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> list[Path]:
+    runs = []
+    for label, better in (("seen", 0.02), ("held-out", -0.05)):
+        for index in range(3):
+            task = f"target-{index:03d}"
+            runs.append(run_on(task, "mvp", 0.7 + 0.01 * index, label=label))
+            runs.append(run_on(task, "nearest", 0.7 + 0.01 * index - better, label=label))
+            runs.append(run_on(task, "taylor", 0.6, label=label))
+            runs.append(run_on(task, "taylor", 0.75, steps=1000, label=label))
+    choices = [trial(f"development-{i:03d}", "default", 0.7) for i in range(3)]
+    choices += [trial(f"development-{i:03d}", "neighbours.4", 0.72) for i in range(3)]
+    choices += [trial(f"development-{i:03d}", "neighbours.1", 0.7 + 0.02 * (i - 1)) for i in range(3)]
+    choices += [trial(f"development-{i:03d}", "ratio.above", 0.6, macs=1_000_000) for i in range(3)]
+    others = [trial("development-000", "warm", 0.7), trial("development-000", "lr0.1", 0.7)]
+    return [
+        write_runs(tmp_path / "out" / "general", runs + others),
+        write_runs(tmp_path / "out" / "ablations", choices),
+    ]
+
+
+def test_each_kind_of_target_is_a_row_of_paired_differences(reports: list[Path], tmp_path: Path) -> None:
+    sections = write_page(tmp_path / "out", reports, note="A note.", command="make it", learned="Learned.")
+    assert [section.title for section in sections] == ["seen", "held-out"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| seen | 3 | 2.0 M | 71.0 | +2.0 [+2.0, +2.0] | +11.0 [+10.0, +12.0] | −4.0 [−5.0, −3.0] |" in text
+    assert "| held-out | 3 | 2.0 M | 71.0 | −5.0 [−5.0, −5.0] |" in text
+    assert "random" not in text  # nobody ran it
+    assert text.index("A note.") < text.index("Learned.") < text.index("## MVP minus its rivals")
+    assert "[general](general/report.md)" in text
+    assert "    make it" in text
+    for picture in ("differences.png", "ablations.png"):
+        assert f"({picture})" in text
+        assert (tmp_path / "out" / picture).stat().st_size > 1000
+
+
+def test_choices_are_set_against_the_default_and_say_where_sizes_differ(reports: list[Path], tmp_path: Path) -> None:
+    write_page(tmp_path / "out", reports, note="", command="")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| neighbours | 4: **+2.0 [+2.0, +2.0]**; 1: +0.0 [−2.0, +2.0] |" in text.replace("−0.0", "+0.0")
+    assert "| ratio | above (1.0 M): **−10.0 [−10.0, −10.0]** |" in text
+    assert "warm" not in text  # trials of another report, which has no default
+
+
+def test_a_folder_without_a_report_is_named_before_anything_is_written(reports: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing-here, but found no results\.jsonl"):
+        write_page(tmp_path / "page", [*reports, tmp_path / "nothing-here"], note="", command="")
+    with pytest.raises(ValueError, match="runs of MVP"):
+        write_page(tmp_path / "page", reports[1:], note="", command="")
+    assert not (tmp_path / "page").exists()
+
+
+def test_runs_of_older_reports_have_no_label(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path / "cnn", [run_on("target-000", "mvp", 0.7), run_on("target-000", "nearest", 0.6)])
+    (section,) = Report(folder).sections()
+    assert section.title == "cnn"
