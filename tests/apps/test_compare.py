@@ -192,3 +192,26 @@ def test_a_stage_that_does_not_exist_is_refused(home: Path, tmp_path: Path, run:
     assert done.code == 1
     assert "Expected argument `stages` to be some of pretrain, zoo, overlap, compare, ablate, report" in done.line
     assert not (tmp_path / "none").exists()
+
+
+def test_another_study_takes_its_zoo_and_one_page_sums_both_up(
+    study: Path, home: Path, run: Run, tmp_path: Path
+) -> None:
+    second, page = tmp_path / "second", tmp_path / "page"
+    other = ("target_kind=heldout", "split.held_out_targets=2", "images_per_class=5", "label=held-out")
+    less = ("methods=[mvp,nearest]", "stages=[compare,report]", "~trials")
+    done = run("compare", *SMOKE, f"zoo_of={study}", f"folder={second}", *other, *less, home=home)
+    assert done.code == 0, done.text
+    assert "held out of pre-training and zoo, 5 training images of each class" in (second / "report.md").read_text()
+    runs = [json.loads(line) for line in (second / "results.jsonl").read_text().splitlines()]
+    assert {run["task"] for run in runs} == {"heldout-000", "heldout-001"}
+    assert all(run["evidence"]["label_entropy"] == pytest.approx(1.609, abs=1e-3) for run in runs if "evidence" in run)
+    done = run("compare", "stages=[report]", f"reports=[{study},{second}]", f"folder={page}", home=home)
+    assert done.code == 0, done.text
+    text = (page / "report.md").read_text()
+    assert "| study_smoke | 2 |" in text
+    assert "| held-out | 2 |" in text
+    assert f"wrote {page / 'differences.png'}" in done.text
+    done = run("compare", "stages=[report]", f"reports=[{tmp_path}]", f"folder={page}", home=home)
+    assert done.code == 1
+    assert "found no results.jsonl" in done.text
