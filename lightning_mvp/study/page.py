@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mvp.files import write_whole
-from lightning_mvp.study.page_plots import differences_of_choices, differences_of_sections
+from lightning_mvp.study.page_plots import differences_of_choices, differences_of_sections, trust
 from lightning_mvp.study.pool import labels, ratios, runs_at
 from lightning_mvp.study.results import Difference, Row, points_of, summarise
 from lightning_mvp.study.trials import TrialResult, compare_trials
+from lightning_mvp.study.trust import Case, brier, cases, fit, left_out_predictions
 
-# Rivals in the order of the page's columns; iterative Taylor comes with MVP's steps and with its most.
+# Rivals in the order of the page's columns; iterative Taylor comes with MVP's steps and with more.
 RIVALS = (
     ("nearest", "nearest model"),
     ("random_vote", "random neighbours"),
     ("generic_parent", "generic from the parent"),
     ("generic", "generic from θ⁰"),
     ("taylor", "Taylor, as many steps"),
-    ("taylor@most", "Taylor, 1,000 steps"),
+    ("taylor@300", "Taylor, 300 steps"),
+    ("taylor@1000", "Taylor, 1,000 steps"),
 )
 
 
@@ -85,11 +87,10 @@ class Report:
 
 
 def _rivals(rows: Sequence[Row], steps: int) -> dict[str, Row]:
-    found = {row.method: row for row in rows if row.steps == steps and row.mvp_minus is not None}
-    most = max((row for row in rows if row.method == "taylor"), key=lambda row: row.steps, default=None)
-    if most is not None and most.steps > steps and most.mvp_minus is not None:
-        found["taylor@most"] = most
-    return found
+    """Those with as many steps by their names, and iterative Taylor with more as ``taylor@1000``."""
+    known = [row for row in rows if row.mvp_minus is not None]
+    more = {f"{row.method}@{row.steps}": row for row in known if row.method == "taylor" and row.steps > steps}
+    return {row.method: row for row in known if row.steps == steps} | more
 
 
 def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, learned: str = "") -> list[Section]:
@@ -120,6 +121,9 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
     for name, trials in choices.items():
         differences_of_choices(trials).savefig(out / f"{name}.png", dpi=130)
         paragraphs += [*_one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
+    if found_cases := _cases([run for report in found for run in report.runs]):
+        trust(found_cases).savefig(out / "trust.png", dpi=130)
+        paragraphs += [*_when_to_trust(found_cases), "![When to trust the vote](trust.png)"]
     names = [f"[{report.folder.name}]({_inside(report.folder, out)}/report.md)" for report in found]
     paragraphs.append(
         f"## Every run\n\nReports with their tables, pictures and runs: {', '.join(names)}. All of it again:"
@@ -135,6 +139,39 @@ def _differences(section: Section) -> dict[str, Difference]:
 
 def _inside(folder: Path, out: Path) -> str:
     return Path(os.path.relpath(folder, out)).as_posix()
+
+
+def _cases(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:
+    """The rivals from scratch, by what they are called, with the targets that know their evidence."""
+    budgets = sorted({run["steps"] for run in runs if run["method"] == "taylor"})
+    every = {f"iterative Taylor, {steps:,} steps": cases(runs, ("taylor", steps)) for steps in budgets}
+    return {name: own for name, own in every.items() if len({case.kind for case in own}) > 1}
+
+
+def _when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
+    yield "## When to trust the vote"
+    yield (
+        "Before anything is trained LEEP says how much of the labels' entropy the nearest entry explains, "
+        "1 + LEEP/H(y), and how far it leads the zoo, in standard deviations. A logistic rule on the two, fitted on all "
+        "*other* kinds of target, predicts whether the vote wins. Brier score: mean squared error of its probabilities, "
+        "beside that of always saying the share of wins."
+    )
+    lines = [
+        "| the vote against | targets | won | Brier score | of the share of wins | rule: log-odds |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, own in found.items():
+        won = [case.won for case in own]
+        rate = sum(won) / len(won)
+        cells = [name, str(len(own)), f"{rate:.0%}"]
+        if 0 < rate < 1:
+            rule = fit(own)
+            words = f"{rule.intercept:+.2f} {rule.explained:+.2f} · explained {rule.lead:+.2f} · lead"
+            cells += [f"{brier(left_out_predictions(own), won):.3f}", f"{rate * (1 - rate):.3f}", words]
+        else:
+            cells += ["–", "–", "–"]
+        lines.append("| " + " | ".join(cells).replace("-", "−") + " |")
+    yield "\n".join(lines)
 
 
 def _table(sections: Sequence[Section]) -> Iterator[str]:

@@ -10,6 +10,10 @@ from matplotlib.figure import Figure
 from lightning_mvp.study.plots import COLOURS, MARKS
 from lightning_mvp.study.results import Difference
 from lightning_mvp.study.trials import TrialResult
+from lightning_mvp.study.trust import Case, calibration, left_out_predictions
+
+LONGER = {"taylor@300": "#CC79A7", "taylor@1000": "#882255"}
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000", "#999933", "#666666")
 
 
 def differences_of_sections(sections: Mapping[str, Mapping[str, Difference]], rivals: Mapping[str, str]) -> Figure:
@@ -25,7 +29,7 @@ def differences_of_sections(sections: Mapping[str, Mapping[str, Difference]], ri
     for place, name in enumerate(shown):
         rows = [row for row, differences in enumerate(sections.values()) if name in differences]
         own = [differences[name] for differences in sections.values() if name in differences]
-        colour = "#882255" if name == "taylor@most" else COLOURS.get(name, "#BBBBBB")
+        colour = LONGER.get(name, COLOURS.get(name, "#BBBBBB"))
         up = np.array(rows) + 0.7 * ((place + 0.5) / len(shown) - 0.5)
         _draw(axes, own, up, colour, MARKS[place % len(MARKS)], rivals[name])
     axes.set_yticks(range(len(sections)), list(sections))
@@ -50,6 +54,52 @@ def differences_of_choices(trials: Sequence[TrialResult]) -> Figure:
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlabel="difference to the default, points of validation accuracy (95 % interval)")
     axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def trust(found: Mapping[str, Sequence[Case]]) -> Figure:
+    """Left: how often the vote won, against what a rule said that had seen none of that kind of target, with Wilson's
+    95 % interval. Right: by how much, against what LEEP explains, for the last rival.
+
+    Args:
+        found: rival → cases, those that are all won or all lost left out on the left.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = ("#0072B2", "#D55E00", "#882255")
+    left.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--")
+    for (name, cases), colour, mark in zip(found.items(), colours, MARKS, strict=False):
+        won = [case.won for case in cases]
+        if len(set(won)) < 2:
+            continue
+        bins = calibration(left_out_predictions(cases), won)
+        x, y = [each.predicted for each in bins], [each.observed for each in bins]
+        sides = [[each.observed - each.low for each in bins], [each.high - each.observed for each in bins]]
+        left.errorbar(x, y, sides, color=colour, marker=mark, lw=1, capsize=2, label=f"{name} ({len(cases)} targets)")
+    left.set(xlabel="predicted probability that the vote wins", ylabel="how often it won", xlim=(-0.03, 1.03))
+    left.set_ylim(-0.03, 1.03)
+    left.legend(fontsize=8, title="against", title_fontsize=8)
+    name, cases = list(found.items())[-1]
+    kinds = list(dict.fromkeys(case.kind for case in cases))
+    for number, kind in enumerate(kinds):
+        own = [case for case in cases if case.kind == kind]
+        right.plot(
+            [case.evidence.explained for case in own],
+            [100 * case.difference for case in own],
+            ls="",
+            marker=MARKS[number % len(MARKS)],
+            ms=5,
+            alpha=0.8,
+            color=PALETTE[number % len(PALETTE)],
+            label=kind,
+        )
+    right.axhline(0, color="black", lw=0.8)
+    right.set(
+        xlabel="share of the labels' entropy that the nearest entry explains", ylabel=f"vote minus {name}, points"
+    )
+    right.legend(fontsize=7, ncols=2)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     return figure
 
 
