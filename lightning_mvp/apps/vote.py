@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +89,8 @@ def run(config: DictConfig) -> float:
     write(Path(config.output), trainer, module, report)
     if trainer.is_global_zero:
         console.print(f"{test_accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
+        for sentence in advise(config, report):
+            console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
         for name, what in (
             ("model.ckpt", "MetaVoteModule.load_from_checkpoint reads it; no zoo is needed"),
             ("model.safetensors", "the weights alone"),
@@ -95,6 +99,29 @@ def run(config: DictConfig) -> float:
         ):
             console.print(f"wrote {Path(config.output) / name}: {what}")
     return val_accuracy
+
+
+# What of a command line says which task it is and how it is trained, and not how a vote goes.
+TASK = re.compile(r"[+~]*(data|split|backbone|optim|trainer|strategy|seed|threads|paths)\b")
+
+
+def advise(config: DictConfig, report: dict[str, Any]) -> list[str]:
+    """What to expect of the vote in sentences, and the command that prunes from scratch instead."""
+    from lightning_mvp.voting.trust import Evidence, expectations
+
+    if report["evidence"] is None:
+        return []
+    removed = 1 - sum(report["widths"].values()) / sum(report["sizes"].values())
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    words = ["mvp-prune", *(word for word in typed if TASK.match(word))]
+    if not any(word.startswith("split.kind=") for word in words):
+        words.append(f"split.kind={config.split.kind}")
+    words += [f"steps={10 * config.steps}", f"pruning.pruning_ratio={removed:.2f}", f"zoo={config.output}-from-scratch"]
+    return [
+        *expectations(Evidence(**report["evidence"]), config.steps),
+        "To prune it from scratch:",
+        f"    {shlex.join(words)}",
+    ]
 
 
 def write(output: Path, trainer: L.Trainer, module: MetaVoteModule, report: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from lightning_mvp.study.trust import Case, brier, cases, fit, left_out_predicti
 RIVALS = (
     ("nearest", "nearest model"),
     ("random_vote", "random neighbours"),
+    ("all_vote", "all tasks"),
     ("generic_parent", "generic from the parent"),
     ("generic", "generic from θ⁰"),
     ("taylor", "Taylor, as many steps"),
@@ -152,9 +153,9 @@ def _when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
     yield "## When to trust the vote"
     yield (
         "Before anything is trained LEEP says how much of the labels' entropy the nearest entry explains, "
-        "1 + LEEP/H(y), and how far it leads the zoo, in standard deviations. A logistic rule on the two, fitted on all "
-        "*other* kinds of target, predicts whether the vote wins. Brier score: mean squared error of its probabilities, "
-        "beside that of always saying the share of wins."
+        "1 + LEEP/H(y), and how far it leads the zoo, in standard deviations. A logistic rule on the two, fitted on "
+        "all *other* kinds of target, predicts whether the vote wins. Brier score: mean squared error of its "
+        "probabilities, beside that of always saying the share of wins."
     )
     lines = [
         "| the vote against | targets | won | Brier score | of the share of wins | rule: log-odds |",

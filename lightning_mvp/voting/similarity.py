@@ -41,6 +41,12 @@ class Neighbour:
     shared_classes: int | None = None
 
 
+class Ranking(list[Neighbour]):
+    """Neighbours, best first; ``evidence`` is what LEEP of all entries says of the task, None where it was not asked."""
+
+    evidence: Evidence | None = None
+
+
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
     """Prototypes: the mean feature of each class, ``(n, D), (n,) → (C, D)``, in the order of the sorted labels.
 
@@ -69,7 +75,7 @@ def rank_neighbours(
     seed: int = 0,
     batch_size: int = 256,
     exclude: Collection[str] = (),
-) -> list[Neighbour]:
+) -> Ranking:
     """The `k` entries most similar to the task of these training images, best first, ties by name.
 
     Args:
@@ -94,38 +100,6 @@ def rank_neighbours(
     Raises:
         ValueError: an empty zoo, an unknown similarity or config, or nothing left to choose from.
     """
-    return rank_with_evidence(
-        zoo,
-        images,
-        labels,
-        backbone=backbone,
-        groups=groups,
-        similarity=similarity,
-        k=k,
-        config=config,
-        classes=classes,
-        seed=seed,
-        batch_size=batch_size,
-        exclude=exclude,
-    )[0]
-
-
-def rank_with_evidence(
-    zoo: ModelZoo,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    backbone: nn.Module,
-    groups: Groups,
-    similarity: Similarity = "leep",
-    k: int | None = 8,
-    config: str | None = None,
-    classes: Sequence[str] | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    exclude: Collection[str] = (),
-) -> tuple[list[Neighbour], Evidence | None]:
-    """`rank_neighbours`, and what LEEP of all entries says of the task; None where LEEP was not asked for."""
     if similarity not in get_args(Similarity):
         raise ValueError(f"Expected argument `similarity` to be one of {get_args(Similarity)}, but got {similarity!r}.")
     if k is not None and k < 1:
@@ -183,13 +157,13 @@ def rank_with_evidence(
         sign = 1 if similarity == "farthest" else -1
         order = sorted(scores, key=lambda name: (sign * scores[name], name))
     theirs = {entry.name: set(entry.facts["classes"]) for entry in usable}
-    ranked = [
+    ranked = Ranking(
         Neighbour(name, scores[name], None if classes is None else len(theirs[name] & set(classes)))
         for name in order[:k]
-    ]
-    if similarity in ("random", "prototypes"):
-        return ranked, None
-    return ranked, Evidence.of(list(scores.values()), label_entropy(labels))
+    )
+    if similarity not in ("random", "prototypes"):
+        ranked.evidence = Evidence.of(list(scores.values()), label_entropy(labels))
+    return ranked
 
 
 def sound(entries: Iterable[ZooEntry], check: Callable[[ZooEntry], object]) -> list[ZooEntry]:

@@ -30,7 +30,7 @@ from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import Missing, merge
-from lightning_mvp.voting.similarity import Neighbour, Similarity, as_input, rank_with_evidence, require_usable
+from lightning_mvp.voting.similarity import Neighbour, Ranking, Similarity, as_input, rank_neighbours, require_usable
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.voting.vote import Ballots, coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
@@ -194,10 +194,10 @@ def voted_backbone(
         example = as_input(target.images[:1], target.facts or _any_facts(zoo, target.images.shape[1]))
         dense, groups = _structure(zoo, backbone, groups, example)
     with _timed(seconds, "rank"):
-        ranked, evidence = (
-            (list(neighbours), None)
+        ranking = (
+            neighbours
             if isinstance(neighbours, Sequence)
-            else rank_with_evidence(
+            else rank_neighbours(
                 zoo,
                 target.scoring_images,
                 target.scoring_labels,
@@ -212,8 +212,8 @@ def voted_backbone(
             )
         )
     with _timed(seconds, "vote"):
-        entries = _sound_entries(zoo, ranked, target.images, dense, groups)
-        ranked = [neighbour for neighbour in ranked if neighbour.name in entries]
+        entries = _sound_entries(zoo, ranking, target.images, dense, groups)
+        ranked = [neighbour for neighbour in ranking if neighbour.name in entries]
         masks = {name: entry_masks(entry) for name, entry in entries.items()}
         weights = coefficients({neighbour.name: neighbour.score for neighbour in ranked}, temperature)
         widths = vote_widths(masks, pruning_ratio, multiples=unit_multiples(groups, round_to))
@@ -248,7 +248,7 @@ def voted_backbone(
         macs=count_macs(small, example),
         dense_macs=count_macs(dense, example),
         seconds=seconds,
-        evidence=evidence,
+        evidence=ranking.evidence if isinstance(ranking, Ranking) else None,
     )
     return small.eval(), report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -248,3 +249,21 @@ def test_a_zoo_of_a_parent_that_is_pruned_already(home: Path, pretrained: Path, 
     other = run("prune", *common, f"weights={parent}", "backbone=resnet_mini_s2", "split.task=2", home=home)
     assert other.code == 1
     assert "with some units removed, but" in other.line
+
+
+def test_a_vote_says_what_to_expect_and_how_to_prune_from_scratch_instead(home: Path, zoo: Path, run: Run) -> None:
+    command = (*TINY, "vote.neighbours=2", "split.task=1")
+    done = run("vote", *command, f"output={home}/advised", home=home)
+    assert done.code == 0
+    report = json.loads((home / "advised" / "report.json").read_text())
+    share = 1 + report["evidence"]["leep"] / report["evidence"]["label_entropy"]
+    assert f"The nearest task explains {share:.0%} of the labels' entropy" in done.line
+    words = shlex.split(next(line for line in done.text.splitlines() if line.startswith("    mvp-prune ")))[1:]
+    assert {"split.kind=target", "split.task=1", "pruning.pruning_ratio=0.70"} <= set(words)
+    assert f"steps={10 * report['steps']}" in words
+    assert not any(word.startswith("vote.") for word in words)
+    dry = run("prune", *words, "dry_run=true", home=home)
+    assert dry.code == 0, dry.text
+    silent = run("vote", *command, "vote.similarity=prototypes", f"output={home}/silent", home=home)
+    assert silent.code == 0
+    assert "explains" not in silent.line
