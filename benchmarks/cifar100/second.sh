@@ -37,7 +37,6 @@ $own $parent folder="$out/ablations-global" pruning.scope=global \
 $own $parent folder="$out/ablations-magnitude" pruning.criterion=magnitude "+trials={criterion.magnitude: {method: mvp}}"
 $own $parent folder="$out/ablations-residual" pruning.pruning_ratio=0.643 +pruning.exclude=residual \
     "+trials={groups.residual-whole: {method: mvp}}"
-$own begins_with="$out/theta0" parent=null folder="$out/ablations-theta0" "+trials={entries.from-theta0: {method: mvp}}"
 
 # A vision transformer.
 vit="mvp-compare experiment=cifar100_vit $common"
@@ -57,7 +56,7 @@ pool=""
 for kind in seen held-out 50-images 10-images 5-classes 20-classes cifar10 glyphs digits; do pool="$pool,$out/general-$kind"; done
 $report "pool=[${pool#,}]" folder="$reports/general" "$again"
 pool="$out/ablations"
-for kind in ratio global magnitude residual theta0; do pool="$pool,$out/ablations-$kind"; done
+for kind in ratio global magnitude residual; do pool="$pool,$out/ablations-$kind"; done
 $report "pool=[$pool]" folder="$reports/ablations" "$again"
 $report "pool=[$out/vit-ratio-0.5,$out/vit-pilot]" folder="$reports/vit" "$again"
 $report "pool=[$out/efficientnet-ratio-0.5]" folder="$reports/efficientnet" "$again"

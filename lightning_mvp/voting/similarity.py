@@ -42,7 +42,7 @@ class Neighbour:
 
 
 class Ranking(list[Neighbour]):
-    """Neighbours, best first; ``evidence`` is what LEEP of all entries says of the task, None where it was not asked."""
+    """Neighbours, best first; ``evidence`` is what LEEP of all entries says, None where it was not asked for."""
 
     evidence: Evidence | None = None
 
