@@ -62,7 +62,9 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
     return {
         "pretrain": [] if settings.home is not None else first,
         "zoo": [] if settings.zoo_of is not None else [_longest_first(zoo)],
-        "overlap": [
+        "overlap": []
+        if settings.zoo_of is not None
+        else [
             [Part(rank_part(name, "leep"), 2.0 * len(sources)) for name in sources],
             [Part("overlap", 2.0 * len(sources))],
         ],
@@ -223,6 +225,12 @@ def _require_other_study(folder: Path, settings: StudySettings) -> None:
         lines = "; ".join(f"{key}: {getattr(other, key)!r} there, {getattr(settings, key)!r} here" for key in different)
         raise ValueError(
             f"Expected the study in `{name}`={folder} to have the same {', '.join(shared)}, but got {lines}."
+        )
+    drawn = {key: (other.split.get(key), settings.split.get(key)) for key in ("seed", "held_out_fraction")}
+    if other.data == settings.data and any(there != here for there, here in drawn.values()):
+        lines = "; ".join(f"split.{key}: {there} there, {here} here" for key, (there, here) in drawn.items())
+        raise ValueError(
+            f"Expected the study in `{name}`={folder}, of the same data, to hold out the same classes, but got {lines}."
         )
     if missing:
         raise ValueError(
