@@ -27,8 +27,9 @@ class OverlapRow:
 
     Args:
         pruning_ratio: of the units, after the round that the masks are of.
-        group: its name, or ``"all"`` for the mean over groups weighted by their units.
-        depth: its place in the forward pass; -1 for all.
+        group: its name, or ``"all"`` for all groups together, each weighted by its units, or ``"all mlp"`` for those
+            of a kind, where there are several kinds.
+        depth: its place in the forward pass; -1 for several groups.
         units: of the group in the backbone.
         kept: mean number of units kept.
         iou: mean over pairs, and
@@ -100,14 +101,19 @@ def study_overlap(
     if superclass_of is not None:
         beside["superclasses"] = shared([{superclass_of[name] for name in each} for each in classes])
     magnitudes, sizes = magnitude_importance(origin.build().state_dict(), origin.groups), origin.groups.sizes
+    together_with = {"all": list(sizes)}
+    kinds = dict.fromkeys(group.kind for group in origin.groups)
+    if len(kinds) > 1:
+        of_kind = {f"all {kind}": [group.name for group in origin.groups if group.kind == kind] for kind in kinds}
+        together_with = of_kind | together_with
     rounds, rows = len(sources[0]["rounds"]), []
     for number in sorted({math.ceil(rounds * third / 3) - 1 for third in (1, 2, 3)}):
         masks = [_flags(record["rounds"][number]["kept"], sizes) for record in sources]
         ratio = sources[0]["rounds"][number]["pruning_ratio"]
         own = top_units(magnitudes, {group: int(mask.sum()) for group, mask in masks[0].items()})
         theirs = {group: mask.numpy() for group, mask in own.items()}
-        for depth, group in enumerate([*sizes, "all"]):
-            chosen = list(sizes) if group == "all" else [group]
+        for depth, group in enumerate([*sizes, *together_with]):
+            chosen = together_with.get(group, [group])
             part = [{name: mask[name] for name in chosen} for mask in masks]
             iou, random = mask_overlap(part, part)
             pairs = np.triu_indices(len(part), 1)
@@ -119,7 +125,7 @@ def study_overlap(
                 OverlapRow(
                     pruning_ratio=ratio,
                     group=group,
-                    depth=-1 if group == "all" else depth,
+                    depth=-1 if group in together_with else depth,
                     units=sum(sizes[name] for name in chosen),
                     kept=float(np.mean([sum(mask[name].sum() for name in chosen) for mask in masks])),
                     iou=float(iou[pairs].mean()),

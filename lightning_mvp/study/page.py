@@ -112,19 +112,19 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
     sections = [section for report in found for section in report.sections()]
     if not sections:
         raise ValueError(f"Expected runs of MVP on targets in {', '.join(map(str, reports))}, but found none.")
-    choices = {report.folder.name: trials for report in found if (trials := _choices(report.trials))}
+    choices = {report.folder.name: trials for report in found if (trials := choices_of(report.trials))}
     out.mkdir(parents=True, exist_ok=True)
     differences_of_sections({section.title: _differences(section) for section in sections}, dict(RIVALS)).savefig(
         out / "differences.png", dpi=130
     )
     paragraphs = ["# Meta-Vote Pruning: the study on one page", note, *([learned] if learned else [])]
-    paragraphs += [*_table(sections), "![MVP minus its rivals](differences.png)"]
+    paragraphs += [*differences_table(sections), "![MVP minus its rivals](differences.png)"]
     for name, trials in choices.items():
         differences_of_choices(trials).savefig(out / f"{name}.png", dpi=130)
-        paragraphs += [*_one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
-    if found_cases := _cases([run for report in found for run in report.runs]):
+        paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
+    if found_cases := cases_by_rival([run for report in found for run in report.runs]):
         trust(found_cases).savefig(out / "trust.png", dpi=130)
-        paragraphs += [*_when_to_trust(found_cases), "![When to trust the vote](trust.png)"]
+        paragraphs += [*when_to_trust(found_cases), "![When to trust the vote](trust.png)"]
     names = [f"[{report.folder.name}]({_inside(report.folder, out)}/report.md)" for report in found]
     paragraphs.append(
         f"## Every run\n\nReports with their tables, pictures and runs: {', '.join(names)}. All of it again:"
@@ -142,14 +142,14 @@ def _inside(folder: Path, out: Path) -> str:
     return Path(os.path.relpath(folder, out)).as_posix()
 
 
-def _cases(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:
+def cases_by_rival(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:
     """The rivals from scratch, by what they are called, with the targets that know their evidence."""
     budgets = sorted({run["steps"] for run in runs if run["method"] == "taylor"})
     every = {f"iterative Taylor, {steps:,} steps": cases(runs, ("taylor", steps)) for steps in budgets}
     return {name: own for name, own in every.items() if len({case.kind for case in own}) > 1}
 
 
-def _when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
+def when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
     yield "## When to trust the vote"
     yield (
         "Before anything is trained LEEP says how much of the labels' entropy the nearest entry explains, "
@@ -175,12 +175,13 @@ def _when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
-def _table(sections: Sequence[Section]) -> Iterator[str]:
+def differences_table(sections: Sequence[Section]) -> Iterator[str]:
     shown = [(name, words) for name, words in RIVALS if any(name in section.rivals for section in sections)]
     yield "## MVP minus its rivals"
     yield (
         "Points of test accuracy, paired over the same targets, with 95 % bootstrap intervals; positive where MVP is "
-        "better. All with MVP's number of steps unless the heading says otherwise."
+        "better. All with MVP's number of steps unless the heading says otherwise; in parentheses the number of "
+        "targets, where the rival was not run on all."
     )
     heads = ("targets of", "targets", "MACs", "MVP, %", *(words for _, words in shown))
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
@@ -188,12 +189,14 @@ def _table(sections: Sequence[Section]) -> Iterator[str]:
         ours = section.mvp
         cells = [section.title, str(ours.targets), f"{ours.macs / 1e6:.1f} M", f"{100 * ours.accuracy.mean:.1f}"]
         differences = _differences(section)
-        cells += [points_of(differences[name]) if name in differences else "–" for name, _ in shown]
+        for name, _ in shown:
+            fewer = f" ({row.targets})" if (row := section.rivals.get(name)) and row.targets < ours.targets else ""
+            cells.append(points_of(differences[name]) + fewer if name in differences else "–")
         lines.append("| " + " | ".join(cells) + " |")
     yield "\n".join(lines)
 
 
-def _choices(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
+def choices_of(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
     """Trials against one called ``default``, whose names are questions with answers: ``neighbours.4``."""
     results = compare_trials(runs) if runs else []
     return results if results and results[0].name == "default" else []
@@ -215,7 +218,7 @@ def answer(trial: TrialResult) -> str:
     return trial.name.partition(".")[2].replace("-", " ")
 
 
-def _one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
+def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
     first = trials[0]
     yield "## One choice at a time"
     yield (

@@ -71,8 +71,11 @@ def test_masks_that_follow_the_classes_are_found_to(origin: Origin) -> None:
     alike = np.array([[len(set(a) & set(b)) for b in classes] for a in classes], dtype=float)
     superclass_of = {letter: "vowel" if letter in "aeiou" else "other" for letter in "abcdefg"}
     rows = study_overlap(sources_of(origin, classes), origin, -1 / (1 + alike), superclass_of)
-    assert [row.pruning_ratio for row in rows[:: len(origin.groups) + 1]] == [0.5, 0.6, 0.7]
-    assert [row.group for row in rows[: len(origin.groups) + 1]] == [*origin.groups.names, "all"]
+    every = [*origin.groups.names, "all residual", "all conv", "all"]
+    assert [row.pruning_ratio for row in rows[:: len(every)]] == [0.5, 0.6, 0.7]
+    assert [row.group for row in rows[: len(every)]] == every
+    of_kinds = {row.group: row.units for row in rows[: len(every)] if row.depth < 0}
+    assert of_kinds == {"all residual": 224, "all conv": 224, "all": 448}
     for row in rows:
         assert row.classes > 0.9, row
         assert row.classes_p < 0.05
