@@ -12,8 +12,10 @@ from typing import Any
 
 from lightning_mvp.files import write_whole
 from lightning_mvp.study.page_plots import differences_of_choices, differences_of_sections, trust
+from lightning_mvp.study.paragraphs import kinds_of_targets
 from lightning_mvp.study.pool import labels, ratios, runs_at
 from lightning_mvp.study.results import Difference, Row, points_of, summarise
+from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.trials import TrialResult, compare_trials
 from lightning_mvp.study.trust import Case, brier, cases, fit, left_out_predictions
 
@@ -72,6 +74,12 @@ class Report:
     def trials(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["task"].startswith("development")]
 
+    @cached_property
+    def settings(self) -> list[StudySettings]:
+        """Of its studies."""
+        found = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))["settings"]
+        return [StudySettings.from_dict(settings) for settings in found.values()]
+
     def sections(self) -> Iterator[Section]:
         """Its kinds of study and operating points."""
         for label in labels(self.runs):
@@ -118,7 +126,9 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
         out / "differences.png", dpi=130
     )
     paragraphs = ["# Meta-Vote Pruning: the study on one page", note, *([learned] if learned else [])]
-    paragraphs += [*differences_table(sections), "![MVP minus its rivals](differences.png)"]
+    titles = {section.title for section in sections}
+    shown = [settings for report in found for settings in report.settings if settings.label in titles]
+    paragraphs += [*differences_table(sections), *kinds_of_targets(shown), "![MVP minus its rivals](differences.png)"]
     for name, trials in choices.items():
         differences_of_choices(trials).savefig(out / f"{name}.png", dpi=130)
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +13,7 @@ from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
 from lightning_mvp.study.pool import Study, ratios
 from lightning_mvp.study.results import Row, hubs, points_of, steps_to_reach, summarise, target_of, verdict
+from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.trials import compare_trials
 
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
@@ -70,7 +72,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     draws = len({study.draw for study in studies})
     vote = settings.vote
     yield (
-        f"Data: {settings.data['name']}, {split['sources']} source and {split['targets']} target tasks of "
+        f"Data: {_named(settings)}, {split['sources']} source and {split['targets']} target tasks of "
         f"{split['classes_per_task']} classes"
         + (f", drawn {draws} times" if draws > 1 else "")
         + f". θ⁰: {theta0}. Pruning: {pruning['criterion']}, "
@@ -81,7 +83,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
         f"same order at batch {settings.batch_size}, and test images decide nothing. Peak learning rate: "
         f"{settings.optim.get('learning_rate')}" + _tuned(settings.tuned) + "."
     )
-    yield from _kinds(studies)
+    yield from kinds_of_targets([study.settings for study in studies if study.runs])
     if parents := [study for study in studies if study.shares_parent and study.runs]:
         words = []
         for ratio in _ratios(parents):
@@ -102,21 +104,27 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     )
 
 
-def _kinds(studies: Sequence[Study]) -> Iterator[str]:
-    """What the targets of each kind of study are."""
-    lines = []
-    for study in studies:
-        settings = study.settings
-        if settings.label and study.runs:
-            words = f"- **{settings.label}**: {settings.targets} tasks of {settings.split['classes_per_task']} classes"
-            words += f" of {settings.data['name']}"
-            words += ", held out of pre-training and zoo" if settings.target_kind == "heldout" else ""
-            if settings.images_per_class is not None:
-                words += f", {settings.images_per_class} training images of each class"
-            lines.append(words + ".")
+def kinds_of_targets(settings: Sequence[StudySettings]) -> Iterator[str]:
+    """What the targets of each kind of study are, by its label."""
+    lines = {}
+    for one in settings:
+        if one.label:
+            words = (
+                f"- **{one.label}**: {one.targets} tasks of {one.split['classes_per_task']} classes of {_named(one)}"
+            )
+            words += ", held out of pre-training and zoo" if one.target_kind == "heldout" else ""
+            if one.images_per_class is not None:
+                words += f", {one.images_per_class} training images of each class"
+            lines[one.label] = words + "."
     if lines:
         yield "The targets:"
-        yield "\n".join(lines)
+        yield "\n".join(lines.values())
+
+
+def _named(settings: StudySettings) -> str:
+    """The data set; a file's name says more than that it is one."""
+    train = settings.data.get("train")
+    return str(settings.data["name"]) if train is None else Path(train).stem.removesuffix("_train")
 
 
 def _ratios(studies: Sequence[Study]) -> list[float]:

@@ -10,6 +10,8 @@ import pytest
 
 from lightning_mvp.study.page import Report, write_page
 
+from .workshop import settings
+
 
 def run_on(task: str, method: str, accuracy: float, steps: int = 100, **more: Any) -> dict[str, Any]:
     return {
@@ -43,6 +45,9 @@ def trial(task: str, name: str, accuracy: float, macs: int = 2_000_000) -> dict[
 
 def write_runs(folder: Path, runs: list[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True)
+    labels = dict.fromkeys(run.get("label", "") for run in runs)
+    studies = {f"study-{label}": settings(label=label).to_dict() for label in labels}
+    (folder / "results.json").write_text(json.dumps({"settings": studies}))
     (folder / "results.jsonl").write_text("\n".join(map(json.dumps, runs)) + "\n")
     return folder
 
@@ -76,6 +81,7 @@ def test_each_kind_of_target_is_a_row_of_paired_differences(reports: list[Path],
     assert "| held-out | 3 | 2.0 M | 71.0 | −5.0 [−5.0, −5.0] |" in text
     assert "random" not in text  # nobody ran it
     assert text.index("A note.") < text.index("Learned.") < text.index("## MVP minus its rivals")
+    assert "- **held-out**: 1 tasks of 3 classes of stripes." in text
     assert "[general](general/report.md)" in text
     assert "    make it" in text
     for picture in ("differences.png", "ablations.png"):
