@@ -27,9 +27,9 @@ $cifar label=cifar10 data.options.train=cifar10_train.npz data.options.test=cifa
 $general label=glyphs data=glyphs $rendered $every
 $general label=digits data=digits $rendered $every split.classes_per_task=5
 
-# One choice at a time: those that the zoo of 60 can answer, then those that need a zoo of their own, of 30.
+# One choice at a time: those that the zoo of 60 can answer, then those that need a zoo of their own, of 20.
 mvp-compare experiment=cifar100_ablations $common "stages=[ablate]"
-own="mvp-compare experiment=cifar100_ablations $common zoo_of=null split.sources=30 stages=[pretrain,zoo,ablate] ~trials"
+own="mvp-compare experiment=cifar100_ablations $common zoo_of=null split.sources=20 stages=[pretrain,zoo,ablate] ~trials"
 parent="begins_with=$out/draw-0-ratio-0.5"
 $own $parent folder="$out/ablations-ratio" pruning.pruning_ratio=0.65 "+trials={ratio.above-own-zoo: {method: mvp}}"
 $own $parent folder="$out/ablations-global" pruning.scope=global \
@@ -54,11 +54,11 @@ report="mvp-compare experiment=cifar100 $common stages=[report]"
 again="command='sh benchmarks/cifar100/second.sh cifar WEIGHTS'"
 pool=""
 for kind in seen held-out 50-images 10-images 5-classes 20-classes cifar10 glyphs digits; do pool="$pool,$out/general-$kind"; done
-$report "pool=[${pool#,}]" folder="$reports/general" "$again"
+$report "pool=[${pool#,},$out/theta0]" folder="$reports/general" "$again"
 pool="$out/ablations"
 for kind in ratio global magnitude residual; do pool="$pool,$out/ablations-$kind"; done
-$report "pool=[$pool]" folder="$reports/ablations" "$again"
-$report "pool=[$out/vit-ratio-0.5,$out/vit-pilot]" folder="$reports/vit" "$again"
+$report "pool=[$pool,$out/theta0]" folder="$reports/ablations" "$again"
+$report "pool=[$out/vit-ratio-0.5,$out/vit-pilot,$out/vit-theta0]" folder="$reports/vit" "$again"
 $report "pool=[$out/efficientnet-ratio-0.5]" folder="$reports/efficientnet" "$again"
 mvp-compare "stages=[report]" "reports=[$here/cnn,$reports/vit,$reports/efficientnet,$reports/general,$reports/ablations]" \
     folder="$reports" learned="$here/learned.md" "$again"
