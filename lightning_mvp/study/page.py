@@ -17,7 +17,7 @@ from lightning_mvp.study.pool import labels, ratios, runs_at
 from lightning_mvp.study.results import Difference, Row, points_of, summarise
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.trials import TrialResult, compare_trials
-from lightning_mvp.study.trust import Case, brier, cases, fit, left_out_predictions
+from lightning_mvp.study.trust import Case, believable, brier, cases, left_out_predictions
 
 # Rivals in the order of the page's columns; iterative Taylor comes with MVP's steps and with more.
 RIVALS = (
@@ -160,32 +160,32 @@ def cases_by_rival(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:
 
 
 def when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
+    """How well LEEP predicts who wins, on kinds of target that a rule was not fitted on."""
     yield "## When to trust the vote"
     yield (
         "Before anything is trained LEEP says how much of the labels' entropy the nearest entry explains, "
-        "1 + LEEP/H(y), and how far it leads the zoo, in standard deviations. A logistic rule on the two, fitted on "
-        "all *other* kinds of target, predicts whether the vote wins. Brier score: mean squared error of its "
-        "probabilities, beside that of always saying the share of wins."
+        "1 + LEEP/H(y), and how far it leads the zoo, in standard deviations. Logistic rules on these, fitted on all "
+        "*other* kinds of target, predict whether the vote wins. Brier score: mean squared error of the probabilities; "
+        "a rule is worth something where it is below that of the share of wins among the other kinds."
     )
     lines = [
-        "| the vote against | targets | won | Brier score | of the share of wins | rule: log-odds |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| the vote against | targets | won | Brier score by: share of wins | explained | explained and lead | "
+        "what `mvp-vote` says: log-odds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, own in found.items():
         won = [case.won for case in own]
-        rate = sum(won) / len(won)
-        cells = [name, str(len(own)), f"{rate:.0%}"]
-        if 0 < rate < 1:
-            rule = fit(own)
-            words = f"{rule.intercept:+.2f} {rule.explained:+.2f} · explained {rule.lead:+.2f} · lead"
-            cells += [f"{brier(left_out_predictions(own), won):.3f}", f"{rate * (1 - rate):.3f}", words]
-        else:
-            cells += ["–", "–", "–"]
-        lines.append("| " + " | ".join(cells).replace("-", "−") + " |")
+        cells = [name, str(len(own)), f"{sum(won) / len(won):.0%}"]
+        for features in ((), ("explained",), ("explained", "lead")):
+            cells.append(f"{brier(left_out_predictions(own, features), won):.3f}")
+        rule = believable(own)
+        words = f"{rule.intercept:+.2f}" + (f" {rule.explained:+.2f} · explained" if rule.explained else "")
+        lines.append("| " + " | ".join([*cells, words]).replace("-", "−") + " |")
     yield "\n".join(lines)
 
 
 def differences_table(sections: Sequence[Section]) -> Iterator[str]:
+    """MVP minus each rival, a row for each kind of target."""
     shown = [(name, words) for name, words in RIVALS if any(name in section.rivals for section in sections)]
     yield "## MVP minus its rivals"
     yield (
@@ -229,6 +229,7 @@ def answer(trial: TrialResult) -> str:
 
 
 def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
+    """Each trial against the default, a row for each question."""
     first = trials[0]
     yield "## One choice at a time"
     yield (

@@ -56,47 +56,62 @@ def cases(runs: Sequence[dict[str, Any]], rival: tuple[str, int]) -> list[Case]:
     ]
 
 
-def _features(found: Sequence[Case]) -> np.ndarray:
-    return np.array([[case.evidence.explained, case.evidence.lead] for case in found])
+def _fit(found: Sequence[Case], features: Sequence[str]) -> np.ndarray:
+    """Weights of a logistic regression, the intercept first; with no features the log-odds of the share of wins."""
+    values, won = _values(found, features), np.array([case.won for case in found], dtype=float)
+    mean, deviation = values.mean(0), values.std(0)
+    deviation[deviation == 0] = 1.0
+    scaled = np.column_stack([np.ones(len(values)), (values - mean) / deviation])
+
+    def loss(weights: np.ndarray) -> float:
+        logits = np.where(won > 0, 1, -1) * (scaled @ weights)
+        # One case more, half won: probabilities stay inside (0, 1) where the vote won or lost every time.
+        prior = (np.logaddexp(0, weights[0]) + np.logaddexp(0, -weights[0])) / 2
+        return float(np.logaddexp(0, -logits).sum() + prior + PENALTY / 2 * (weights[1:] ** 2).sum())
+
+    weights = optimize.minimize(loss, np.zeros(scaled.shape[1])).x
+    slopes = weights[1:] / deviation
+    return np.concatenate([[weights[0] - slopes @ mean], slopes])
 
 
-def fit(found: Sequence[Case]) -> Rule:
-    r"""Logistic regression of winning on what LEEP explains and by how much the nearest entry leads.
+def _values(found: Sequence[Case], features: Sequence[str]) -> np.ndarray:
+    return np.array([[getattr(case.evidence, name) for name in features] for case in found]).reshape(len(found), -1)
+
+
+def fit(found: Sequence[Case], features: Sequence[str] = ("explained",)) -> Rule:
+    r"""Logistic regression of winning on what LEEP explains; with no features the share of wins, whatever LEEP says.
 
     Maximises :math:`\sum_i \log P(won_i) - \frac{λ}{2} \lVert w \rVert^2` over weights w of standardised features,
-    with λ = 1.
+    with λ = 1 and one case more that is half won.
 
     Example:
         >>> good, bad = (Evidence(-2 * (1 - share), 2.0, -2.0, 1.0) for share in (0.8, 0.2))
         >>> rule = fit([Case("", good, 0.1), Case("", bad, -0.1)] * 10)
-        >>> rule.probability(good) > 0.9 > 0.1 > rule.probability(bad)
+        >>> rule.probability(good) > 0.8 > 0.2 > rule.probability(bad)
         True
     """
-    features, won = _features(found), np.array([case.won for case in found], dtype=float)
-    mean, deviation = features.mean(0), features.std(0)
-    deviation[deviation == 0] = 1.0
-    scaled = np.column_stack([np.ones(len(features)), (features - mean) / deviation])
-
-    def loss(weights: np.ndarray) -> float:
-        logits = scaled @ weights
-        return float(
-            np.logaddexp(0, -np.where(won > 0, logits, -logits)).sum() + PENALTY / 2 * (weights[1:] ** 2).sum()
-        )
-
-    weights = optimize.minimize(loss, np.zeros(3)).x
-    slopes = weights[1:] / deviation
-    return Rule(round(float(weights[0] - slopes @ mean), 4), *(round(float(slope), 4) for slope in slopes))
+    return Rule(*(round(float(weight), 3) for weight in _fit(found, features)))
 
 
-def left_out_predictions(found: Sequence[Case]) -> np.ndarray:
-    """The probability of each case by a rule that was fitted without any case of its kind."""
+def left_out_predictions(found: Sequence[Case], features: Sequence[str] = ("explained",)) -> np.ndarray:
+    """The probability of each case by a regression that was fitted without any case of its kind."""
     predictions = np.empty(len(found))
     for kind in {case.kind for case in found}:
-        rule = fit([case for case in found if case.kind != kind])
-        for index, case in enumerate(found):
-            if case.kind == kind:
-                predictions[index] = rule.probability(case.evidence)
+        weights = _fit([case for case in found if case.kind != kind], features)
+        own = np.array([case.kind == kind for case in found])
+        logits = weights[0] + _values([case for case in found if case.kind == kind], features) @ weights[1:]
+        predictions[own] = 1 / (1 + np.exp(-logits))
     return predictions
+
+
+def believable(found: Sequence[Case]) -> Rule:
+    """The rule to tell people: LEEP's where it predicts kinds of target that it has not seen, else the share of wins.
+
+    It does where the Brier score of left-out predictions is below that of left-out shares of wins.
+    """
+    won = [case.won for case in found]
+    by_leep, by_share = (brier(left_out_predictions(found, features), won) for features in (("explained",), ()))
+    return fit(found, ("explained",) if by_leep < by_share else ())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_mvp.study.trust import Case, brier, calibration, cases, fit, left_out_predictions
+from lightning_mvp.study.trust import Case, believable, brier, calibration, cases, fit, left_out_predictions
 from lightning_mvp.voting.trust import Evidence
 
 
@@ -53,13 +53,15 @@ def test_the_rule_finds_what_matters_and_its_predictions_are_calibrated() -> Non
     found = many(0)
     rule = fit(found)
     assert 5 < rule.explained < 11
-    assert abs(rule.lead) < 1
+    assert believable(found) == rule
     predictions, won = left_out_predictions(found), [case.won for case in found]
     rate = np.mean(won)
     assert brier(predictions, won) < 0.8 * rate * (1 - rate)
     bins = calibration(predictions, won)
     assert [each.cases for each in bins] == [30] * 4
-    assert all(each.low <= each.predicted <= each.high for each in bins)
+    assert sum(each.low <= each.predicted <= each.high for each in bins) >= 3
+    observed = [each.observed for each in bins]
+    assert observed == sorted(observed)
 
 
 def test_a_kind_of_target_is_predicted_by_a_rule_that_has_not_seen_it() -> None:
@@ -72,6 +74,15 @@ def test_a_kind_of_target_is_predicted_by_a_rule_that_has_not_seen_it() -> None:
     assert not np.allclose(before[~own], after[~own])
 
 
+def test_where_leep_says_nothing_of_other_kinds_the_share_of_wins_is_told() -> None:
+    found = many(3)
+    turned = [Case(case.kind, case.evidence, -case.difference) if case.kind != "0" else case for case in found]
+    rule = believable(turned)
+    assert rule.explained == 0
+    rate = np.mean([case.won for case in turned])
+    assert rule.probability(turned[0].evidence) == pytest.approx(rate, abs=0.02)
+
+
 def test_where_the_vote_always_wins_the_rule_says_so_with_finite_weights() -> None:
     found = [Case(case.kind, case.evidence, 1.0) for case in many(2, each=10)]
-    assert all(fit(found).probability(case.evidence) > 0.9 for case in found)
+    assert all(0.9 < fit(found).probability(case.evidence) < 1 for case in found)
