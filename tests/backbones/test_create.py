@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -113,3 +114,31 @@ def test_recipe_of_guesses_only_what_it_can_verify():
 def test_grey_images():
     backbone = create_backbone({"model": "resnet10t", "in_chans": 1})
     assert backbone(torch.zeros(2, 1, 64, 64)).shape == (2, 512)
+
+
+def test_a_module_may_be_replaced_by_a_chain() -> None:
+    plain = {"model": "resnet10t", "arguments": {}, "input_size": 32}
+    chain = [
+        ["Conv2d", {"in_channels": 3, "out_channels": 64, "kernel_size": 1}],
+        ["BatchNorm2d", {"num_features": 64}],
+    ]
+    backbone = create_backbone({**plain, "replace": {"conv1": chain}})
+    assert [type(part).__name__ for part in backbone.conv1] == ["Conv2d", "BatchNorm2d"]
+    assert recipe_of(backbone) == backbone.recipe
+    with pytest.raises(ValueError, match=r"or a list of such for a chain, but got \['Conv2d'\]"):
+        create_backbone({**plain, "replace": {"conv1": [["Conv2d"], ["ReLU", {}]]}})
+    with pytest.raises(ValueError, match=r"does not fit: .*nonsense"):
+        create_backbone({**plain, "replace": {"conv1": [["ReLU", {"nonsense": 1}]]}})
+
+
+def test_weights_with_timms_classifier_fit_the_backbone_without_it(tmp_path: Path) -> None:
+    whole = timm.create_model("resnet10t", num_classes=5)
+    path = tmp_path / "whole.safetensors"
+    save_file(
+        {name: tensor.half() if tensor.ndim == 4 else tensor for name, tensor in whole.state_dict().items()}, path
+    )
+    backbone = create_backbone({"model": "resnet10t", "arguments": {"num_classes": 0}}, weights=path)
+    assert torch.equal(backbone.conv1[0].weight, whole.conv1[0].weight.half().float())
+    save_file({**whole.state_dict(), "other.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"other\.weight: expected none"):
+        create_backbone({"model": "resnet10t", "arguments": {"num_classes": 0}}, weights=path)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import ImageData, Part, drop_duplicates, image_hashes, stratified_split
 
 
@@ -68,3 +69,21 @@ def test_bad_parts_are_refused() -> None:
         ImageData("toy", ("a",), Part(torch.zeros(2, 1, 2, 3, dtype=torch.uint8), good.labels), good, good)
     with pytest.raises(ValueError, match="Set `image_size`"):
         ImageData("toy", ("a",), good, good, Part(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), good.labels))
+
+
+def test_images_may_be_normalised_as_a_backbones_weights_want_it() -> None:
+    part = Part(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    data = ImageData("toy", ("a",), part, part, part, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    assert (data.mean, data.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    assert ImageData("toy", ("a",), part, part, part, std=(0.2, 0.2, 0.2)).mean == (0, 0, 0)
+    with pytest.raises(ValueError, match=r"Expected argument `mean` to be 3 numbers in \[0, 1\].* but got \[0.5\]"):
+        ImageData("toy", ("a",), part, part, part, mean=(0.5,))
+    with pytest.raises(ValueError, match=r"`std` to be 3 numbers .*above 0, but got \[0.0, 0.5, 0.5\]"):
+        ImageData("toy", ("a",), part, part, part, std=(0.0, 0.5, 0.5))
+
+
+def test_given_moments_reach_every_task_of_a_data_set() -> None:
+    options = {"characters": "ABDE", "per_class_train": 3, "per_class_val": 1, "per_class_test": 1}
+    task = TaskDataModule("glyphs", data_options={**options, "mean": [0.5] * 3, "std": [0.25] * 3})
+    assert (task.facts.mean, task.facts.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert TaskDataModule("glyphs", data_options=options).facts.mean != (0.5,) * 3
