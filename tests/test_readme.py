@@ -1,4 +1,4 @@
-"""The README's numbers are those of the committed results, and its commands exist."""
+"""The numbers of README and of the study's page are those of the committed results, and the README's commands exist."""
 
 import json
 import re
@@ -6,15 +6,27 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
+from lightning_mvp.study.page import (
+    Report,
+    cases_by_rival,
+    choices_of,
+    differences_table,
+    one_choice_at_a_time,
+    when_to_trust,
+)
 from lightning_mvp.study.paragraphs import markdown_table, verdicts
 from lightning_mvp.study.pool import ratios, runs_at
 from lightning_mvp.study.results import summarise
+from lightning_mvp.study.trust import believable
+from lightning_mvp.voting.trust import RULES
 
 ROOT = Path(__file__).parents[1]
+STUDY = ROOT / "benchmarks" / "cifar100"
+REPORTS = [Report(STUDY / name) for name in ("cnn", "vit", "efficientnet", "general", "ablations")]
 
 
 def runs_of_the_study() -> list[dict[str, Any]]:
-    lines = (ROOT / "benchmarks" / "cifar100" / "cnn" / "results.jsonl").read_text().splitlines()
+    lines = (STUDY / "cnn" / "results.jsonl").read_text().splitlines()
     return [run for run in map(json.loads, lines) if run["task"].startswith("target")]
 
 
@@ -25,17 +37,39 @@ def test_the_main_table_is_computed_from_the_committed_runs() -> None:
     shown = [line for line in text.splitlines() if line.startswith("|") and " ± " in line]
     assert len(shown) >= 8
     assert set(shown) <= set(table.splitlines())
-    assert table in (ROOT / "benchmarks" / "cifar100" / "cnn" / "report.md").read_text()
+    assert table in (STUDY / "cnn" / "report.md").read_text()
 
 
 def test_the_differences_that_the_readme_names_are_computed_from_them() -> None:
     runs = runs_of_the_study()
     sentences = verdicts(summarise(runs_at(runs, ratios(runs)[0])))
+    page = (STUDY / "report.md").read_text()
+    sentences += [figure.replace(" [", " points [") for figure in re.findall(r"[+−][0-9.]+ \[[^]]+\]", page)]
     text = " ".join((ROOT / "README.md").read_text().split())
     named = re.findall(r"[+−][0-9.]+ points \[[^]]+\]", text)
     assert len(named) >= 3
     for figure in named:
         assert any(figure in sentence for sentence in sentences), figure
+
+
+def test_the_page_is_computed_from_the_committed_runs() -> None:
+    page = (STUDY / "report.md").read_text()
+    sections = [section for report in REPORTS for section in report.sections()]
+    runs = [run for report in REPORTS for run in report.runs]
+    for paragraphs in (
+        differences_table(sections),
+        one_choice_at_a_time(choices_of(REPORTS[-1].trials)),
+        when_to_trust(cases_by_rival(runs)),
+    ):
+        for paragraph in paragraphs:
+            assert paragraph in page
+
+
+def test_what_a_vote_says_to_expect_is_fitted_on_the_committed_runs() -> None:
+    found = cases_by_rival([run for report in REPORTS for run in report.runs])
+    assert {name: believable(cases) for name, cases in found.items()} == {
+        f"iterative Taylor, {100 * times:,} steps": rule for times, rule in RULES.items()
+    }
 
 
 def test_every_command_that_the_readme_names_is_installed() -> None:
