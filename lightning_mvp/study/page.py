@@ -212,22 +212,6 @@ def choices_of(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
     return results if results and results[0].name == "default" else []
 
 
-def question(trial: TrialResult) -> str:
-    """What a trial is about, the first part of its name.
-
-    Example:
-        >>> from lightning_mvp.study.results import Difference
-        >>> question(TrialResult("batch-norm.kept", "mvp@100", {}, 0.7, Difference(0, 0, 0), 1e6, 2))
-        'batch norm'
-    """
-    return trial.name.partition(".")[0].replace("-", " ")
-
-
-def answer(trial: TrialResult) -> str:
-    """What it answers, the rest of its name."""
-    return trial.name.partition(".")[2].replace("-", " ")
-
-
 def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
     """Each trial against the default, a row for each question."""
     first = trials[0]
@@ -240,7 +224,7 @@ def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
     lines = ["| choice | difference to the default |", "| --- | --- |"]
     asked: dict[str, list[TrialResult]] = {}
     for trial in trials[1:]:
-        asked.setdefault(question(trial), []).append(trial)
+        asked.setdefault(trial.question, []).append(trial)
     for name, own in asked.items():
         lines.append(f"| {name} | " + "; ".join(_cell(trial, first) for trial in own) + " |")
     yield "\n".join(lines)
@@ -250,4 +234,4 @@ def _cell(trial: TrialResult, first: TrialResult) -> str:
     words = points_of(trial.difference)
     words = f"**{words}**" if trial.difference.low > 0 or trial.difference.high < 0 else words
     other = "" if abs(trial.macs / first.macs - 1) < 0.02 else f" ({trial.macs / 1e6:.1f} M)"
-    return f"{answer(trial)}{other}: {words}"
+    return f"{trial.answer}{other}: {words}"

@@ -12,6 +12,8 @@ from lightning_mvp.study.results import Difference
 from lightning_mvp.study.trials import TrialResult
 from lightning_mvp.study.trust import Case, calibration, left_out_predictions
 
+# A difference of accuracies that would hide all others in one picture.
+FAR = 0.15
 LONGER = {"taylor@300": "#CC79A7", "taylor@1000": "#882255"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000", "#999933", "#666666")
 
@@ -42,14 +44,19 @@ def differences_of_sections(sections: Mapping[str, Mapping[str, Difference]], ri
 
 
 def differences_of_choices(trials: Sequence[TrialResult]) -> Figure:
-    """Each choice minus the default, the first trial."""
+    """Each choice minus the default, the first trial; one far off is named at the edge, or it would hide the others."""
     figure = Figure(figsize=(8, 1.2 + 0.21 * len(trials)), layout="constrained")
     axes = figure.subplots()
-    own = [trial.difference for trial in trials[1:]]
-    _draw(axes, own, np.arange(len(own), dtype=float), COLOURS["nearest"], "o", None)
-    axes.set_yticks(
-        range(len(own)), [trial.name.replace(".", ": ", 1).replace("-", " ") for trial in trials[1:]], fontsize=8
-    )
+    own = trials[1:]
+    near = [index for index, trial in enumerate(own) if abs(trial.difference.mean) < FAR]
+    places = np.array(near, dtype=float)
+    _draw(axes, [own[index].difference for index in near], places, COLOURS["nearest"], "o", None)
+    for index in set(range(len(own))) - set(near):
+        mean = 100 * own[index].difference.mean
+        text = f"← {mean:.0f}".replace("-", "−") if mean < 0 else f"{mean:.0f} →"
+        side, align = (0.01, "left") if mean < 0 else (0.99, "right")
+        axes.text(side, index, text, transform=axes.get_yaxis_transform(), va="center", ha=align, fontsize=8)
+    axes.set_yticks(range(len(own)), [f"{trial.question}: {trial.answer}" for trial in own], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlabel="difference to the default, points of validation accuracy (95 % interval)")

@@ -32,6 +32,22 @@ class TrialResult:
     macs: float
     tasks: int
 
+    @property
+    def question(self) -> str:
+        """What it is about, the first part of a name such as ``batch-norm.kept``.
+
+        Example:
+            >>> trial = TrialResult("batch-norm.kept", "mvp@100", {}, 0.7, Difference(0, 0, 0), 1e6, 2)
+            >>> trial.question, trial.answer
+            ('batch norm', 'kept')
+        """
+        return self.name.partition(".")[0].replace("-", " ")
+
+    @property
+    def answer(self) -> str:
+        """What it answers, the rest of its name."""
+        return self.name.partition(".")[2]
+
 
 def compare_trials(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
     """Each trial against the first, paired over tasks.
