@@ -59,6 +59,6 @@ pool="$out/ablations"
 for kind in ratio global magnitude residual; do pool="$pool,$out/ablations-$kind"; done
 $report "pool=[$pool,$out/theta0]" folder="$reports/ablations" "$again"
 $report "pool=[$out/vit-ratio-0.5,$out/vit-pilot,$out/vit-theta0]" folder="$reports/vit" "$again"
-$report "pool=[$out/efficientnet-ratio-0.5]" folder="$reports/efficientnet" "$again"
+$report "pool=[$out/efficientnet-ratio-0.3]" folder="$reports/efficientnet" "$again"
 mvp-compare "stages=[report]" "reports=[$here/cnn,$reports/vit,$reports/efficientnet,$reports/general,$reports/ablations]" \
     folder="$reports" learned="$here/learned.md" "$again"

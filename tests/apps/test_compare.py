@@ -76,7 +76,7 @@ def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> No
     assert next(run["changes"] for run in runs if run["method"] == "mvp_refine") == {"vote.pruning_ratio": 0.15}
     results = json.loads((study / "results.json").read_text())
     assert {row["method"] for row in results["summary"]["0.5"]} == set(METHODS)
-    assert len(results["overlap"]["study_smoke"]) == 3 * 7, "three rounds, six groups and all"
+    assert len(results["overlap"]["study_smoke"]) == 3 * 9, "three rounds, six groups, two kinds and all"
 
 
 def test_the_plan_and_its_time_come_first(study: Path) -> None:
@@ -199,7 +199,7 @@ def test_another_study_takes_its_zoo_and_one_page_sums_both_up(
 ) -> None:
     second, page = tmp_path / "second", tmp_path / "page"
     other = ("target_kind=heldout", "split.held_out_targets=2", "images_per_class=5", "label=held-out")
-    less = ("methods=[mvp,nearest]", "stages=[compare,report]", "~trials")
+    less = ("methods=[mvp,nearest]", "stages=[compare,report]")
     done = run("compare", *SMOKE, f"zoo_of={study}", f"folder={second}", *other, *less, home=home)
     assert done.code == 0, done.text
     assert "held out of pre-training and zoo, 5 training images of each class" in (second / "report.md").read_text()
