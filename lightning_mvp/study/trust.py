@@ -44,7 +44,7 @@ def cases(runs: Sequence[dict[str, Any]], rival: tuple[str, int]) -> list[Case]:
     """
 
     def key(run: dict[str, Any]) -> tuple[object, ...]:
-        return run.get("label", ""), run["macs"], *target_of(run)
+        return run.get("label", ""), run.get("pruning_ratio"), *target_of(run)
 
     theirs = {key(run): run["accuracy"] for run in runs if (run["method"], run["steps"]) == rival}
     ours = [run for run in runs if run["method"] == "mvp" and "evidence" in run and key(run) in theirs]
