@@ -43,8 +43,8 @@ vit="mvp-compare experiment=cifar100_vit $common"
 $vit folder="$out/vit-theta0" parent=null "methods=[mvp]" "stages=[pretrain]"
 vit="$vit backbone.weights=$out/vit-theta0/theta0.safetensors"
 $vit folder="$out/vit-pilot" label=pilot parent=null "methods=[dense]" split.sources=1 split.development=3 \
-    "stages=[pretrain,zoo,ablate]" "+trials={dense: {method: dense@1000}, taylor-0.5: {method: taylor@1000},
-    taylor-0.75: {method: taylor@1000, pruning.pruning_ratio: 0.75}}"
+    "stages=[pretrain,zoo,ablate]" ~trials "+trials={dense: {method: dense@1000}, taylor-0.5: {method: taylor@1000}, \
+taylor-0.75: {method: taylor@1000, pruning.pruning_ratio: 0.75}}"
 $vit "stages=[pretrain,zoo,compare,ablate,overlap]"
 
 # EfficientNet-Lite0, pre-trained on ImageNet.
@@ -54,11 +54,16 @@ report="mvp-compare experiment=cifar100 $common stages=[report]"
 again="command='sh benchmarks/cifar100/second.sh cifar WEIGHTS'"
 pool=""
 for kind in seen held-out 50-images 10-images 5-classes 20-classes cifar10 glyphs digits; do pool="$pool,$out/general-$kind"; done
-$report "pool=[${pool#,},$out/theta0]" folder="$reports/general" "$again"
+$report "pool=[${pool#,},$out/theta0]" folder="$reports/general" "$again" \
+    "note='Targets of other kinds, all on the CIFAR-100 zoo draw-0-ratio-0.5 of the first part, made again on another machine.'"
 pool="$out/ablations"
 for kind in ratio global magnitude residual; do pool="$pool,$out/ablations-$kind"; done
-$report "pool=[$pool,$out/theta0]" folder="$reports/ablations" "$again"
-$report "pool=[$out/vit-ratio-0.5,$out/vit-pilot,$out/vit-theta0]" folder="$reports/vit" "$again"
-$report "pool=[$out/efficientnet-ratio-0.3]" folder="$reports/efficientnet" "$again"
+$report "pool=[$pool,$out/theta0]" folder="$reports/ablations" "$again" \
+    "note='One choice at a time, on development tasks and validation images.'"
+$report "pool=[$out/vit-ratio-0.5,$out/vit-pilot,$out/vit-theta0]" folder="$reports/vit" "$again" \
+    "note='A vision transformer with a convolutional stem; every run is in results.jsonl.'"
+$report "pool=[$out/efficientnet-ratio-0.3]" folder="$reports/efficientnet" "$again" \
+    "note='EfficientNet-Lite0 with the weights of ImageNet, at 64 x 64 pixels.'"
 mvp-compare "stages=[report]" "reports=[$here/cnn,$reports/vit,$reports/efficientnet,$reports/general,$reports/ablations]" \
-    folder="$reports" learned="$here/learned.md" "$again"
+    folder="$reports" learned="$here/learned.md" "$again" "note='Test accuracy of small models for new tasks, each made in \
+100 steps from a zoo, against what else could have been done.'"

@@ -75,6 +75,9 @@ def run(config: DictConfig) -> float:
         head_init=config.head_init,
         **plain(config.optim),
     )
+    if not module.waits:  # rank 0, which voted; before anything is trained
+        for sentence in advise(config, module.report):
+            console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
     trainer = make_trainer(config.steps, **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
     val_accuracy = module.accuracy_on(*datamodule.val_images())
@@ -89,8 +92,6 @@ def run(config: DictConfig) -> float:
     write(Path(config.output), trainer, module, report)
     if trainer.is_global_zero:
         console.print(f"{test_accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
-        for sentence in advise(config, report):
-            console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
         for name, what in (
             ("model.ckpt", "MetaVoteModule.load_from_checkpoint reads it; no zoo is needed"),
             ("model.safetensors", "the weights alone"),

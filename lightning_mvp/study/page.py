@@ -13,7 +13,7 @@ from typing import Any
 from lightning_mvp.files import write_whole
 from lightning_mvp.study.page_plots import differences_of_choices, differences_of_sections, trust
 from lightning_mvp.study.paragraphs import kinds_of_targets
-from lightning_mvp.study.pool import labels, ratios, runs_at
+from lightning_mvp.study.pool import by_label, ratios, runs_at
 from lightning_mvp.study.results import Difference, Row, points_of, summarise
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.trials import TrialResult, compare_trials
@@ -82,8 +82,7 @@ class Report:
 
     def sections(self) -> Iterator[Section]:
         """Its kinds of study and operating points."""
-        for label in labels(self.runs):
-            own = [run for run in self.runs if run.get("label", "") == label]
+        for label, own in by_label(self.runs).items():
             points = ratios(own)
             for ratio in points:
                 rows = [row for row in summarise(runs_at(own, ratio)) if not row.zoo]

@@ -57,12 +57,12 @@ class Workshop:
     @property
     def home(self) -> Path:
         """The folder of the study whose θ⁰ and parent are used."""
-        return self.folder if self.settings.home is None else Path(self.settings.home)
+        return Path(self.settings.home or self.folder)
 
     @property
     def zoo_home(self) -> Path:
         """The folder of the study whose zoo and generic models are used."""
-        return self.folder if self.settings.zoo_of is None else Path(self.settings.zoo_of)
+        return Path(self.settings.zoo_of or self.folder)
 
     @property
     def theta0_path(self) -> Path:
@@ -226,7 +226,9 @@ class Workshop:
             classes=data.facts.classes,
             seed=self.settings.seed,
         )
-        return {"seconds": time.perf_counter() - begin, "similarities": [vars(neighbour) for neighbour in ranked]}
+        seconds, evidence = time.perf_counter() - begin, ranked.evidence
+        found = {} if evidence is None else {"evidence": asdict(evidence)}
+        return {"seconds": seconds, "similarities": [vars(neighbour) for neighbour in ranked], **found}
 
     def ranking(self, task: str, similarity: str = "leep") -> dict[str, Any]:
         """The record of a task's ranking."""

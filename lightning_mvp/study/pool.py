@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.records import rank_part, read_record, read_settings
 from lightning_mvp.study.results import break_even, load_runs
 from lightning_mvp.study.settings import StudySettings
-from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import config_hash
 
 
@@ -64,13 +62,9 @@ class Study:
         return [{**facts, **self._evidence(run), **run} for run in load_runs(self.folder, self.settings)]
 
     def _evidence(self, run: dict[str, Any]) -> dict[str, Any]:
-        """What LEEP said of the zoo before a vote: its best score, mean and spread over the zoo's entries."""
+        """What LEEP said of the zoo before a vote, if it was asked."""
         ranking = self.record(rank_part(run["task"], "leep")) if run["method"] == "mvp" else None
-        if ranking is None:
-            return {}
-        scores = [neighbour["score"] for neighbour in ranking["similarities"]]
-        evidence = Evidence.of(scores, math.log(len(run["classes"])))
-        return {"evidence": asdict(evidence), "images_per_class": self.settings.images_per_class}
+        return {"evidence": ranking["evidence"]} if ranking and "evidence" in ranking else {}
 
     def record(self, part: str) -> dict[str, Any] | None:
         """The record of a part, if it is done."""
@@ -78,8 +72,7 @@ class Study:
 
     def beginning(self, part: str) -> dict[str, Any] | None:
         """The record of its θ⁰ or parent, which may be another study's."""
-        home = self.folder if self.settings.home is None else Path(self.settings.home)
-        return read_record(home, part)
+        return read_record(Path(self.settings.home or self.folder), part)
 
     @property
     def break_even(self) -> float | None:
@@ -118,9 +111,12 @@ class Study:
         return sorted(runs, key=lambda run: (place.get(run["trial"], len(place)), run["trial"], run["task"]))
 
 
-def labels(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """The kinds of study that runs are of, in their order; one without a name is ``""``."""
-    return list(dict.fromkeys(run.get("label", "") for run in runs))
+def by_label(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each kind of study, in their order; one without a name is ``""``."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(run.get("label", ""), []).append(run)
+    return found
 
 
 def ratios(runs: Sequence[dict[str, Any]]) -> list[float]:
@@ -128,18 +124,16 @@ def ratios(runs: Sequence[dict[str, Any]]) -> list[float]:
     return sorted({run["pruning_ratio"] for run in runs})
 
 
-def runs_at(runs: Sequence[dict[str, Any]], ratio: float, label: str | None = None) -> list[dict[str, Any]]:
+def runs_at(runs: Sequence[dict[str, Any]], ratio: float) -> list[dict[str, Any]]:
     """All runs at an operating point, and the dense ones of the same targets at any.
 
     Where zoos of both kinds were compared, methods of zoos whose entries began with θ⁰ are told from the others by
     the name of their zoo; what needs no zoo is counted once for each target.
 
     Args:
-        runs: of several studies, as :attr:`Study.runs` and the lines of ``results.jsonl`` about targets are.
+        runs: of studies of one kind, as :attr:`Study.runs` and the lines of ``results.jsonl`` about targets are.
         ratio: the operating point.
-        label: only studies of this kind; None takes all.
     """
-    runs = [run for run in runs if label is None or run.get("label", "") == label]
     at = [run for run in runs if run["pruning_ratio"] == ratio or METHODS[run["method"]].kind == "dense"]
     of_zoos = [run for run in at if METHODS[run["method"]].kind == "zoo"]
     both = len({run["zoo"] for run in of_zoos}) > 1

@@ -24,7 +24,7 @@ from lightning_mvp.study.plots import (
     similarity_against_shared_classes,
     widths_per_group,
 )
-from lightning_mvp.study.pool import Study, labels, ratios, runs_at
+from lightning_mvp.study.pool import Study, by_label, ratios, runs_at
 from lightning_mvp.study.results import Row, hubs, summarise
 
 
@@ -47,9 +47,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     """
     everything = [run for study in studies for run in study.runs]
     sections = {
-        (label, ratio): runs_at(everything, ratio, label)
-        for label in labels(everything)
-        for ratio in ratios([run for run in everything if run["label"] == label])
+        (label, ratio): runs_at(own, ratio) for label, own in by_label(everything).items() for ratio in ratios(own)
     }
     if not sections and not any(study.trials for study in studies):
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")

@@ -175,49 +175,50 @@ class Starts:
 
     def _voted_masks(self, data: TaskDataModule, build: Callable[[Origin], nn.Module]) -> Start:
         """The vote's masks on weights from before the zoo, or on none: what are averaged weights worth?"""
-        root, (masks, _) = self.shop.root, self._neighbours_of(data)
-        return Start(self._reestimated(shrink(build(root), root.groups, masks), data), root.size_of(masks))
+        root, masks = self.shop.root, self._vote_of_neighbours(data)
+        return self._cut_to(data, masks, build(root))
 
     def vote_nearest(self, data: TaskDataModule) -> Start:
         """The vote's masks on the nearest model's weights; what it lacks is as before the zoo."""
-        masks, _ = self._neighbours_of(data)
-        _, state_for = self._neighbours_of(data, 1)
-        return self._with_state(data, masks, state_for(masks))
+        return self._with_average(data, self._vote_of_neighbours(data), 1)
 
     def _other_masks(self, data: TaskDataModule, scores: Mapping[str, Any]) -> Start:
         """Masks that nobody voted for, of the same widths, on the neighbours' average weights."""
-        voted, state_for = self._neighbours_of(data)
-        masks = top_units(dict(scores), voted.kept)
-        return self._with_state(data, masks, state_for(masks))
+        return self._with_average(data, top_units(dict(scores), self._vote_of_neighbours(data).kept), self.neighbours)
 
-    def _with_state(self, data: TaskDataModule, masks: Masks, state: dict[str, Any]) -> Start:
+    def _cut_to(
+        self, data: TaskDataModule, masks: Masks, backbone: nn.Module, state: dict[str, Any] | None = None
+    ) -> Start:
+        small = shrink(backbone, self.shop.root.groups, masks)
+        if state is not None:
+            small.load_state_dict(state)
+        return Start(self._reestimated(small, data), self.shop.root.size_of(masks))
+
+    def _vote_of_neighbours(self, data: TaskDataModule) -> Masks:
+        """The masks that MVP's neighbours vote for."""
         root = self.shop.root
-        small = shrink(root.build(), root.groups, masks)
-        small.load_state_dict(state)
-        return Start(self._reestimated(small, data), root.size_of(masks))
-
-    def _neighbours_of(
-        self, data: TaskDataModule, most: int | None = None
-    ) -> tuple[Masks, Callable[[Masks], dict[str, Any]]]:
-        """The masks that MVP's neighbours (or the first of them) vote for, and their average weights for any masks."""
-        root, zoo = self.shop.root, ModelZoo(self.shop.zoo_home / "zoo")
-        ranked = self.ranking(data)[: most or self.neighbours]
         _, report = voted_backbone(
-            zoo,
+            self.shop.zoo_home / "zoo",
             data,
-            neighbours=ranked,
+            neighbours=self.ranking(data)[: self.neighbours],
             backbone=root.build(),
             groups=root.groups,
             **{**self.options, "reestimate_batches": 0},
         )
+        return report.masks
+
+    def _with_average(self, data: TaskDataModule, masks: Masks, neighbours: int) -> Start:
+        """Masks on the average weights of so many nearest models."""
+        root, zoo, ranked = self.shop.root, ModelZoo(self.shop.zoo_home / "zoo"), self.ranking(data)[:neighbours]
         entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
-        weights = coefficients(
-            {neighbour.name: neighbour.score for neighbour in ranked}, self.settings.vote.get("temperature")
+        merged = merge(
+            {name: entry.weights for name, entry in entries.items()},
+            {name: entry_masks(entry) for name, entry in entries.items()},
+            masks,
+            root.groups,
+            coefficients(
+                {neighbour.name: neighbour.score for neighbour in ranked}, self.settings.vote.get("temperature")
+            ),
+            theta0=zoo.theta0(),
         )
-
-        def state_for(masks: Masks) -> dict[str, Any]:
-            states = {name: entry.weights for name, entry in entries.items()}
-            own = {name: entry_masks(entry) for name, entry in entries.items()}
-            return merge(states, own, masks, root.groups, weights, theta0=zoo.theta0()).state
-
-        return report.masks, state_for
+        return self._cut_to(data, masks, root.build(), merged.state)

@@ -38,6 +38,8 @@ class Case:
 def cases(runs: Sequence[dict[str, Any]], rival: tuple[str, int]) -> list[Case]:
     """The targets of finished runs, those of MVP that know their evidence beside the rival's.
 
+    MVP has the steps of its first run of each kind, as in :func:`~lightning_mvp.study.results.summarise`.
+
     Args:
         runs: on targets, as in ``results.jsonl``.
         rival: method and steps, for instance ``("taylor", 1000)``.
@@ -46,13 +48,16 @@ def cases(runs: Sequence[dict[str, Any]], rival: tuple[str, int]) -> list[Case]:
     def key(run: dict[str, Any]) -> tuple[object, ...]:
         return run.get("label", ""), run.get("pruning_ratio"), *target_of(run)
 
+    first: dict[str, int] = {}
+    for run in runs:
+        if run["method"] == "mvp":
+            first.setdefault(run.get("label", ""), run["steps"])
     theirs = {key(run): run["accuracy"] for run in runs if (run["method"], run["steps"]) == rival}
     ours = [run for run in runs if run["method"] == "mvp" and "evidence" in run and key(run) in theirs]
-    fewest = min((run["steps"] for run in ours if run["steps"] > 0), default=0)
     return [
         Case(run.get("label", ""), Evidence(**run["evidence"]), run["accuracy"] - theirs[key(run)])
         for run in ours
-        if run["steps"] == fewest
+        if run["steps"] == first[run.get("label", "")]
     ]
 
 

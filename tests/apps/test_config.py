@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -140,3 +142,23 @@ def test_two_data_sets_of_torchvision_share_no_folder(root: str) -> None:
 def test_a_weighted_vote_keeps_what_the_default_says() -> None:
     weighted = compose_for("vote", "vote=weighted")["vote"]
     assert weighted == {**compose_for("vote")["vote"], "temperature": 0.05}
+
+
+@pytest.mark.parametrize("script", ["run.sh", "second.sh"])
+def test_every_command_of_the_studys_scripts_is_a_study_or_a_report(script: str, tmp_path: Path) -> None:
+    """Hours pass before a wrong word in the middle of one would be found."""
+    called, stub = tmp_path / "called", tmp_path / "bin" / "mvp-compare"
+    stub.parent.mkdir()
+    stub.write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(called)!r}, 'a'))"
+    )
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}"}
+    path = Path(__file__).parents[2] / "benchmarks" / "cifar100" / script
+    subprocess.run(["sh", str(path), "cifar", "weights"], check=True, env=environment, cwd=tmp_path)
+    commands = [json.loads(line) for line in called.read_text().splitlines()]
+    assert len(commands) >= 7
+    for overrides in commands:
+        config = compose_for("compare", *overrides)
+        if not config["reports"]:
+            settings_of(OmegaConf.create(config))

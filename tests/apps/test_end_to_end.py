@@ -258,6 +258,7 @@ def test_a_vote_says_what_to_expect_and_how_to_prune_from_scratch_instead(home: 
     report = json.loads((home / "advised" / "report.json").read_text())
     share = 1 + report["evidence"]["leep"] / report["evidence"]["label_entropy"]
     assert f"The nearest task explains {share:.0%} of the labels' entropy" in done.line
+    assert done.line.index("explains") < done.line.index("on test images"), "before it trains"
     words = shlex.split(next(line for line in done.text.splitlines() if line.startswith("    mvp-prune ")))[1:]
     assert {"split.kind=target", "split.task=1", "pruning.pruning_ratio=0.70"} <= set(words)
     assert f"steps={10 * report['steps']}" in words

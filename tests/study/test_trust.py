@@ -21,7 +21,7 @@ def test_cases_pair_a_votes_first_budget_with_the_rival_on_the_same_target() -> 
     runs = [
         run_on("mvp", 100, 0.7),
         run_on("mvp", 300, 0.9),
-        run_on("mvp", 0, 0.1),
+        run_on("mvp", 10, 0.1),
         run_on("taylor", 100, 0.6),
         run_on("taylor", 1000, 0.75),
         run_on("mvp", 100, 0.8, label="other"),
