@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -21,7 +21,40 @@ from lightning_mvp.apps.runtime import (
 
 if TYPE_CHECKING:
     from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.datamodule import TaskDataModule
+
+# Of a Trainer's arguments, what `cut_between_rounds` heeds as `make_fabric` does,
+HEEDED = ("accelerator", "devices", "strategy", "num_nodes", "precision")
+# what shows or validates while training, and says nothing where neither is done,
+UNSEEN = ("default_root_dir", "enable_progress_bar", "limit_val_batches", "log_every_n_steps", "num_sanity_val_steps")
+# and what it can't have otherwise.
+FIXED = {"accumulate_grad_batches": 1, "enable_checkpointing": False, "enable_model_summary": False}
+
+
+def cutting_options(config: DictConfig) -> dict[str, Any]:
+    """Arguments of :func:`~lightning_mvp.modules.cutting.make_fabric` from the ``trainer`` group.
+
+    Raises:
+        ValueError: an argument of the Trainer's that a loop without a Trainer can't follow, named.
+    """
+    options = {name: value for name, value in trainer_options(config).items() if name not in UNSEEN}
+    if "logger" in options:
+        raise ValueError("Expected logger=none with cut_between_rounds=true, which has no Trainer to log for it.")
+    options.pop("gradient_clip_val", None)
+    heeded = {name: options.pop(name) for name in HEEDED if name in options}
+    for name, value in options.items():
+        if name in FIXED and value != FIXED[name]:
+            raise ValueError(
+                f"Expected trainer.{name} to be {str(FIXED[name]).lower()} with cut_between_rounds=true, but got "
+                f"{value!r}. Leave one of them out: a Trainer has it, and zeroes units instead of cutting them."
+            )
+        if name not in FIXED and value is not None:
+            raise ValueError(
+                f"Expected no trainer.{name} with cut_between_rounds=true, but got {value!r}: there is no Trainer that "
+                "would heed it. Leave one of them out."
+            )
+    return heeded
 
 
 def pruning_of(config: DictConfig, world_size: int) -> tuple[TaskDataModule, MVPCallback, str]:
@@ -38,6 +71,7 @@ def pruning_of(config: DictConfig, world_size: int) -> tuple[TaskDataModule, MVP
         zoo=config.zoo,
         seed=config.seed,
         training=training_of(config, world_size),
+        storage=config.storage,
     )
     assert callback.zoo is not None
     callback.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
@@ -49,14 +83,17 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
 
     Raises:
         ValueError: a schedule that doesn't fit, a zoo of another backbone or θ⁰, an entry of that name about other
-            classes or other data.
+            classes or other data, an argument of the Trainer's that can't be had with ``cut_between_rounds``.
     """
     from lightning_mvp.backbones.create import recipe_of
     from lightning_mvp.callbacks.guards import require_time_for
     from lightning_mvp.callbacks.zoo_export import own_state
     from lightning_mvp.fingerprint import to_array
+    from lightning_mvp.modules.cutting import make_fabric
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    if config.cut_between_rounds:
+        make_fabric(**cutting_options(config))
     datamodule, callback, name = pruning_of(config, world_size)
     require_time_for(callback.settings.schedule(config.steps), config.steps)
     backbone, zoo = backbone_of(config, config.weights), Path(config.zoo)
@@ -85,24 +122,59 @@ def cost(config: DictConfig) -> float:
     return training_seconds(config, datamodule_of(config, data, task_of(config, data)))
 
 
+def module_of(config: DictConfig, datamodule: TaskDataModule) -> TaskModule:
+    """θ⁰ with a head for the task."""
+    from lightning_mvp.modules.task import TaskModule
+
+    module = TaskModule.for_task(backbone_of(config, config.weights), datamodule.facts, **plain(config.optim))
+    module.initialise_head(datamodule, config.head_init)
+    return module
+
+
 def run(config: DictConfig) -> float:
     """Prune one task, add the entry, return its accuracy on validation images."""
-    from lightning_mvp.modules.fit import EntryFacts, make_trainer
-    from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.zoo.zoo import ModelZoo
+
+    name, accuracy, first = (_cut if config.cut_between_rounds else _zero)(config)
+    if first:
+        console.print(f"{name}: {accuracy:.1%} on validation images")
+        console.print(f"wrote {name} to the zoo {config.zoo}, which has {len(ModelZoo(config.zoo))} entries now")
+    return accuracy
+
+
+def _zero(config: DictConfig) -> tuple[str, float, bool]:
+    """In a Trainer: the entry's name, its accuracy, and whether this is the first rank."""
+    from lightning_mvp.modules.fit import EntryFacts, make_trainer
 
     trainer = make_trainer(config.steps, **trainer_options(config))
     datamodule, pruning, name = pruning_of(config, trainer.world_size)
     trainer.callbacks += [EntryFacts(pruning, datamodule), pruning]  # type: ignore[attr-defined]
-    backbone = backbone_of(config, config.weights)
-    module = TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
-    module.initialise_head(datamodule, config.head_init)
-    trainer.fit(module, datamodule=datamodule)
-    accuracy = pruning.info["val_accuracy"]
-    if trainer.is_global_zero:
-        console.print(f"{name}: {accuracy:.1%} on validation images")
-        console.print(f"wrote {name} to the zoo {config.zoo}, which has {len(ModelZoo(config.zoo))} entries now")
-    return accuracy
+    trainer.fit(module_of(config, datamodule), datamodule=datamodule)
+    return name, pruning.info["val_accuracy"], trainer.is_global_zero
+
+
+def _cut(config: DictConfig) -> tuple[str, float, bool]:
+    """Likewise, without a Trainer."""
+    import rich
+
+    from lightning_mvp.modules.cutting import make_fabric
+    from lightning_mvp.modules.filling import prune_into_zoo
+
+    fabric = make_fabric(**cutting_options(config))
+    fabric.launch()
+    datamodule, pruning, name = pruning_of(config, fabric.world_size)
+    cut = prune_into_zoo(
+        module_of(config, datamodule),
+        datamodule,
+        pruning,
+        config.steps,
+        fabric,
+        clip=config.trainer.get("gradient_clip_val"),
+        folder=Path(config.trainer.get("default_root_dir", ".")),
+    )
+    if fabric.is_global_zero and config.trainer.enable_progress_bar:
+        rich.print(cut.table())
+    return name, cut.val_accuracy, fabric.is_global_zero
 
 
 main = command("prune")

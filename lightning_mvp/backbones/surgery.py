@@ -135,21 +135,38 @@ def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.
     small = copy.deepcopy(backbone)
     small.zero_grad(set_to_none=True)
     state = {name: tensor for name, tensor in small.state_dict(keep_vars=True).items() if name in groups.layout}
-    for name, tensor in state.items():
-        _replace_tensor(small, name, slice_tensor(tensor, groups.kept(name, tuple(tensor.shape), masks)))
-    for module in small.modules():
-        _update_sizes(module)
-
-    kept = {name: int(torch.as_tensor(mask).sum()) for name, mask in masks.items()}
-    for group in groups:
-        if group.kind == "heads":
-            set_heads(small.get_submodule(group.name.removesuffix("heads").removesuffix(".")), kept[group.name])
-
+    resize(small, groups, masks, slice_state(state, groups, masks))
     _update_feature_count(small, groups, masks)
     recipe = getattr(small, "recipe", None)
     if isinstance(recipe, dict):
-        small.recipe = {**recipe, "kept": kept}  # type: ignore[assignment]
+        small.recipe = {**recipe, "kept": _widths(masks)}  # type: ignore[assignment]
     return small
+
+
+def resize(module: nn.Module, groups: Groups, masks: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Give a backbone other tensors, of the sizes that masks leave, in place: `shrink` without its copy.
+
+    A copy that serves many masks in turn, as when every model of a zoo looks at the same images, is made once only.
+
+    Args:
+        module: the dense backbone, or one that was resized before; `forward` is right afterwards, its ``recipe`` and
+            timm's attributes for new classifiers are as they were.
+        groups: of the dense backbone.
+        masks: one for each group.
+        state: the kept entries of the tensors in groups, by state dict name; others stay as they are.
+    """
+    for name, tensor in state.items():
+        _replace_tensor(module, name, tensor)
+    for each in module.modules():
+        _update_sizes(each)
+    kept = _widths(masks)
+    for group in groups:
+        if group.kind == "heads":
+            set_heads(module.get_submodule(group.name.removesuffix("heads").removesuffix(".")), kept[group.name])
+
+
+def _widths(masks: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(torch.as_tensor(mask).sum()) for name, mask in masks.items()}
 
 
 def without_sync(module: nn.Module) -> nn.Module:

@@ -128,7 +128,7 @@ def warn_of_low_rate(rate: float, peak: float) -> None:
         )
 
 
-def require_equal_on_all_ranks(trainer: L.Trainer, decision: str, round_: int) -> None:
+def require_equal_on_all_ranks(trainer: L.Trainer | L.Fabric, decision: str, round_: int) -> None:
     """Ranks that decide differently diverge silently: compare one hash, and raise on all of them.
 
     Args:

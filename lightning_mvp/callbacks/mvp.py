@@ -47,6 +47,7 @@ from lightning_mvp.callbacks.zoo_export import ZooTarget, as_stored, on_rank_zer
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.zoo.entry_file import Storage
 
 
 class MVPCallback(Readout):
@@ -80,6 +81,7 @@ class MVPCallback(Readout):
         exclude: which to leave whole, likewise: ``exclude="residual"`` spares the residual stages.
         training: what else tells this run from others (learning rate, batch size, ...; plain JSON): part of the zoo
             entry's id and its config, so that entries of other trainings are others.
+        storage: how the zoo keeps the entry: ``"float32"``, or ``"bfloat16"`` in half the bytes.
 
     Attributes:
         info: what you put here until fit ends (accuracy, seconds, ...; plain JSON) is kept with the zoo entry.
@@ -120,6 +122,7 @@ class MVPCallback(Readout):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         training: Mapping[str, Any] | None = None,
+        storage: Storage = "float32",
     ) -> None:
         self._fitting = False
         self.training = training
@@ -147,7 +150,7 @@ class MVPCallback(Readout):
         self.backbone_name, self.head_name = backbone, head
         self.example_input = None if example_input is None else as_inputs(example_input)
         self.task = task
-        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task)
+        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage)
         self._reset()
 
     def _reset(self) -> None:

@@ -58,6 +58,29 @@ def require_trainable(backbone: nn.Module, groups: Groups) -> None:
                 )
 
 
+def of_all_groups(groups: Groups, masks: Masks, importance: Scores) -> tuple[Masks, Scores]:
+    """Masks and importance of all of a backbone's groups: one that was left whole keeps every unit, all alike.
+
+    Args:
+        groups: all of them.
+        masks: of those that were pruned.
+        importance: ``(units,)`` for each of those.
+    """
+    whole = Masks.full(groups)
+    every = Masks({name: masks.get(name, mask) for name, mask in whole.items()})
+    return every, {name: importance.get(name, mask.float()) for name, mask in whole.items()}
+
+
+def fractions_kept(cost: CostModel, masks: Masks) -> dict[str, float]:
+    """The fractions of ``units``, ``params`` and ``macs`` that masks leave."""
+    full = Masks.full(masks.sizes)
+    return {
+        "units": 1 - masks.pruning_ratio,
+        "params": cost.parameters(masks) / cost.parameters(full),
+        "macs": cost.macs(masks) / cost.macs(full),
+    }
+
+
 class Pruner:
     """Groups, scores and masks of a backbone that is being trained; removed units are zeroed, not cut.
 
@@ -101,13 +124,7 @@ class Pruner:
         self._set_masks(Masks.full(self.groups))
 
     def _set_masks(self, masks: Masks) -> None:
-        full = Masks.full(self.groups)
-        self.masks = masks
-        self.kept = {
-            "units": 1 - masks.pruning_ratio,
-            "params": self.cost.parameters(masks) / self.cost.parameters(full),
-            "macs": self.cost.macs(masks) / self.cost.macs(full),
-        }
+        self.masks, self.kept = masks, fractions_kept(self.cost, masks)
         self._keeper: Keeper | None = None
 
     def _keeper_of(self, backbone: nn.Module) -> Keeper:
@@ -185,9 +202,7 @@ class Pruner:
 
     def for_zoo(self) -> tuple[Masks, Scores]:
         """Masks and importance of all the backbone's groups: one that was left whole keeps every unit, all alike."""
-        whole = Masks.full(self.all_groups)
-        masks = Masks({name: self.masks.get(name, mask) for name, mask in whole.items()})
-        return masks, {name: self.importance.get(name, mask.float()) for name, mask in whole.items()}
+        return of_all_groups(self.all_groups, self.masks, self.importance)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers of tensors and numbers."""

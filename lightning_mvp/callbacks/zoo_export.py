@@ -23,12 +23,14 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import slice_state
 from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.files import with_words
+from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.similarity import class_means
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
-from lightning_mvp.zoo.entry_file import SUFFIX, write_entry
+from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
 from lightning_mvp.zoo.zoo import ModelZoo
 
 PROTOTYPE_IMAGES = 500
@@ -118,13 +120,25 @@ def class_prototypes(
     dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
     if classifier_name(dense) is not None:
         dense.reset_classifier(0)  # type: ignore[operator]  # timm's
+    return means_of_features(dense, images, labels, n_classes)
+
+
+def means_of_features(dense: nn.Module, images: Tensor, labels: Tensor, n_classes: int) -> Tensor | None:
+    """Class means of features, ``(classes, features)``, on the CPU; None where a class has no image.
+
+    Args:
+        dense: maps images to features.
+        images: preprocessed, ``(N, C, H, W)``.
+        labels: int64 ``(N,)``.
+        n_classes: how many there are.
+    """
     features, labels = features_of(dense, images.cpu()), labels.cpu()
     if features.ndim != 2 or set(labels.tolist()) != set(range(n_classes)):
         return None
     return class_means(features, labels)
 
 
-def on_rank_zero(trainer: L.Trainer, write: Callable[[], object]) -> None:
+def on_rank_zero(trainer: L.Trainer | L.Fabric, write: Callable[[], object]) -> None:
     """Let rank 0 write; all ranks wait for it, and all fail if it does.
 
     Raises:
@@ -143,7 +157,7 @@ def on_rank_zero(trainer: L.Trainer, write: Callable[[], object]) -> None:
         raise RuntimeError(f"The zoo entry could not be written, and the zoo is as it was. {problem}")
 
 
-def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path) -> None:
+def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> None:
     """Add an entry; where the zoo can't be written, keep it in ``folder``, because it took a training to make.
 
     The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays.
@@ -152,13 +166,13 @@ def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path) -> None:
         OSError, ValueError: the entry is not in the zoo, or may be lost there; the message says where it is kept.
     """
     try:
-        zoo.add(entry)
+        zoo.add(entry, storage=storage)
     except FileExistsError:
         rank_zero_warn(f"Another job has added {entry.name} to the zoo {zoo.path} meanwhile: its entry stays.")
     except (OSError, ValueError) as error:
         try:
             entry = replace(entry, info={**entry.info, "zoo": zoo.fingerprint})  # whose it is
-            kept = write_entry(folder / f"{entry.name}{SUFFIX}", entry, overwrite=True)
+            kept = write_entry(folder / f"{entry.name}{SUFFIX}", entry, overwrite=True, storage=storage)
         except (OSError, ValueError):  # nowhere to write, or nothing to keep: the first error is the one to mend
             raise error from None
         words = (
@@ -169,16 +183,70 @@ def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path) -> None:
         raise ValueError(f"{error} {words}") from error
 
 
+def entry_of(
+    task: TaskFacts,
+    config: Mapping[str, Any],
+    masks: Masks,
+    importance: Scores,
+    state: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    prototypes: Tensor | None,
+    info: Mapping[str, Any],
+    *,
+    kept: Mapping[str, float],
+    metrics: Mapping[str, Any],
+) -> ZooEntry:
+    """A pruned model as a zoo keeps it, however it was pruned. Pure.
+
+    Args:
+        task: what it was pruned for.
+        config: how; with the task's name it makes the entry's id.
+        masks: ``(units,)`` for each of the backbone's groups.
+        importance: likewise.
+        state: of the small backbone: the weights that θ⁰ has, too.
+        head: ``weight`` and perhaps ``bias`` of the small head; empty if there is none.
+        prototypes: ``(classes, features)``, if known.
+        info: what the run came to, plain JSON.
+        kept: fractions of units, parameters and MACs that are left.
+        metrics: what was measured in training.
+    """
+    return ZooEntry(
+        name=entry_id(task.name, config),
+        facts=task.to_dict(),
+        config=dict(config),
+        masks=_arrays(masks),
+        weights=_arrays(state),
+        importance=_arrays(importance),
+        head=_arrays(head),
+        prototypes=None if prototypes is None else prototypes.numpy(),
+        info={
+            **info,
+            "kept": dict(kept),
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "versions": {
+                "lightning_mvp": lightning_mvp.__version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+        },
+    )
+
+
 class ZooTarget:
     """The zoo that a pruned model is to be added to, and what the entry is about.
 
     Args:
         path: the zoo's folder; made if there is none.
         task: what the model is pruned for.
+        storage: ``"float32"``, or ``"bfloat16"`` for half the bytes; no part of the entry's id.
+
+    Raises:
+        ValueError: another storage.
     """
 
-    def __init__(self, path: Path, task: TaskFacts) -> None:
-        self.path, self.task = path, task
+    def __init__(self, path: Path, task: TaskFacts, storage: Storage = "float32") -> None:
+        require_choice("storage", storage, Storage)
+        self.path, self.task, self.storage = path, task, storage
         self.config: dict[str, Any] = {}
         self.decided = False  # somebody has looked already whether the zoo has such an entry
         self._zoo: ModelZoo | None = None
@@ -217,26 +285,21 @@ class ZooTarget:
         small = {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}
         if isinstance(head, nn.Linear):
             small = small_head(head, groups, masks).state_dict()
-        prototypes = class_prototypes(trainer, backbone, theta0, len(self.task.classes))
-        entry = ZooEntry(
-            name=entry_id(self.task.name, self.config),
-            facts=self.task.to_dict(),
-            config=self.config,
-            masks=_arrays(masks),
-            weights=_arrays({name: tensor for name, tensor in state.items() if name in theta0}),
-            importance=_arrays(importance),
-            head=_arrays(small),
-            prototypes=None if prototypes is None else prototypes.numpy(),
-            info={
-                **info,
-                "kept": pruner.kept,
-                "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-                "versions": {
-                    "lightning_mvp": lightning_mvp.__version__,
-                    "torch": torch.__version__,
-                    "timm": timm.__version__,
-                },
-            },
+        entry = entry_of(
+            self.task,
+            self.config,
+            masks,
+            importance,
+            {name: tensor for name, tensor in state.items() if name in theta0},
+            small,
+            class_prototypes(trainer, backbone, theta0, len(self.task.classes)),
+            info,
+            kept=pruner.kept,
+            metrics=trainer.callback_metrics,
         )
+        self.add(entry, Path(trainer.default_root_dir))
+
+    def add(self, entry: ZooEntry, folder: Path) -> None:
+        """Add an entry, or keep it in ``folder``: :func:`add_or_keep`."""
         assert self._zoo is not None, "it was opened before the first step"
-        add_or_keep(self._zoo, entry, Path(trainer.default_root_dir))
+        add_or_keep(self._zoo, entry, folder, self.storage)

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.mvp import MVPCallback
@@ -21,7 +21,7 @@ from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 
 
-def resolve_precision(precision: str, accelerator: str = "cpu") -> str:
+def resolve_precision(precision: str, accelerator: str = "cpu", network: nn.Module | None = None) -> str:
     """``"auto"`` becomes ``"bf16-mixed"`` where the hardware multiplies bfloat16 natively, else ``"32-true"``.
 
     On a CPU without it bf16 is emulated, and slower than float32.

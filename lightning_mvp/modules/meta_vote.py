@@ -14,7 +14,7 @@ from lightning_mvp.modules.decision import Decision, freeze, is_first_process, r
 from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
-from lightning_mvp.voting.similarity import Similarity
+from lightning_mvp.voting.similarity import SHORTLIST, Similarity
 from lightning_mvp.voting.vote import Ballots
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -75,6 +75,7 @@ class MetaVoteModule(TaskModule):
         seed: int = 0,
         exclude: tuple[str, ...] = (),
         round_to: int = 1,
+        shortlist: int | None = SHORTLIST,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -96,6 +97,8 @@ class MetaVoteModule(TaskModule):
             seed: of the scoring images and of ``similarity="random"``.
             exclude: names of entries that may not vote.
             round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
+            shortlist: of a larger zoo so many entries are read and scored, see
+                :func:`~lightning_mvp.voting.similarity.rank_neighbours`; None scores all.
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
@@ -121,6 +124,7 @@ class MetaVoteModule(TaskModule):
             seed=seed,
             exclude=exclude,
             round_to=round_to,
+            shortlist=shortlist,
         )
         voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
         assert isinstance(voted, cls)

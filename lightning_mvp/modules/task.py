@@ -46,6 +46,9 @@ class TaskModule(L.LightningModule):
         weight_decay: of weights with two or more axes; norms and biases have none.
         schedule: ``"onecycle"`` (linear warm-up over the first 10 % of the steps, then a cosine to zero) or
             ``"constant"``.
+        channels_last: the memory layout that the backbone trains in; None: what
+            :func:`~lightning_mvp.backbones.layout.training_layout` says of it. True also forces the layout where it
+            doesn't, which on an old CPU may crash.
         backbone: a ready backbone to train instead of building one; its recipe is ``recipe``.
 
     Shapes:
@@ -66,6 +69,7 @@ class TaskModule(L.LightningModule):
         "optimizer",
         "weight_decay",
         "schedule",
+        "channels_last",
     )
 
     def __init__(
@@ -76,6 +80,7 @@ class TaskModule(L.LightningModule):
         optimizer: OptimizerName = "sgd",
         weight_decay: float = 5e-4,
         schedule: ScheduleName = "onecycle",
+        channels_last: bool | None = None,
         backbone: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -83,6 +88,8 @@ class TaskModule(L.LightningModule):
         require_choice("schedule", schedule, ScheduleName)
         if not learning_rate > 0:
             raise ValueError(f"Expected argument `learning_rate` to be above 0, but got {learning_rate!r}.")
+        if not isinstance(channels_last, bool | None):
+            raise ValueError(f"Expected argument `channels_last` to be true, false or None, but got {channels_last!r}.")
         # Containers of another library, such as OmegaConf's, would break loading with weights_only=True.
         recipe, facts = plain(recipe), plain(facts)
         self.save_hyperparameters(ignore=["backbone"])
@@ -99,12 +106,20 @@ class TaskModule(L.LightningModule):
 
     def _build(self, recipe: Mapping[str, Any], backbone: nn.Module | None = None) -> None:
         self.backbone = create_backbone(recipe) if backbone is None else backbone
-        # Convolutions on CPU and GPU are fastest with channels last; linear layers don't mind.
-        self.layout = training_layout(self.backbone)
-        self.backbone.to(memory_format=self.layout).train()
+        self._lay_out()
+        self.backbone.train()
         assert isinstance(self.example_input_array, Tensor)
         n_features = _feature_count(self.backbone, recipe, self.example_input_array)
         self.head = nn.Linear(n_features, len(self.facts.classes))
+
+    def _lay_out(self) -> None:
+        """Bring the backbone's weights into the layout that it trains in."""
+        chosen = self.hparams["channels_last"]
+        if chosen is None:
+            self.layout = training_layout(self.backbone)
+        else:
+            self.layout = torch.channels_last if chosen else torch.contiguous_format
+        self.backbone.to(memory_format=self.layout)
 
     def _become(self, hparams: Mapping[str, Any]) -> None:
         """Take other hyper-parameters for one's own and rebuild at their widths; the weights then say nothing yet."""
@@ -115,6 +130,7 @@ class TaskModule(L.LightningModule):
         with undisturbed():
             self._describe(own["facts"])
         if same_shapes(before, own["recipe"]):
+            self._lay_out()  # the checkpoint may say another layout
             return
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         frozen = frozen_parameters(self)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from lightning_mvp.backbones.reference import reference_pruner
 from lightning_mvp.callbacks.settings import PruningSettings
+from lightning_mvp.modules.cutting import Moments
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.study.cutting import Moments
 
 # Gradients for one decision are added up over so many batches, as its examples do.
 SCORING_BATCHES = 10

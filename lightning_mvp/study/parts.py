@@ -17,9 +17,9 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.settings import PruningSettings
+from lightning_mvp.modules.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.study.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.study.outside import TorchPruningCutter
@@ -180,7 +180,7 @@ class Workshop:
         options = {**self.settings.optim, "learning_rate": rate}
         module = TaskModule.for_task(self.theta0.build(), data.facts, **options)
         module.initialise_head(data)
-        cutter = OwnCutter(self.theta0, pruning, options)
+        cutter = OwnCutter(self.theta0.pruned, self.theta0.cost, pruning, options)
         module = self._cut(module, data, cutter, pruning, steps, self.settings)
         save_weights(module.backbone, self.folder / "parent.safetensors", overwrite=True)
         return {
@@ -297,10 +297,11 @@ class Workshop:
             origin, steps = self.root, settings.vote.get("refine_after", trial.steps // 4)
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
             pruning = self.scratch_settings(settings, **one)
-            cutter = OwnCutter(origin, pruning, settings.optim, masks, module.backbone)
+            present = origin.pruned_of(module.backbone)
+            cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim, masks, present)
         else:
             pruning = self.scratch_settings(settings, criterion=trial.method)
-            cutter = OwnCutter(origin, pruning, settings.optim)
+            cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim)
         module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)
         if cutter.masks is None:
             small = module.backbone

@@ -14,10 +14,10 @@ from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.modules.cutting import endless
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
-from lightning_mvp.study.cutting import endless
 from lightning_mvp.study.methods import ORACLE
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule

@@ -46,7 +46,7 @@ def preprocess(images: Tensor, facts: TaskFacts) -> Tensor:
     pixels = _centre_crop(_resize(images.float(), facts), facts.input_size)
     mean = pixels.new_tensor(facts.mean).view(1, -1, 1, 1)
     std = pixels.new_tensor(facts.std).view(1, -1, 1, 1)
-    return (pixels / 255 - mean) / std
+    return pixels.div_(255).sub_(mean).div_(std)  # in place: the floats are a copy of the images already
 
 
 def _resize(pixels: Tensor, facts: TaskFacts) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from types import EllipsisType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,6 +18,8 @@ from lightning_mvp.fingerprint import to_array
 
 Missing = Literal["theta0", "producer", "zero"]
 Kept = tuple["np.ndarray | None", ...]
+# Least coefficient, where their mean is 1: a weight times it is a normal float64 and not a denormal that loses digits.
+LEAST = 1e-200
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def merge(
 
     Batch-norm statistics are pooled moments, :math:`\mu = \bar{\mu_j}`, :math:`\sigma^2 = \overline{\sigma_j^2 +
     \mu_j^2} - \mu^2 = \overline{\sigma_j^2 + (\mu_j - \mu)^2}`. Tensors without a unit axis are means over all
-    neighbours; integers (counters) are rounded. Sums are float64 over entries sorted by name.
+    neighbours; integers (counters) are rounded. Sums are float64 over entries sorted by name, element by element:
+    neither the order of `states` nor the number of threads matters.
 
     An entry that no neighbour kept (:math:`J_e` is empty) becomes, by `missing`:
 
@@ -56,7 +61,9 @@ def merge(
     - "zero": 0. One-dimensional tensors (biases, norms and their statistics) belong to a unit, not to a connection,
       and take θ⁰'s value under "producer" and "zero" too.
 
-    One neighbour merged with its own masks gives back its weights, bit for bit.
+    One neighbour merged with its own masks gives back its weights, bit for bit. So do an entry that one of many
+    neighbours kept, and neighbours that are equal, where θ⁰ is float32 or narrower; in float64 they may be some units
+    in the last place away.
 
     Args:
         states: entry name → state, each tensor either full or cut to that entry's masks.
@@ -74,81 +81,180 @@ def merge(
         raise ValueError(f"Expected argument `missing` to be one of {get_args(Missing)}, but got {missing!r}.")
     if not states:
         raise ValueError("Expected argument `states` to hold at least one neighbour, but got none. Is the zoo empty?")
-    raw = {name: 1.0 if coefficients is None else float(coefficients[name]) for name in sorted(states)}
-    average = sum(raw.values()) / sum(a > 0 for a in raw.values())
-    weights = {name: a / average for name, a in raw.items() if a > 0}
-    merged: dict[str, np.ndarray] = {}
+    weights = _weights({name: 1.0 if coefficients is None else float(coefficients[name]) for name in states})
+    state: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
+    overlaps: dict[Hashable, _Overlap] = {}
     counts = np.zeros(3, dtype=np.int64)
 
     # Means come before variances, which are taken around them.
     for tensor in sorted(theta0, key=lambda name: name.endswith("running_var")):
         dense = to_array(theta0[tensor])
-        goal = groups.kept(tensor, dense.shape, target)
-        start = _cut(dense, goal).astype(np.float64)
-        mean, total = np.zeros_like(start), np.zeros_like(start)
-        count = np.zeros(start.shape, dtype=np.int64)
-        produced = np.zeros(start.shape[:1])
-        for name, a in weights.items():
-            block = _Block.of(dense.shape, goal, groups.kept(tensor, dense.shape, masks[name]))
+        key = (dense.shape, *((axis, group, index.tobytes()) for axis, group, index in groups.layout.get(tensor, ())))
+        if key not in overlaps:
+            kept = {name: groups.kept(tensor, dense.shape, masks[name]) for name in weights}
+            overlaps[key] = _Overlap.of(dense.shape, groups.kept(tensor, dense.shape, target), kept, weights)
+        overlap = overlaps[key]
+        # −0 and not 0: added to a weight of −0 it leaves that as it is.
+        mean = torch.full(overlap.shape, -0.0, dtype=torch.float64)
+        for name, block in overlap.blocks.items():
             value = block.read(states[name][tensor], name, tensor)
             if tensor.endswith("running_var"):
                 sibling = tensor.removesuffix("var") + "mean"
-                value = value + (block.read(states[name][sibling], name, sibling) - merged[sibling][block.target]) ** 2
-            total[block.target] += a
-            count[block.target] += 1
-            # A running mean: exact for the first neighbour (share 1) and for equal neighbours (difference 0).
-            before, share = mean[block.target], a / total[block.target]
-            mean[block.target] = np.where(share == 1, value, before + share * (value - before))
-            if start.ndim > 1:
-                produced[block.rows] += a
-        if missing != "theta0" and start.ndim > 1:
-            shape = (-1, *[1] * (start.ndim - 1))
-            start = start / (1 + produced.reshape(shape)) if missing == "producer" else np.zeros_like(start)
-        merged[tensor] = np.where(count > 0, mean, start)
-        counts += np.bincount(np.minimum(count, 2).ravel(), minlength=3)
+                value += (block.read(states[name][sibling], name, sibling) - means[sibling][block.rows]) ** 2
+            block.add_to(mean, value.mul_(weights[name]))
+        mean /= overlap.total
+        if overlap.entries[0]:
+            start = _unseen(_cut(dense, overlap.goal), overlap.produced, missing)
+            mean = torch.where(overlap.total == 0, start, mean)
+        state[tensor] = _as_type(mean, dense.dtype)
+        if tensor.endswith("running_mean"):
+            means[tensor] = state[tensor].double()  # as it is stored: equal neighbours lie at no distance from it
+        counts += overlap.entries
 
-    state = {name: _as_type(merged[name], to_array(theta0[name]).dtype) for name in theta0}
     shares = dict(zip(("0", "1", ">=2"), (counts / max(1, counts.sum())).tolist(), strict=True))
-    return MergeResult(state, shares)
+    return MergeResult({name: state[name] for name in theta0}, shares)
+
+
+def _weights(coefficients: Mapping[str, float]) -> dict[str, float]:
+    """The coefficients above 0, sorted by name, so that their mean is 1: a single neighbour has exactly 1."""
+    above = {name: coefficients[name] for name in sorted(coefficients) if coefficients[name] > 0}
+    average = sum(above.values()) / len(above)
+    return {name: max(LEAST, a / average) for name, a in above.items()}
+
+
+def _unseen(theta0: Tensor, produced: Tensor, missing: Missing) -> Tensor:
+    """What entries become that no neighbour kept; `produced` are the coefficients of those that kept each row."""
+    if missing == "theta0" or theta0.ndim < 2:
+        return theta0
+    if missing == "zero":
+        return torch.zeros_like(theta0)
+    return theta0 / (1 + produced).reshape(-1, *[1] * (theta0.ndim - 1))
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Which entries of a tensor the neighbours have; the same for all tensors that own the same units alike.
+
+    Who has an entry depends on its units alone and not on its place in a kernel: axes without units have size 1 in
+    `total`.
+
+    Args:
+        shape: of the target's tensor.
+        goal: for each axis the entries that the target keeps.
+        blocks: neighbour → what it shares with the target.
+        total: float64, the sum of the coefficients of those that have an entry; 0 where nobody has it.
+        produced: float64 ``(rows,)``, the sum of the coefficients of those that have an entry's row.
+        entries: how many of the target's entries 0, 1 and more neighbours have.
+    """
+
+    shape: tuple[int, ...]
+    goal: Kept
+    blocks: dict[str, _Block]
+    total: Tensor
+    produced: Tensor
+    entries: np.ndarray
+
+    @classmethod
+    def of(cls, dense: tuple[int, ...], goal: Kept, kept: Mapping[str, Kept], weights: Mapping[str, float]) -> _Overlap:
+        shape = _cut_shape(dense, goal)
+        units = _cut_shape([1] * len(dense), goal)
+        count, total = torch.zeros(units, dtype=torch.float64), torch.zeros(units, dtype=torch.float64)
+        produced = torch.zeros(units[:1], dtype=torch.float64)
+        blocks = {name: _Block.of(dense, goal, own) for name, own in kept.items()}
+        for name, block in blocks.items():
+            ones = torch.ones(block.units, dtype=torch.float64)
+            block.add_to(count, ones)
+            block.add_to(total, ones.mul_(weights[name]))
+            produced[block.rows] += weights[name]
+        nobody, one = int((count == 0).sum()), int((count == 1).sum())
+        each = np.array([nobody, one, count.numel() - nobody - one])
+        return cls(shape, goal, blocks, total, produced, each * (prod(shape) // count.numel()))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The entries that target and neighbour share: positions in the target, the dense tensor and the cut one."""
+    """Where a neighbour's tensor has the entries of the target's.
+
+    Args:
+        shape: of a full tensor.
+        cut_shape: of one cut to the neighbour's masks.
+        units: of what is read of either: the rows that both have × the target's entries, and 1 for axes without units.
+        rows: the target's rows that the neighbour has, or all.
+        axes: axis → places in a full and in a cut tensor, int64.
+        absent: axis but the first → the target's entries that the neighbour lacks, int64.
+    """
 
     shape: tuple[int, ...]
     cut_shape: tuple[int, ...]
-    rows: np.ndarray
-    target: tuple[np.ndarray, ...]
-    dense: tuple[np.ndarray, ...]
-    cut: tuple[np.ndarray, ...]
+    units: tuple[int, ...]
+    rows: Tensor | EllipsisType
+    axes: dict[int, tuple[Tensor, Tensor]]
+    absent: dict[int, Tensor]
 
     @classmethod
     def of(cls, shape: tuple[int, ...], goal: Kept, own: Kept) -> _Block:
-        shared = []
-        for size, wanted, kept in zip(shape, goal, own, strict=True):
-            everything = np.arange(size)
-            wanted = everything if wanted is None else wanted
-            kept = everything if kept is None else kept
-            shared.append((*np.intersect1d(wanted, kept, assume_unique=True, return_indices=True), len(kept)))
-        dense, target, cut, lengths = zip(*shared, strict=True) if shared else ((), (), (), ())
-        rows = target[0] if shape else np.zeros(0, np.int64)
-        return cls(shape, lengths, rows, np.ix_(*target), np.ix_(*dense), np.ix_(*cut))
+        rows: Tensor | EllipsisType = ...
+        axes, absent, units = {}, {}, [1] * len(shape)
+        for axis, (wanted, kept) in enumerate(zip(goal, own, strict=True)):
+            if wanted is None or kept is None:
+                continue
+            cut = np.minimum(np.searchsorted(kept, wanted), len(kept) - 1)
+            there = kept[cut] == wanted
+            if axis == 0:
+                rows = torch.from_numpy(np.flatnonzero(there))
+                wanted, cut = wanted[there], cut[there]
+            else:  # read all the same, whatever is there: a gap costs more than to overwrite it
+                absent[axis] = torch.from_numpy(np.flatnonzero(~there))
+            axes[axis] = (torch.from_numpy(wanted), torch.from_numpy(cut))
+            units[axis] = len(wanted)
+        return cls(shape, _cut_shape(shape, own), tuple(units), rows, axes, absent)
 
-    def read(self, value: Any, entry: str, tensor: str) -> np.ndarray:
-        """The shared entries of a full or a cut tensor, in float64."""
+    def read(self, value: Any, entry: str, tensor: str) -> Tensor:
+        """The shared rows of a full or a cut tensor, a float64 copy; in the places of `absent` it holds anything."""
         array = to_array(value)
         if array.shape not in (self.shape, self.cut_shape):
             raise ValueError(
                 f"Expected {tensor!r} of entry {entry!r} to have shape {self.cut_shape} (kept entries) or {self.shape} "
                 f"(all), but got {array.shape}. Is it an entry of another backbone?"
             )
-        return array[self.dense if array.shape == self.shape else self.cut].astype(np.float64)
+        taken = _as_tensor(array)
+        for axis, (full, cut) in self.axes.items():
+            taken = taken.index_select(axis, full if array.shape == self.shape else cut)
+        return taken.to(torch.float64, copy=True)
+
+    def add_to(self, total: Tensor, value: Tensor) -> None:
+        """Add the shared entries of `value`, which is what `read` gives; `value` changes.
+
+        The sum of each entry takes one plain addition for each neighbour, never a fused one (as `alpha` gives): that is
+        used for whole vectors only, whose bounds depend on the number of threads.
+        """
+        for axis, entries in self.absent.items():
+            value.index_fill_(axis, entries, -0.0)
+        if isinstance(self.rows, Tensor):
+            total.index_add_(0, self.rows, value)
+        else:
+            total += value
 
 
-def _cut(dense: np.ndarray, kept: Kept) -> np.ndarray:
-    return dense[np.ix_(*(np.arange(n) if k is None else k for n, k in zip(dense.shape, kept, strict=True)))]
+def _cut_shape(shape: Sequence[int], kept: Kept) -> tuple[int, ...]:
+    return tuple(size if index is None else len(index) for size, index in zip(shape, kept, strict=True))
 
 
-def _as_type(values: np.ndarray, dtype: np.dtype) -> Tensor:
-    return torch.from_numpy(np.array(np.rint(values) if dtype.kind in "iu" else values, dtype=dtype))
+def _cut(dense: np.ndarray, kept: Kept) -> Tensor:
+    """The kept entries, float64."""
+    result = _as_tensor(dense)
+    for axis, index in enumerate(kept):
+        if index is not None:
+            result = result.index_select(axis, torch.from_numpy(index))
+    return result.double()
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """A view where torch allows one: it takes neither read-only arrays nor all strides."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _as_type(values: Tensor, dtype: np.dtype) -> Tensor:
+    array = values.numpy()
+    return torch.from_numpy(np.array(np.rint(array) if dtype.kind in "iu" else array, dtype=dtype))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,15 +16,20 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
-from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, label_entropy, leep
+from lightning_mvp.voting.recall import recalled
+from lightning_mvp.voting.sources import Inputs, probabilities_of, seen_by
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.prototypes import prototype_similarity
-from lightning_mvp.zoo.rebuild import dense_backbone, rebuild, require_fits
+from lightning_mvp.zoo.rebuild import dense_backbone, refill, require_fits
 from lightning_mvp.zoo.zoo import ModelZoo
 
 Similarity = Literal["leep", "prototypes", "cover", "random", "farthest"]
+
+# Entries of a larger zoo that are scored by running their models: with 8 neighbours nearly all of LEEP's best are among
+# them (benchmarks/README.md).
+SHORTLIST = 24
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,14 @@ class Neighbour:
 
 
 class Ranking(list[Neighbour]):
-    """Neighbours, best first; ``evidence`` is what LEEP of all entries says, None where it was not asked for."""
+    """Neighbours, best first.
+
+    ``evidence`` is what LEEP says, None where it was not asked for; ``scored`` of the zoo's ``entries`` were looked at.
+    """
 
     evidence: Evidence | None = None
+    scored: int = 0
+    entries: int = 0
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
@@ -73,8 +84,9 @@ def rank_neighbours(
     config: str | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     exclude: Collection[str] = (),
+    shortlist: int | None = SHORTLIST,
 ) -> Ranking:
     """The `k` entries most similar to the task of these training images, best first, ties by name.
 
@@ -96,6 +108,9 @@ def rank_neighbours(
         seed: of "random".
         batch_size: images a pass.
         exclude: names of entries that must not be chosen.
+        shortlist: of a larger zoo so many entries (or `k`, if that is more) are read and scored, those that
+            :func:`~lightning_mvp.voting.recall.recall_scores` finds most promising, as LEEP runs a model of each; None
+            scores all. Entries without prototypes are not found then, and said.
 
     Raises:
         ValueError: an empty zoo, an unknown similarity or config, or nothing left to choose from.
@@ -106,8 +121,25 @@ def rank_neighbours(
         raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")
     if similarity == "cover" and torch.as_tensor(labels).ndim != 1:
         raise ValueError("Expected one class per image for similarity='cover', but got multi-hot labels. Use 'leep'.")
-    named = [entry for entry in zoo.entries(_one_config(zoo, config)) if entry.name not in set(exclude)]
-    entries = sound(named, lambda entry: require_usable(entry, zoo, images, backbone, groups))
+    if shortlist is not None and shortlist < 1:
+        raise ValueError(
+            f"Expected argument `shortlist` to be at least 1, but got {shortlist}. None scores all entries."
+        )
+    names = [name for name in zoo.configs[_one_config(zoo, config)] if name not in set(exclude)]
+    inputs = Inputs(images)
+    candidates, most = names, len(names) if shortlist is None or k is None else max(shortlist, k)
+    if len(names) > most:
+        if similarity == "random":
+            candidates = _shuffled(names, seed)[:most]
+        else:
+            dense = dense_backbone(zoo, backbone)
+            found = recalled(
+                zoo, names, inputs, labels, dense, farthest=similarity == "farthest", batch_size=batch_size
+            )
+            candidates = found[:most]
+    entries = sound(
+        read_entries(zoo, sorted(candidates)), lambda entry: require_usable(entry, zoo, images, backbone, groups)
+    )
     score: Callable[[ZooEntry], float]
     expected: dict[str, Tensor] = {}
     if similarity == "random":
@@ -115,7 +147,7 @@ def rank_neighbours(
         score = lambda entry: 0.0  # noqa: E731 (one of three one-line scores)
     elif similarity == "prototypes":
         usable = _having(entries, "prototypes", lambda entry: entry.prototypes is not None)
-        target = _TargetPrototypes(dense_backbone(zoo, backbone), images, labels, batch_size)
+        target = _TargetPrototypes(dense_backbone(zoo, backbone), inputs, labels, batch_size)
         score = lambda entry: prototype_similarity(_prototypes(entry, target(entry)), target(entry))  # noqa: E731
     else:
         usable = _having(entries, "a head", lambda entry: bool(entry.head))
@@ -127,8 +159,11 @@ def rank_neighbours(
                 stacklevel=2,
             )
 
+        scratch = copy.deepcopy(backbone).eval()
+
         def score(entry: ZooEntry) -> float:
-            probabilities = source_probabilities(entry, images, backbone, groups, batch_size)
+            head = refill(scratch, entry, groups)
+            probabilities = probabilities_of(entry, scratch, head, inputs(entry.facts), batch_size)
             if similarity == "cover":
                 expected[entry.name] = expected_predictions(probabilities, labels)
             return leep(probabilities, labels)
@@ -136,7 +171,8 @@ def rank_neighbours(
     if not usable:
         raise ValueError(
             f"No entry of the zoo at {zoo.path} can be a neighbour by similarity {similarity!r}: of {len(zoo)} entries "
-            f"{len(entries)} are sound, of one config and not excluded. Fill the zoo with `mvp-prune`."
+            f"{len(candidates)} were looked at, and {len(entries)} are sound, of one config and not excluded. Fill the "
+            "zoo with `mvp-prune`."
         )
     if k is not None and len(usable) < k:
         warnings.warn(f"Expected at least {k} entries to choose from, but got {len(usable)}: using all.", stacklevel=2)
@@ -148,11 +184,11 @@ def rank_neighbours(
             "warnings say why. Are the images of the backbone's size, and finite?"
         )
     if similarity == "random":
-        order = np.random.default_rng(seed).permutation(sorted(scores)).tolist()
+        order = [name for name in _shuffled(names, seed) if name in scores]
     elif similarity == "cover":
-        names = sorted(scores)
-        rows = torch.stack([expected[name] for name in names])
-        order = [names[row] for row in covering_order(rows, len(names) if k is None else k)]
+        covering = sorted(scores)
+        rows = torch.stack([expected[name] for name in covering])
+        order = [covering[row] for row in covering_order(rows, len(covering) if k is None else k)]
     else:
         sign = 1 if similarity == "farthest" else -1
         order = sorted(scores, key=lambda name: (sign * scores[name], name))
@@ -162,8 +198,26 @@ def rank_neighbours(
         for name in order[:k]
     )
     if similarity not in ("random", "prototypes"):
-        ranked.evidence = Evidence.of(list(scores.values()), label_entropy(labels))
+        ranked.evidence = Evidence.of(list(scores.values()), label_entropy(labels), whole=len(candidates) == len(names))
+    ranked.scored, ranked.entries = len(scores), len(names)
     return ranked
+
+
+def read_entries(zoo: ModelZoo, names: Iterable[str]) -> Iterator[ZooEntry]:
+    """The sound ones of these entries, one after the other; damaged ones warn by name."""
+    for name in names:
+        try:
+            entry = zoo[name]
+        except DamagedEntryError as error:
+            warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=4)
+        except KeyError:
+            pass  # removed since the names were listed
+        else:
+            yield entry
+
+
+def _shuffled(names: Iterable[str], seed: int) -> list[str]:
+    return np.random.default_rng(seed).permutation(sorted(names)).tolist()
 
 
 def sound(entries: Iterable[ZooEntry], check: Callable[[ZooEntry], object]) -> list[ZooEntry]:
@@ -200,46 +254,17 @@ def require_usable(entry: ZooEntry, zoo: ModelZoo, images: Tensor, backbone: nn.
         )
 
 
-def source_probabilities(
-    entry: ZooEntry, images: Tensor, backbone: nn.Module, groups: Groups, batch_size: int = 256
-) -> Tensor:
-    """Class probabilities ``(n, Z)`` of an entry's model on images, uint8 ones through its own preprocessing."""
-    small, head = rebuild(entry, backbone, groups)
-    if head is None:
-        raise ValueError(
-            f"Expected entry {entry.name!r} to have a head, but it has none. Use `similarity='prototypes'`."
-        )
-    features = features_of(small, as_input(images, entry.facts), batch_size)
-    if features.shape[1] != head.in_features:
-        raise DamagedEntryError(
-            f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks leave, "
-            f"but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
-        )
-    with torch.no_grad():
-        probabilities = head(features).double().softmax(1)
-    if not torch.isfinite(probabilities).all():
-        raise DamagedEntryError(
-            f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
-        )
-    return probabilities
-
-
-def as_input(images: Tensor, facts: dict[str, Any]) -> Tensor:
-    """uint8 images through the preprocessing of these task facts; float images as they are."""
-    return images if images.is_floating_point() else preprocess(images, TaskFacts.from_dict(facts))
-
-
 class _TargetPrototypes:
     """The target's prototypes under θ⁰, once for each preprocessing that occurs in the zoo."""
 
-    def __init__(self, dense: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> None:
-        self.dense, self.images, self.labels, self.batch_size = dense, images, labels, batch_size
+    def __init__(self, dense: nn.Module, inputs: Inputs, labels: Tensor, batch_size: int) -> None:
+        self.dense, self.inputs, self.labels, self.batch_size = dense, inputs, labels, batch_size
         self.cache: dict[str, Tensor] = {}
 
     def __call__(self, entry: ZooEntry) -> Tensor:
-        key = repr([value for name, value in sorted(entry.facts.items()) if name not in ("name", "classes")])
+        key = seen_by(entry.facts)
         if key not in self.cache:
-            features = features_of(self.dense, as_input(self.images, entry.facts), self.batch_size)
+            features = features_of(self.dense, self.inputs(entry.facts), self.batch_size)
             self.cache[key] = class_means(features, self.labels)
         return self.cache[key]
 
@@ -276,6 +301,8 @@ def _one_config(zoo: ModelZoo, config: str | None) -> str:
     if not len(zoo):
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     configs = zoo.configs
+    if config is not None and config not in configs:
+        raise ValueError(f"Expected `config` to be one of {list(configs)}, but got {config!r}.")
     if config is None:
         config = max(configs, key=lambda key: len(configs[key]))  # the first in order among equals
         if len(configs) > 1:

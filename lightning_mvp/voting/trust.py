@@ -15,24 +15,25 @@ class Evidence:
     Args:
         leep: of the nearest entry, at most 0.
         label_entropy: H(y) of the task's labels in nats: LEEP of a source that sees nothing is −H(y).
-        mean: of LEEP over the zoo's entries.
+        mean: of LEEP over the zoo's entries; None where not all were scored.
         spread: its standard deviation over them.
     """
 
     leep: float
     label_entropy: float
-    mean: float
-    spread: float
+    mean: float | None
+    spread: float | None
 
     @classmethod
-    def of(cls, scores: Sequence[float], label_entropy: float) -> Evidence:
-        """From LEEP of every entry of the zoo.
+    def of(cls, scores: Sequence[float], label_entropy: float, whole: bool = True) -> Evidence:
+        """From LEEP of every entry of the zoo, or of its most promising ones, which say nothing of the others.
 
         Example:
             >>> Evidence.of([-0.5, -1.5], 2.0)
             Evidence(leep=-0.5, label_entropy=2.0, mean=-1.0, spread=0.5)
         """
-        return cls(max(scores), label_entropy, float(np.mean(scores)), float(np.std(scores)))
+        mean, spread = (float(np.mean(scores)), float(np.std(scores))) if whole else (None, None)
+        return cls(max(scores), label_entropy, mean, spread)
 
     @property
     def explained(self) -> float:
@@ -45,13 +46,16 @@ class Evidence:
         return 1 + self.leep / self.label_entropy
 
     @property
-    def lead(self) -> float:
-        """How far the nearest entry stands out of the zoo, in standard deviations; 0 where all are alike.
+    def lead(self) -> float | None:
+        """How far the nearest entry stands out of the zoo, in standard deviations; 0 where all are alike, None where
+        not all were scored.
 
         Example:
             >>> Evidence.of([-0.5, -1.5], 2.0).lead
             1.0
         """
+        if self.mean is None or self.spread is None:
+            return None
         return (self.leep - self.mean) / self.spread if self.spread > 0 else 0.0
 
 
@@ -90,10 +94,7 @@ def expectations(evidence: Evidence, steps: int) -> list[str]:
         ...     print(sentence)
         The nearest task ...
     """
-    told = [
-        f"The nearest task explains {evidence.explained:.0%} of the labels' entropy and stands {evidence.lead:.1f} "
-        "standard deviations above the zoo's mean. By what was found with votes of 100 steps, of such tasks"
-    ]
+    told = [f"{nearest_words(evidence)} By what was found with votes of 100 steps, of such tasks"]
     for times, rule in RULES.items():
         chance = rule.probability(evidence)
         told.append(
@@ -101,6 +102,18 @@ def expectations(evidence: Evidence, steps: int) -> list[str]:
             f"than pruning from scratch in {times * steps:,} steps."
         )
     return told
+
+
+def nearest_words(evidence: Evidence) -> str:
+    """What the evidence says of the nearest task, in a sentence.
+
+    Example:
+        >>> nearest_words(Evidence.of([-0.5, -1.5], 2.0, whole=False))
+        "The nearest task explains 75% of the labels' entropy."
+    """
+    lead = evidence.lead
+    stands = "" if lead is None else f" and stands {lead:.1f} standard deviations above the zoo's mean"
+    return f"The nearest task explains {evidence.explained:.0%} of the labels' entropy{stands}."
 
 
 def _share(chance: float) -> str:

@@ -30,7 +30,15 @@ from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import Missing, merge
-from lightning_mvp.voting.similarity import Neighbour, Ranking, Similarity, as_input, rank_neighbours, require_usable
+from lightning_mvp.voting.similarity import (
+    SHORTLIST,
+    Neighbour,
+    Ranking,
+    Similarity,
+    rank_neighbours,
+    require_usable,
+)
+from lightning_mvp.voting.sources import as_input
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.voting.vote import Ballots, coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
@@ -58,6 +66,8 @@ class VoteReport:
         dense_macs: through the dense one.
         seconds: stage → wall time.
         evidence: what LEEP said of the zoo; None where it was not asked for.
+        scored: entries that were read and scored, of
+        entries: those that might have voted; both 0 where the ranking was made by hand.
     """
 
     neighbours: tuple[Neighbour, ...]
@@ -72,6 +82,8 @@ class VoteReport:
     dense_macs: int
     seconds: dict[str, float]
     evidence: Evidence | None = None
+    scored: int = 0
+    entries: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the masks are represented by their fingerprint."""
@@ -88,8 +100,11 @@ class VoteReport:
             share = self.coefficients[neighbour.name] / sum(self.coefficients.values())
             table.add_row(neighbour.name, f"score {neighbour.score:.3f}{shared}, weight {share:.2f}")
         if self.evidence is not None:
-            lead = f"{self.evidence.lead:.1f} standard deviations above the zoo's mean"
-            table.add_row("nearest explains", f"{self.evidence.explained:.0%} of the labels' entropy, {lead}")
+            lead = self.evidence.lead
+            stands = "" if lead is None else f", {lead:.1f} standard deviations above the zoo's mean"
+            table.add_row("nearest explains", f"{self.evidence.explained:.0%} of the labels' entropy{stands}")
+        if self.scored < self.entries:
+            table.add_row("looked at", f"{self.scored} of {self.entries} entries, the most promising by prototypes")
         table.add_section()
         for group, width in self.widths.items():
             table.add_row(f"units of {group}", f"{width} of {self.sizes[group]}")
@@ -136,6 +151,7 @@ def voted_backbone(
     reestimate_batches: int = REESTIMATION_BATCHES,
     exclude: Collection[str] = (),
     round_to: int = 1,
+    shortlist: int | None = SHORTLIST,
 ) -> tuple[nn.Module, VoteReport]:
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
 
@@ -167,6 +183,7 @@ def voted_backbone(
         reestimate_batches: at most that many batches give the batch-norm statistics; 0 keeps the merged ones.
         exclude: names of entries that must not vote.
         round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
+        shortlist: of a larger zoo so many entries are read and scored, see `rank_neighbours`; None scores all.
 
     Returns:
         The voted backbone in eval mode, physically small, and the report.
@@ -209,6 +226,7 @@ def voted_backbone(
                 classes=target.classes if classes is None else classes,
                 seed=seed,
                 exclude=exclude,
+                shortlist=shortlist,
             )
         )
     with _timed(seconds, "vote"):
@@ -248,7 +266,7 @@ def voted_backbone(
         macs=count_macs(small, example),
         dense_macs=count_macs(dense, example),
         seconds=seconds,
-        evidence=ranking.evidence if isinstance(ranking, Ranking) else None,
+        **(vars(ranking) if isinstance(ranking, Ranking) else {}),
     )
     return small.eval(), report
 

@@ -3,6 +3,8 @@
 A file holds the tensors ``mask/<group>`` (packed bits), ``weight/<name>`` (kept entries only), ``importance/<group>``,
 ``head/<name>`` and ``prototype/features``, and in its metadata the facts as JSON with a SHA-256 over all of it. Anybody
 can compute that sum, so that a right one proves only that the file is whole: everything in it is checked as well.
+
+What is float32 may be stored as bfloat16, in half the bytes; it is read as float32, and the SHA-256 is over that.
 """
 
 from __future__ import annotations
@@ -13,33 +15,57 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors.numpy import save
 
 from lightning_mvp.files import LATE, write_whole
 from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.zoo.bfloat16 import from_bfloat16, to_bfloat16
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate, validate_facts
 from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, TensorFile, TensorSpec, open_tensors
+from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, TensorFile, TensorSpec, open_tensors, serialise
+
+Storage = Literal["float32", "bfloat16"]
 
 FORMAT = "lightning-mvp-entry-1"
 SUFFIX = ".safetensors"
 
+# Of one entry's: twenty thousand classes of two thousand features take a sixth of it.
+MOST_PROTOTYPES = 1 << 30
+PROTOTYPES = "prototype/features"
 _PARTS = ("mask", "weight", "importance", "head", "prototype")
 # Not the file's fault: the process has too many open, or was interrupted.
 _OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 
-def write_entry(path: str | Path, entry: ZooEntry, *, overwrite: bool = False, parents: bool = True) -> Path:
+def write_entry(
+    path: str | Path,
+    entry: ZooEntry,
+    *,
+    overwrite: bool = False,
+    parents: bool = True,
+    storage: Storage = "float32",
+) -> Path:
     """Validate `entry` and write it whole or not at all; without `overwrite` the first writer wins.
 
+    Args:
+        path: of the file, named as the entry.
+        entry: what to write.
+        overwrite: replace what is there.
+        parents: make the folders on the way.
+        storage: "bfloat16" rounds all that is float32 to the nearest bfloat16, which takes half the bytes; it is read
+            as float32 again. Any other type is stored as it is.
+
     Raises:
-        ValueError: the entry contradicts itself or holds a value that is not finite; nothing is written.
+        ValueError: the entry contradicts itself or holds a value that is not finite, or would not be as bfloat16;
+            nothing is written.
         FileExistsError: there is such a file and `overwrite` is false.
         OSError: it could not be written; the message says why and what to do.
     """
+    if storage not in get_args(Storage):
+        choices = ", ".join(map(repr, get_args(Storage)))
+        raise ValueError(f"Expected argument `storage` to be one of {choices}, but got {storage!r}.")
     validate(entry)
     header = json.dumps(
         {
@@ -50,15 +76,19 @@ def write_entry(path: str | Path, entry: ZooEntry, *, overwrite: bool = False, p
             "info": _finite(entry.info),
         },
         allow_nan=False,
+        separators=(",", ":"),
     )
     tensors = {f"mask/{group}": np.packbits(mask) for group, mask in entry.masks.items()}
     tensors |= {f"weight/{name}": _compact(value) for name, value in entry.weights.items()}
     tensors |= {f"importance/{group}": _compact(value, np.float32) for group, value in entry.importance.items()}
     tensors |= {f"head/{name}": _compact(value) for name, value in entry.head.items()}
     if entry.prototypes is not None:
-        tensors["prototype/features"] = _compact(entry.prototypes)
-    metadata = {"format": FORMAT, "entry": header, "sha256": _payload_sha256(tensors, header)}
-    payload = save(tensors, metadata)
+        tensors[PROTOTYPES] = _compact(entry.prototypes)
+    bits = _halved(entry.name, tensors) if storage == "bfloat16" else {}
+    # The sum is over what is read, so that it says the same of a file however its values are stored.
+    read = {**tensors, **{name: from_bfloat16(value) for name, value in bits.items()}}
+    metadata = {"format": FORMAT, "entry": header, "sha256": _payload_sha256(read, header)}
+    payload = serialise({**tensors, **bits}, metadata, bits.keys())
     _require_readable(entry.name, header, int.from_bytes(payload[:8], "little"))
     return write_whole(path, payload, overwrite=overwrite, parents=parents)
 
@@ -99,8 +129,12 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
     return entry
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
+def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
     """Name, facts, config, groups and info of an entry, without its tensors: cheap, but the SHA-256 is not verified.
+
+    Args:
+        path: of the file.
+        prototypes: tell also ``"has_head"`` and ``"prototypes"``, an array or None.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -108,7 +142,18 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with _reading(path), open_tensors(path) as file:
-        return _read_header(path, file)[0]
+        header = _read_header(path, file)[0]
+        if not prototypes:
+            return header
+        rows = None
+        if PROTOTYPES in file.specs:
+            shape = file.specs[PROTOTYPES].shape
+            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > MOST_PROTOTYPES:
+                raise ValueError(f"expected prototypes of {len(header['facts']['classes'])} classes, but got {shape}")
+            rows = file.read(PROTOTYPES).astype(np.float32)
+            if not np.isfinite(rows).all():
+                raise ValueError("its prototypes hold NaN or infinity")
+        return {**header, "has_head": "head/weight" in file.specs, "prototypes": rows}
 
 
 @contextmanager
@@ -181,7 +226,7 @@ def _check_tensors(groups: Any, specs: Mapping[str, TensorSpec]) -> None:
             _require(name, spec, np.dtype(np.uint8), (math.ceil(groups[key] / 8),))
         elif part == "importance" and key in groups:
             _require(name, spec, np.dtype(np.float32), (groups[key],))
-        elif not key or (part not in ("weight", "head") and name != "prototype/features"):
+        elif not key or (part not in ("weight", "head") and name != PROTOTYPES):
             raise ValueError(f"its parts do not match its header: {name[:200]!r} is no tensor of these groups")
     scored = [group for group in groups if f"importance/{group}" in specs]
     if len(scored) not in (0, len(groups)):
@@ -224,7 +269,19 @@ def _finite(value: Any) -> Any:
 
 def _compact(value: np.ndarray, dtype: Any = None) -> np.ndarray:
     # np.ascontiguousarray would turn a scalar such as num_batches_tracked into a vector.
-    return np.array(value, dtype=dtype, order="C")
+    return np.array(value, dtype=dtype or value.dtype.newbyteorder("="), order="C")
+
+
+def _halved(entry: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The bfloat16 bit patterns of those tensors that are float32."""
+    bits = {}
+    for name, value in tensors.items():
+        if value.dtype == np.float32:
+            try:
+                bits[name] = to_bfloat16(value)
+            except ValueError as error:
+                raise ValueError(f"Tensor {name!r} of entry {entry!r}: {error} Store it as float32.") from error
+    return bits
 
 
 def _payload_sha256(tensors: Mapping[str, np.ndarray], header: str) -> str:

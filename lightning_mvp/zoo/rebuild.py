@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.surgery import resize, shrink
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -105,9 +105,25 @@ def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Mo
     require_fits(entry, backbone, groups)
     small = shrink(backbone, groups, entry_masks(entry))
     small.load_state_dict(as_tensors(entry.weights))
+    return small.eval(), _head(entry)
+
+
+def refill(scratch: nn.Module, entry: ZooEntry, groups: Groups) -> nn.Linear | None:
+    """Turn a copy of the backbone into an entry's model, in place, and return its head: many entries need one copy.
+
+    Args:
+        scratch: a copy of the dense backbone in eval mode, or what earlier entries made of it.
+        entry: one that :func:`require_fits` has let pass.
+        groups: of the dense backbone.
+    """
+    resize(scratch, groups, entry_masks(entry), as_tensors(entry.weights))
+    return _head(entry)
+
+
+def _head(entry: ZooEntry) -> nn.Linear | None:
     if not entry.head:
-        return small.eval(), None
+        return None
     classes, features = entry.head["weight"].shape
     head = nn.Linear(features, classes, bias="bias" in entry.head)
     head.load_state_dict(as_tensors(entry.head))
-    return small.eval(), head.eval()
+    return head.eval()

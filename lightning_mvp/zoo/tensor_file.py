@@ -5,10 +5,11 @@ Read, not memory-mapped: a mapped file that somebody truncates kills the process
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_mvp.zoo.bfloat16 import from_bfloat16
 from lightning_mvp.zoo.strict_json import parse_json
 
 # Thousands of tensors and tens of thousands of class names fit in a tenth of it.
@@ -36,16 +38,35 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
+# Stored as bit patterns, read as float32: twice the bytes of the file.
+BFLOAT16 = "BF16"
+_STORED = {**DTYPES, BFLOAT16: np.dtype(np.uint16)}
+_READ = {**DTYPES, BFLOAT16: np.dtype(np.float32)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Type, shape and place (bytes after the header) of one tensor."""
+    """Type, shape and place (bytes after the header) of one tensor.
+
+    Args:
+        dtype: as it is read.
+        shape: of the tensor.
+        start: of its bytes.
+        end: of its bytes.
+        stored: its type in the file, by its name there.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
     end: int
+    stored: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of the array that is read; a bfloat16 tensor takes half of that in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -65,20 +86,22 @@ class TensorFile:
     specs: dict[str, TensorSpec]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, as an array of its own.
+        """One tensor, as an array of its own; bfloat16 as float32.
 
         Raises:
             ValueError: the file ends early, or a bool is neither 0 nor 1.
         """
         spec = self.specs[name]
-        array = np.empty(spec.shape, spec.dtype.newbyteorder("<"))
+        dtype = _STORED[spec.stored]
+        array = np.empty(spec.shape, dtype.newbyteorder("<"))
         raw = array.reshape(-1).view(np.uint8)
         self.file.seek(self.begin + spec.start)
         if self.file.readinto(raw.data) != raw.size:
             raise ValueError(f"it ends inside of tensor {name!r}")
         if spec.dtype == bool and (raw > 1).any():
             raise ValueError(f"tensor {name!r} is of bools, but some are neither 0 nor 1")
-        return array.astype(spec.dtype, copy=False)
+        array = array.astype(dtype, copy=False)
+        return from_bfloat16(array) if spec.stored == BFLOAT16 else array
 
 
 @contextmanager
@@ -102,7 +125,7 @@ def open_tensors(path: Path, most_bytes: int | None = None) -> Iterator[TensorFi
 
     Args:
         path: of the file.
-        most_bytes: a larger file is refused.
+        most_bytes: a larger file is refused, and one whose tensors have more bytes once they are read.
 
     Raises:
         ValueError: anything but a sound safetensors file; says what, and the caller says in which file.
@@ -126,6 +149,9 @@ def open_tensors(path: Path, most_bytes: int | None = None) -> Iterator[TensorFi
                 f"its header claims {length:,} bytes, but the file has {size:,} and a header at most {HEADER_LIMIT:,}"
             )
         metadata, specs = _parse_header(file.read(length), size - 8 - length)
+        read = 8 + length + sum(spec.nbytes for spec in specs.values())
+        if most_bytes is not None and read > most_bytes:
+            raise ValueError(f"it has {read:,} bytes once it is read, but expected are at most {most_bytes:,}")
         yield TensorFile(file, 8 + length, metadata, specs)
 
 
@@ -151,19 +177,61 @@ def _parse_spec(name: str, spec: object) -> TensorSpec:
     if not isinstance(spec, dict) or spec.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name[:200]!r} does not have dtype, shape and data_offsets, and these only")
     dtype, shape, offsets = spec["dtype"], spec["shape"], spec["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name[:200]!r} is of type {str(dtype)[:40]!r}, but known are {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in _STORED:
+        raise ValueError(f"tensor {name[:200]!r} is of type {str(dtype)[:40]!r}, but known are {', '.join(_STORED)}")
     if not _are_sizes(shape) or len(shape) > AXES or not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(
             f"tensor {name[:200]!r} has shape {str(shape)[:80]} and data_offsets {str(offsets)[:80]}, but expected are "
             f"lists of at most {AXES} and of 2 sizes"
         )
     start, end = offsets
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    expected = math.prod(shape) * _STORED[dtype].itemsize
     if end - start != expected:
         raise ValueError(f"tensor {name[:200]!r} has {end - start} bytes, but {dtype} of shape {shape} has {expected}")
-    return TensorSpec(DTYPES[dtype], tuple(shape), start, end)
+    return TensorSpec(_READ[dtype], tuple(shape), start, end, dtype)
 
 
 def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**48 for size in value)
+
+
+def serialise(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], bfloat16: Collection[str] = ()) -> bytes:
+    """A safetensors file, in the order in which safetensors itself writes: wide types first, then by name.
+
+    Its own writer takes bfloat16 from torch only, and puts metadata in another order each time.
+
+    Args:
+        tensors: name → array of a type in `DTYPES`.
+        metadata: name → text.
+        bfloat16: names of those tensors that are uint16 bit patterns of bfloat16.
+
+    Raises:
+        ValueError: a tensor is of a type that can't be stored.
+
+    Example:
+        >>> from safetensors.numpy import load
+        >>> load(serialise({"a": np.arange(3)}, {"made": "by hand"}))
+        {'a': array([0, 1, 2])}
+    """
+    wrong = {name: str(value.dtype) for name, value in tensors.items() if value.dtype not in _NAMES}
+    wrong |= {name: str(tensors[name].dtype) for name in bfloat16 if tensors[name].dtype != np.uint16}
+    if wrong:
+        raise ValueError(
+            f"Expected tensors of {', '.join(map(str, DTYPES.values()))}, and bfloat16 as uint16, but got {wrong}."
+        )
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts: list[bytes | memoryview] = []
+    reached = 0
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        flat = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        dtype = BFLOAT16 if name in bfloat16 else _NAMES[value.dtype]
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(value.shape),
+            "data_offsets": [reached, reached + flat.size],
+        }
+        parts.append(flat.data)
+        reached += flat.size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that a reader that maps the file finds every tensor aligned
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])

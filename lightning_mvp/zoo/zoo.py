@@ -4,6 +4,7 @@
 <zoo>/zoo.json                 format version, backbone recipe, group sizes, fingerprints
 <zoo>/theta0.safetensors       the pre-trained weights, once
 <zoo>/tasks/<id>.safetensors   one file per entry
+<zoo>/catalogue.safetensors    of large zoos: what a search needs of all entries, made anew where it is stale
 ```
 """
 
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
+from lightning_mvp.zoo.catalogue import Card, catalogue
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
-from lightning_mvp.zoo.entry_file import SUFFIX, read_entry, read_header, shown, write_entry
+from lightning_mvp.zoo.entry_file import SUFFIX, Storage, read_entry, read_header, shown, write_entry
 from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
 from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
 from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
@@ -173,22 +175,34 @@ class ModelZoo:
             self._check(entry)
         return entry
 
-    def header(self, name: str) -> dict[str, Any]:
+    def header(self, name: str, prototypes: bool = False) -> dict[str, Any]:
         """What an entry says about itself, read without its tensors: for listings, where all of it is not needed.
 
+        Args:
+            name: of the entry.
+            prototypes: read these, too.
+
         Returns:
-            ``{"name", "facts", "config", "groups" (group → units), "info"}``. Its SHA-256 is not verified: that takes
-            the tensors, which ``zoo[name]`` reads.
+            ``{"name", "facts", "config", "groups" (group → units), "info"}``, and with `prototypes` also ``"has_head"``
+            and ``"prototypes"`` (an array or None). Its SHA-256 is not verified: that takes the tensors, which
+            ``zoo[name]`` reads.
 
         Raises:
             KeyError: no entry of that name; similar names are told.
             DamagedEntryError: the header is damaged or belongs to another zoo.
         """
-        header = self._read(name, read_header)
+        header = self._read(name, lambda path: read_header(path, prototypes))
         self._require_ours(name, header["info"])
         with self._naming(name):
             self._check_groups(header["groups"])
         return header
+
+    def catalogue(self) -> dict[str, Card]:
+        """Of all sound entries what a search needs, by name, sorted: see :func:`lightning_mvp.zoo.catalogue.catalogue`.
+
+        A file beside the entries keeps it, so that ten thousand of them need not be opened one by one.
+        """
+        return catalogue(self)
 
     def entries(self, config: str | None = None) -> Iterator[ZooEntry]:
         """The sound entries (of one config's hash, or all) in the order of their names; damaged ones warn by name."""
@@ -204,12 +218,17 @@ class ModelZoo:
             else:
                 yield entry
 
-    def add(self, entry: ZooEntry, overwrite: bool = False) -> Path:
+    def add(self, entry: ZooEntry, overwrite: bool = False, storage: Storage = "float32") -> Path:
         """Validate `entry` against this zoo and write it whole or not at all. Then clean up after killed writers.
 
+        Args:
+            entry: what to add.
+            overwrite: replace the entry of that name.
+            storage: "bfloat16" rounds all that is float32, in half the bytes; whoever reads it gets float32.
+
         Raises:
-            ValueError: masks, weights or values do not fit this zoo's backbone, or the folder holds another zoo by now;
-                nothing is written.
+            ValueError: masks, weights or values do not fit this zoo's backbone, or can't be stored as wished, or the
+                folder holds another zoo by now; nothing is written.
             FileExistsError: the zoo has such an entry and `overwrite` is false.
             FileNotFoundError: the zoo's folder is gone; it is not made anew.
             OSError: the entry could not be written (disk full, read-only, no permission …); the zoo is as it was, and
@@ -222,7 +241,7 @@ class ModelZoo:
         self._require_unchanged()
         try:
             make_folder(self.path / "tasks")
-            path = write_entry(self._file(entry.name), stamped, overwrite=overwrite, parents=False)
+            path = write_entry(self._file(entry.name), stamped, overwrite=overwrite, parents=False, storage=storage)
         except FileExistsError as error:
             raise FileExistsError(
                 f"The zoo at {self.path} has an entry {entry.name!r} already. Pass `overwrite=True` to replace it."

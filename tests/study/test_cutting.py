@@ -1,17 +1,15 @@
-"""Pruning by cutting is what MVPCallback does by zeroing: the same scores, masks, rates and momentum."""
+"""The reference that is not ours cuts in the same loop as we do."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.modules.cutting import endless, prune_and_cut
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study import parts
-from lightning_mvp.study.cutting import OwnCutter, endless, prune_and_cut
 from lightning_mvp.study.outside import TorchPruningCutter
 from lightning_mvp.study.parts import Workshop
 
@@ -28,40 +26,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     shop = Workshop(tmp_path, settings())
     shop.run("pretrain")
     return shop
-
-
-@pytest.mark.parametrize(
-    ("criterion", "options"),
-    [
-        ("taylor", {"learning_rate": 0.01}),
-        ("magnitude", {"learning_rate": 0.01}),
-        ("taylor", {"learning_rate": 0.001, "optimizer": "adamw"}),
-    ],
-)
-def test_cutting_and_zeroing_give_the_same_masks_and_weights(
-    shop: Workshop, criterion: str, options: dict[str, Any]
-) -> None:
-    data = shop.datamodule(shop.split.get("source", 0))
-
-    def module() -> TaskModule:
-        made = TaskModule.for_task(shop.theta0.build(), data.facts, **options)
-        made.initialise_head(data)
-        return made
-
-    zeroed, callback = module(), shop.pruner(criterion=criterion)
-    shop.fit(zeroed, data, STEPS, callback)
-    pruning = shop.scratch_settings(shop.settings, criterion=criterion)
-    cutter = OwnCutter(shop.theta0, pruning, options)
-    cut = prune_and_cut(module(), data, cutter, pruning, STEPS, clip=1.0, precision="32-true")
-
-    assert callback.masks.kept == cutter.masks.kept
-    iou = callback.masks.iou(cutter.masks)
-    assert min(iou.values()) == 1, iou
-    small = shrink(zeroed.backbone, shop.theta0.groups, callback.masks).state_dict()
-    for name, tensor in cut.backbone.state_dict().items():
-        torch.testing.assert_close(
-            tensor, small[name], rtol=2e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 def test_torch_prunings_model_is_as_small_as_ours(shop: Workshop) -> None:

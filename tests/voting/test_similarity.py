@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, leep
-from lightning_mvp.voting.similarity import class_means, prototype_similarity, rank_neighbours, source_probabilities
+from lightning_mvp.voting.similarity import class_means, prototype_similarity, rank_neighbours
+from lightning_mvp.voting.sources import source_probabilities
 from lightning_mvp.zoo import ZooEntry
 
 from .conftest import World

@@ -1,0 +1,132 @@
+"""One entry for a zoo by cutting between rounds: what `MVPCallback` makes of a fit, without a Trainer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+from rich.table import Table
+from torch import Tensor
+
+from lightning_mvp.backbones.cost import CostModel
+from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.callbacks.guards import require_time_for, warn_of_low_rate
+from lightning_mvp.callbacks.mvp import MVPCallback
+from lightning_mvp.callbacks.pruner import Pruner, fractions_kept, of_all_groups
+from lightning_mvp.callbacks.table import pruning_table
+from lightning_mvp.callbacks.zoo_export import (
+    PROTOTYPE_IMAGES,
+    as_stored,
+    entry_of,
+    means_of_features,
+    on_rank_zero,
+    own_state,
+)
+from lightning_mvp.modules.cutting import OwnCutter, prune_and_cut
+from lightning_mvp.modules.task import TaskModule, one_cycle
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.preprocessing import preprocess
+
+
+@dataclass(frozen=True)
+class CutRun:
+    """What came of one task.
+
+    Args:
+        module: the small model.
+        masks: the units kept, of the groups that were pruned.
+        val_accuracy: on the task's validation images.
+        seconds: of training, rounds included.
+        groups: those that were pruned.
+        cost: of the backbone before.
+    """
+
+    module: TaskModule
+    masks: Masks
+    val_accuracy: float
+    seconds: float
+    groups: Groups
+    cost: CostModel
+
+    def table(self) -> Table:
+        """Units, parameters and MACs before and after, for ``rich.print``."""
+        return pruning_table(self.groups, self.masks, self.cost, f"Pruned to ratio {self.masks.pruning_ratio:.2f}")
+
+
+def prune_into_zoo(
+    module: TaskModule,
+    data: TaskDataModule,
+    pruning: MVPCallback,
+    steps: int,
+    fabric: L.Fabric,
+    *,
+    clip: float | None = None,
+    folder: Path = Path(),
+) -> CutRun:
+    """Prune by cutting between rounds, and add the entry that :class:`MVPCallback` adds by zeroing.
+
+    Args:
+        module: θ⁰ with its head; it is used up.
+        data: of the task.
+        pruning: the callback that would prune in a Trainer: its settings, task and zoo.
+        steps: optimizer steps in all.
+        fabric: launched; every rank calls this with the same model.
+        clip: largest gradient norm; None leaves gradients as they are.
+        folder: where the entry is kept if the zoo can't be written.
+
+    Raises:
+        FileExistsError: the zoo has this entry already.
+        FloatingPointError: the loss is not finite; nothing is written.
+        RuntimeError: ranks have decided a round differently, or rank 0 could not write.
+        ValueError: a schedule that doesn't fit, a foreign zoo, or what can't be pruned.
+    """
+    zoo, settings, facts = pruning.zoo, pruning.settings, data.facts
+    if zoo is None:
+        raise ValueError("Expected argument `pruning` to have a zoo and a task, but got none. MVPCallback(zoo=, task=)")
+    schedule = settings.schedule(steps)
+    require_time_for(schedule, steps)
+    zoo.reserve(pruning.config(steps))
+    theta0 = {name: as_stored(tensor) for name, tensor in own_state(module.backbone).items()}
+    assert isinstance(module.example_input_array, Tensor)
+    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
+    zoo.open(module.backbone, theta0, pruner.all_groups)
+    images, labels = data.scoring_images(PROTOTYPE_IMAGES)
+    prototypes = means_of_features(module.backbone, preprocess(images, facts), labels, len(facts.classes))
+
+    own = {name: module.hparams[name] for name in module.own_hparams if name not in ("recipe", "facts")}
+    cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)
+    start = time.perf_counter()
+    small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
+    seconds = time.perf_counter() - start
+    if own["schedule"] == "onecycle":
+        warn_of_low_rate(one_cycle(schedule.last_step - 1, steps), 1.0)
+    accuracy = small.accuracy_on(*data.val_images())
+
+    def write() -> None:
+        masks, importance = of_all_groups(pruner.all_groups, cutter.masks, cutter.importance)
+        entry = entry_of(
+            facts,
+            zoo.config,
+            masks,
+            importance,
+            {name: tensor for name, tensor in small.backbone.state_dict().items() if name in theta0},
+            small.head.state_dict(),
+            prototypes,
+            {
+                "steps": steps,
+                "seed": settings.seed,
+                "seconds": seconds,
+                "val_accuracy": accuracy,
+                "cut_between_rounds": True,
+                **pruning.info,
+            },
+            kept=fractions_kept(pruner.cost, cutter.masks),
+            metrics={"val_accuracy": accuracy},
+        )
+        zoo.add(entry, folder)
+
+    on_rank_zero(fabric, write)
+    return CutRun(small, cutter.masks, accuracy, seconds, pruner.groups, pruner.cost)

@@ -1,0 +1,80 @@
+"""How the models of a zoo see a target's images: each through its own preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.units import Groups
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
+from lightning_mvp.zoo.rebuild import rebuild
+
+
+def source_probabilities(
+    entry: ZooEntry, images: Tensor, backbone: nn.Module, groups: Groups, batch_size: int = 128
+) -> Tensor:
+    """Class probabilities ``(n, Z)`` of an entry's model on images, uint8 ones through its own preprocessing."""
+    small, head = rebuild(entry, backbone, groups)
+    return probabilities_of(entry, small, head, as_input(images, entry.facts), batch_size)
+
+
+def probabilities_of(
+    entry: ZooEntry, small: nn.Module, head: nn.Linear | None, images: Tensor, batch_size: int = 128
+) -> Tensor:
+    """Class probabilities ``(n, Z)`` by an entry's rebuilt model on preprocessed images.
+
+    Raises:
+        ValueError: the entry has no head.
+        DamagedEntryError: its head does not fit, or it computes what is not finite.
+    """
+    if head is None:
+        raise ValueError(
+            f"Expected entry {entry.name!r} to have a head, but it has none. Use `similarity='prototypes'`."
+        )
+    features = features_of(small, images, batch_size)
+    if features.shape[1] != head.in_features:
+        raise DamagedEntryError(
+            f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks leave, "
+            f"but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
+        )
+    with torch.no_grad():
+        probabilities = head(features).double().softmax(1)
+    if not torch.isfinite(probabilities).all():
+        raise DamagedEntryError(
+            f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
+        )
+    return probabilities
+
+
+def as_input(images: Tensor, facts: dict[str, Any]) -> Tensor:
+    """uint8 images through the preprocessing of these task facts; float images as they are."""
+    return images if images.is_floating_point() else preprocess(images, TaskFacts.from_dict(facts))
+
+
+def seen_by(facts: Mapping[str, Any]) -> str:
+    """What of a task's facts decides how its model sees an image, as text."""
+    return repr([value for name, value in sorted(facts.items()) if name not in ("name", "classes")])
+
+
+class Inputs:
+    """The target's images as the sources see them, prepared once for each preprocessing that occurs in the zoo.
+
+    Args:
+        images: raw uint8 ``(n, C, H, W)``, or float, preprocessed already.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.cache = images, dict[str, Tensor]()
+
+    def __call__(self, facts: Mapping[str, Any]) -> Tensor:
+        key = "" if self.images.is_floating_point() else seen_by(facts)
+        if key not in self.cache:
+            prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
+            self.cache[key] = prepared.contiguous(memory_format=torch.channels_last)
+        return self.cache[key]
