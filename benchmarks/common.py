@@ -105,13 +105,18 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--repetitions", type=int, default=5, help="of each timing (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--study", type=Path, nargs="*", default=[], help="folders of studies that `mvp-compare` left")
+    parser.add_argument("--data", type=Path, help="the folder of their data (default: as they say themselves)")
+    parser.add_argument("--targets", type=int, default=8, help="new tasks of each study (default: 8)")
     parser.add_argument("--smoke", action="store_true", help="does everything once, small; its figures mean nothing")
     parser.add_argument("--json", type=Path, help="a folder; NAME.json there gets every measurement")
 
 
 def write_json(folder: Path, name: str, options: argparse.Namespace, outcome: Outcome) -> Path:
     """Settings, versions, the kind of machine and every measurement."""
-    settings = {key: value for key, value in vars(options).items() if isinstance(value, (int, float, str, bool, list))}
+    # Paths stay out: they say whose machine it was.
+    settings = {key: value for key, value in vars(options).items() if key not in ("study", "data", "json")}
+    settings["study"] = [study.name for study in options.study]
     report = {
         "benchmark": name,
         "settings": settings,

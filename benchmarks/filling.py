@@ -11,49 +11,34 @@ import argparse
 import gc
 import statistics
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
-from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import lightning as L
 import numpy as np
 import torch
+from clock import Clock
 from common import Outcome, bootstrap, ratio_summary, shown, side_by_side, summary, table
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from filling_runs import BATCH, CLIP, WAYS, Run, Work, mean_iou
 
-from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone
-from lightning_mvp.backbones.masks import Keeper, Masks
-from lightning_mvp.callbacks.pruner import Pruner, fractions_kept
-from lightning_mvp.callbacks.settings import PruningSettings
-from lightning_mvp.modules.cutting import Moments, OwnCutter, make_fabric, prune_and_cut
+from lightning_mvp import MVPCallback
+from lightning_mvp.backbones.masks import Keeper
+from lightning_mvp.callbacks.pruner import Pruner
+from lightning_mvp.modules.cutting import OwnCutter, make_fabric
 from lightning_mvp.modules.filling import prune_into_zoo
 from lightning_mvp.modules.fit import EntryFacts, fit_quietly, quiet_lightning, resolve_precision
 from lightning_mvp.pruning.importance import TaylorScores
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.loader import TaskLoader
-from lightning_mvp.tasks.splits import TaskSpec, split_tasks
 
 BACKBONES = ("resnet_mini_s2", "vit_mini_hybrid")
 RATIOS = (0.5, 0.8, 0.9)
 PRECISIONS = ("32-true", "bf16-mixed")
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "resnet": {"learning_rate": 0.05},
-    "vit": {"learning_rate": 1e-3, "optimizer": "adamw", "weight_decay": 0.05},
-}
-CLIP = 1.0
-BATCH = 32
-FEWER = {"characters": "ABDEGHJK", "per_class_train": 12, "per_class_val": 4, "per_class_test": 6}
 
 
 def add_options(parser: argparse._ArgumentGroup) -> None:
@@ -97,152 +82,6 @@ def measure(options: argparse.Namespace) -> Outcome:
     )
 
 
-# One run --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is trained on, and from where; travels to other processes.
-
-    Args:
-        data: arguments of :func:`load_data`.
-        weights: θ⁰ by backbone; others are random.
-        steps: of each run.
-        classes: of each task.
-        augment: of training images.
-        seed: of tasks, order and random weights.
-    """
-
-    data: dict[str, Any]
-    weights: dict[str, str]
-    steps: int
-    classes: int
-    augment: str
-    seed: int
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> Work:
-        data: dict[str, Any] = {"name": "glyphs", **(FEWER if options.smoke else {})}
-        if options.filling_data:
-            names = {"train": "cifar100_train.npz", "test": "cifar100_test.npz"}
-            data = {"name": "arrays", "root": options.filling_data, **names}
-        weights = dict(pair.split("=", 1) for pair in options.filling_weights)
-        steps = 8 if options.smoke else options.filling_steps
-        few = options.smoke and not options.filling_data
-        augment = "crop_flip" if options.filling_data else "crop"
-        return cls(data, weights, steps, 3 if few else 10, augment, options.seed)
-
-    def tasks(self, data: ImageData, count: int) -> list[TaskSpec]:
-        """Tasks as a zoo has them."""
-        options = {"classes_per_task": self.classes, "targets": 1, "held_out_fraction": 0.0}
-        return list(split_tasks(data.classes, sources=count, seed=self.seed, **options).source)  # type: ignore[arg-type]
-
-    def datamodule(self, data: ImageData, task: TaskSpec) -> TaskDataModule:
-        return TaskDataModule(data, task.classes, task.name, batch_size=BATCH, augment=self.augment, seed=self.seed)
-
-    def module(self, backbone: str, data: TaskDataModule) -> TaskModule:
-        """θ⁰ with a ridge head."""
-        torch.manual_seed(self.seed)
-        theta0 = create_backbone(recipe_named(backbone), weights=self.weights.get(backbone))
-        module = TaskModule.for_task(theta0, data.facts, **optimizer_of(backbone))
-        module.initialise_head(data)
-        return module
-
-
-def recipe_named(backbone: str) -> dict[str, Any]:
-    folder = Path(str(files("lightning_mvp.conf").joinpath("backbone"))).absolute()
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        return OmegaConf.to_container(compose(backbone).recipe)  # type: ignore[return-value]
-
-
-def optimizer_of(backbone: str) -> dict[str, Any]:
-    return OPTIMIZERS["vit" if backbone.startswith("vit") else "resnet"]
-
-
-@dataclass
-class Run:
-    """What one way of pruning came to: masks after the first round and the last, seconds, test accuracy, size left."""
-
-    seconds: float
-    accuracy: float
-    first: Masks
-    last: Masks
-    parameters: float
-
-
-class FirstMasks(L.Callback):
-    """Keeps the masks of the first round; stands after MVPCallback."""
-
-    masks: Masks | None = None
-
-    def __init__(self, pruning: MVPCallback) -> None:
-        self.pruning = pruning
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.masks is None and self.pruning.rounds_done:
-            self.masks = self.pruning.masks
-
-
-class NotingCutter(OwnCutter):
-    """Keeps the masks of the first round."""
-
-    first: Masks | None = None
-
-    def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
-        smaller = super().cut(module, moments, kept_fraction)
-        self.first = self.first or self.masks
-        return smaller
-
-
-def zero(module: TaskModule, data: TaskDataModule, ratio: float, steps: int, precision: str) -> Run:
-    """By MVPCallback in a Trainer, at full size."""
-    start = time.perf_counter()
-    pruning = MVPCallback(pruning_ratio=ratio, head="head")
-    first = FirstMasks(pruning)
-    fit_quietly(module, data, steps, [pruning, first], precision=precision, gradient_clip_val=CLIP)
-    small = pruning.small_model()
-    seconds = time.perf_counter() - start
-    assert first.masks is not None
-    left = fractions_kept(pruning.cost, pruning.masks)["params"]
-    assert isinstance(small, nn.Sequential)
-    module.backbone, module.head = small[0], small[1]  # type: ignore[assignment]
-    return Run(seconds, module.accuracy_on(*data.test_images()), first.masks, pruning.masks, left)
-
-
-def again(module: TaskModule, data: TaskDataModule, ratio: float, steps: int, precision: str) -> Run:
-    """Zeroed, from weights that differ by one rounding."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(1 + 2**-23)
-    return zero(module, data, ratio, steps, precision)
-
-
-def cut(module: TaskModule, data: TaskDataModule, ratio: float, steps: int, precision: str) -> Run:
-    """Cutting between rounds."""
-    start = time.perf_counter()
-    settings = PruningSettings(pruning_ratio=ratio)
-    assert isinstance(module.example_input_array, Tensor)
-    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
-    options = {name: module.hparams[name] for name in module.own_hparams if name not in ("recipe", "facts")}
-    cutter = NotingCutter(pruner.groups, pruner.cost, settings, options)
-    small = prune_and_cut(module, data, cutter, settings, steps, clip=CLIP, precision=precision)
-    seconds = time.perf_counter() - start
-    assert cutter.first is not None
-    left = fractions_kept(pruner.cost, cutter.masks)["params"]
-    return Run(seconds, small.accuracy_on(*data.test_images()), cutter.first, cutter.masks, left)
-
-
-WAYS: dict[str, Callable[[TaskModule, TaskDataModule, float, int, str], Run]] = {
-    "zeroed": zero,
-    "again": again,
-    "cut": cut,
-}
-
-
-def mean_iou(one: Masks, other: Masks) -> float:
-    return statistics.mean(one.iou(other).values())
-
-
 # Cut against zeroed ---------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +91,15 @@ def compare(
     """Seconds, masks and accuracy of both, task by task."""
     made = table(
         f"Cut against zeroed: {work.steps} steps of {BATCH}, medians of {pairs} tasks [95 % interval]",
-        *("backbone, precision, ratio", "zeroed, s", "cut, s", "zeroed / cut", "zeroed / again", "parameters left"),
+        *(
+            "backbone, precision, ratio",
+            "zeroed, s",
+            "cut, s",
+            "zeroed / cut",
+            "by CPU time",
+            "zeroed / again",
+            "parameters left",
+        ),
         *("IoU, round 1", "IoU", "IoU of again", "accuracy", "cut − zeroed", "again − zeroed"),
     )
     data, rng, cells = load_data(**work.data), np.random.default_rng(seed), []
@@ -270,8 +117,9 @@ def compare(
                 cells.append({"backbone": backbone, "precision": precision, "ratio": ratio, **cell})
                 made.add_row(f"{backbone}, {precision}, {ratio}", *_row(cell))
     notes = [
-        "IoU is the mean over groups and tasks; accuracy is on test images, its differences are paired: mean of tasks "
-        "[95 % interval], in points. `again` starts one rounding apart, and shows what masks and accuracy are known to.",
+        "IoU is the mean over groups and tasks; accuracy is on test images, its differences are paired: mean of "
+        "tasks [95 % interval], in points. `again` starts one rounding apart, and shows how well masks and accuracy "
+        "are known.",
     ]
     if not work.weights:
         notes.append("Weights were random, so accuracies are those of untrained networks: give --filling-weights.")
@@ -280,6 +128,7 @@ def compare(
 
 def _cell(runs: dict[str, list[Run]], seed: int) -> dict[str, Any]:
     seconds = {way: [run.seconds for run in of_way] for way, of_way in runs.items()}
+    cpu = {way: [run.cpu for run in of_way] for way, of_way in runs.items()}
     accuracies = {way: [run.accuracy for run in of_way] for way, of_way in runs.items()}
 
     def overlap(way: str, round_: str) -> float:
@@ -294,7 +143,9 @@ def _cell(runs: dict[str, list[Run]], seed: int) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "accuracies": accuracies,
+        "cpu_seconds": cpu,
         "ratio": ratio_summary(seconds["zeroed"], seconds["cut"], seed),
+        "ratio_cpu": ratio_summary(cpu["zeroed"], cpu["cut"], seed),
         "ratio_again": ratio_summary(seconds["zeroed"], seconds["again"], seed),
         "parameters_left": statistics.mean(run.parameters for run in runs["cut"]),
         "iou_first_round": overlap("cut", "first"),
@@ -311,6 +162,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
         f"{statistics.median(cell['seconds']['zeroed']):.1f}",
         f"{statistics.median(cell['seconds']['cut']):.1f}",
         shown(cell["ratio"], unit=" ×"),
+        shown(cell["ratio_cpu"], unit=" ×"),
         shown(cell["ratio_again"], unit=" ×"),
         f"{cell['parameters_left']:.1%}",
         f"{cell['iou_first_round']:.2f}",
@@ -323,50 +175,6 @@ def _row(cell: dict[str, Any]) -> list[str]:
 
 
 # Where the time goes --------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Seconds by part, each counted where it is innermost."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open = ["rest"]
-        self._since = time.perf_counter()
-
-    def _turn(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._turn()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._open.pop()
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            with self.part(name):
-                return function(*arguments, **options)
-
-        return call
-
-    def timed_iterator(self, name: str, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def iterate(*arguments: Any) -> Iterator[Any]:
-            iterator = function(*arguments)
-            while True:
-                with self.part(name):
-                    try:
-                        item = next(iterator)
-                    except StopIteration:
-                        return
-                yield item
-
-        return iterate
 
 
 def profile(work: Work, backbones: Sequence[str], ratio: float, precision: str) -> Outcome:
@@ -397,7 +205,7 @@ def profile(work: Work, backbones: Sequence[str], ratio: float, precision: str) 
                     stack.enter_context(patch.object(owner, attribute, timed))
                 loading = clock.timed_iterator("loader", TaskLoader.__iter__)
                 stack.enter_context(patch.object(TaskLoader, "__iter__", loading))
-                clock._since = time.perf_counter()
+                clock.start()
                 run = WAYS[way](module, task, ratio, work.steps, precision)
             shares = {name: clock.seconds.get(name, 0.0) / run.seconds for name in parts[:-1]}
             shares["rest"] = max(0.0, 1 - sum(shares.values()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # however this file is run, its 
 
 import torch
 from common import print_outcome, shared_options, write_json
+
+from lightning_mvp.modules.fit import quiet_lightning
 
 BENCHMARKS = {
     "new_task": "a small model for a new task: voted against pruned from scratch to the same accuracy",
@@ -39,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         for each in BENCHMARKS if name == "all" else (name,):
             importlib.import_module(each).add_options(own.add_argument_group(each))
     options = parser.parse_args(arguments)
-    for name in ("repetitions", "threads"):
+    for name in ("repetitions", "threads", "targets"):
         if getattr(options, name) < 1:
             parser.error(f"Expected --{name} to be an integer of at least 1, but got {getattr(options, name)}.")
     return options
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet_lightning()
     warnings.filterwarnings("ignore")
     for name in BENCHMARKS if options.benchmark == "all" else (options.benchmark,):
         torch.set_num_threads(options.threads)

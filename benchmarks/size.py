@@ -10,7 +10,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -19,12 +19,13 @@ import lightning as L
 import numpy as np
 import torch
 from common import Outcome, bootstrap, table
+from studies import TINY, small_study, study_settings
 
 from lightning_mvp import ModelZoo, ZooEntry, create_backbone, find_groups
 from lightning_mvp.backbones import random_masks, shrink
 from lightning_mvp.study.methods import Trial
 from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.records import read_settings, record_path
+from lightning_mvp.study.records import record_path
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo import entry_id, read_entry, write_entry
@@ -37,7 +38,6 @@ KEPT = 0.5
 CLASSES = 10
 STEPS = 100
 
-TINY = {"model": "resnet18", "arguments": {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 24]}, "input_size": 32}
 MADE: dict[str, dict[str, Any]] = {
     "resnet18": {"model": "resnet18", "input_size": 64},
     "resnet50": {"model": "resnet50", "input_size": 64},
@@ -68,26 +68,21 @@ INFO = {
 
 
 def add_options(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument("--size-zoo", type=Path, nargs="*", default=[], help="zoos whose entries are measured as well")
-    parser.add_argument("--size-study", type=Path, help="what `mvp-compare` left: its zoo is compared in both storages")
-    parser.add_argument("--size-data", type=Path, help="folder of the study's data (default: as it says itself)")
-    parser.add_argument("--size-targets", type=int, default=8, help="tasks of the study (default: %(default)s)")
+    """None of its own: the zoos of `--study` are measured; that of the first one gives the accuracy."""
 
 
 def measure(options: argparse.Namespace) -> Outcome:
-    options.size_zoo = tuple(options.size_zoo)  # lists go into the JSON, in which paths of a machine have no place
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        study, zoos, steps = options.size_study, [*options.size_zoo], STEPS
-        settings = None if study is None else study_settings(study, options.size_data)
-        if options.smoke and settings is None:
-            study, steps = folder / "study", 4
-            settings = small_study(study, steps)
-            zoos.append(study / "zoo")
+        studies, steps = options.study, STEPS
+        if options.smoke and not studies:
+            studies, steps = [small_study(folder / "study", sources=3, steps=4)], 4
+        zoos = [study / "zoo" for study in studies]
         sizes = measure_sizes(zoos, {"tiny": TINY} if options.smoke else MADE, folder / "sizes", options.seed)
-        if settings is None:
+        if not studies:
             return sizes
-        cost = measure_accuracy(study, settings, options.size_targets, steps, folder / "accuracy", options.seed)
+        settings = study_settings(studies[0], options.data)
+        cost = measure_accuracy(studies[0], settings, options.targets, steps, folder / "accuracy", options.seed)
     return Outcome(sizes.tables + cost.tables, {**sizes.measured, **cost.measured}, sizes.notes + cost.notes)
 
 
@@ -233,36 +228,6 @@ def made_entry(recipe: Mapping[str, Any], seed: int) -> ZooEntry:
 # Accuracy -------------------------------------------------------------------------------------------------------------
 
 
-def study_settings(study: Path, data: Path | None) -> StudySettings:
-    """A study's settings, with its data where they are now."""
-    settings = read_settings(study)
-    if settings.zoo_of is not None:
-        raise ValueError(f"Expected `--size-study` to have a zoo of its own, but its zoo is that of {settings.zoo_of}.")
-    return settings if data is None else replace(settings, data={**settings.data, "root": str(data)})
-
-
-def small_study(folder: Path, steps: int) -> StudySettings:
-    """A study of seconds: what it finds means nothing."""
-    settings = StudySettings(
-        data={"name": "glyphs", "characters": "ABDEHK", "per_class_train": 8, "per_class_val": 2, "per_class_test": 8},
-        split={"classes_per_task": 3, "sources": 3, "targets": 2, "held_out_fraction": 0.0},
-        recipe={"in_chans": 3, **TINY},
-        pretrain={"steps": 4, "batch_size": 16},
-        pruning={"criterion": "taylor", "pruning_ratio": 1 - KEPT, "rounds": 2},
-        vote={"neighbours": 2},
-        optim={"learning_rate": 0.02},
-        steps=steps,
-        source_steps=4,
-        batch_size=10,
-        methods=("mvp",),
-        precision="32-true",
-    )
-    shop = Workshop(folder, settings)
-    for part in ("pretrain", *(task.name for task in shop.split.source)):
-        shop.run(part)
-    return settings
-
-
 def study_in(study: Path, folder: Path, storage: Storage) -> Path:
     """The same study in another folder, its zoo in that storage: nothing is written where it was found."""
     copytree(study / "zoo", folder / "zoo")
@@ -282,8 +247,6 @@ def measure_accuracy(
     study: Path, settings: StudySettings, targets: int, steps: int, folder: Path, seed: int
 ) -> Outcome:
     """Test accuracy of the vote from either zoo on the same tasks, before the first step and after all."""
-    if targets < 1:
-        raise ValueError(f"Expected `--size-targets` to be an integer of at least 1, but got {targets}.")
     names = [settings.target(index) for index in range(min(targets, settings.targets))]
     trial = Trial("mvp", steps, settings.tuned_for("mvp", steps), f"mvp@{steps}")
     shops = {storage: Workshop(study_in(study, folder / storage, storage), settings) for storage in WIDTHS}

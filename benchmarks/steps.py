@@ -1,7 +1,9 @@
 """Training steps by layout, precision and threads; processes; evaluation; and what loader and Trainer take of a step.
 
 Networks have random weights and random images. Variants run in turns, and every figure is a ratio between neighbours in
-time. `NAME, half` is a backbone with half of the units of each group: what most steps of this package train.
+time. On one thread the process's CPU time is compared, which other processes can't stretch; on an idle machine it is
+the wall time. Whatever has two threads or processes is compared by wall time. `NAME, half` is a backbone with half of
+the units of each group: what most steps of this package train.
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from itertools import product
@@ -21,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from common import Outcome, ratio_summary, shown, side_by_side, summary, table
 from hydra import compose, initialize_config_dir
@@ -31,7 +36,7 @@ from torch.nn import functional as F
 
 from lightning_mvp import ImageData, TaskDataModule, TaskFacts, TaskModule, create_backbone, find_groups
 from lightning_mvp.backbones.features import evaluating
-from lightning_mvp.modules.fit import StepSeconds, fit_quietly, resolve_precision
+from lightning_mvp.modules.fit import fit_quietly, resolve_precision
 from lightning_mvp.tasks.data import Part
 
 HALF = ", half"
@@ -47,6 +52,7 @@ BACKBONES = (
     "convnext_atto",
 )
 SMALLEST = BACKBONES[0]
+PARALLEL = (SMALLEST, "resnet18", f"vit_mini_hybrid{HALF}")  # of the comparison of processes
 ADAMW = ("vit", "deit", "convnext")
 LAYOUTS = {"contiguous": False, "channels_last": True}
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -77,9 +83,11 @@ def measure(options: argparse.Namespace) -> Outcome:
     torch.manual_seed(options.seed)
     parts = [
         measure_steps(names, batches, repetitions, seconds, options.seed),
-        measure_processes(names, batches[:1], repetitions, seconds, options.seed),
+        measure_processes(
+            [name for name in names if name in PARALLEL] or names[:1], batches[:1], repetitions, seconds, options.seed
+        ),
         measure_evaluation(names, 16 if options.smoke else EVALUATED, repetitions, options.seed),
-        measure_loader(batches, repetitions, seconds, options.seed),
+        measure_loader((32,) if options.smoke else (32, PIXELS), batches, repetitions, seconds, options.seed),
         measure_fit(4 if options.smoke else FIT_STEPS, repetitions, options.seed),
     ]
     torch.set_num_threads(options.threads)
@@ -164,6 +172,39 @@ def calibrated(work: Callable[[], object], seconds: float, threads: int = THREAD
     return max(1, round(seconds / (time.perf_counter() - start)))
 
 
+@dataclass
+class Taken:
+    """Seconds of one call of each variant, turn by turn: by the clock, and of CPU."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+
+def in_turns(
+    variants: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    seconds: float,
+    seed: int,
+    threads: Mapping[str, int] | None = None,
+) -> Taken:
+    """Time variants in turns, each called so often that a turn takes about so many seconds.
+
+    Each has its own number of calls: two threads that wait for each other on a busy machine can be 50 times slower.
+    """
+    counts = {name: (threads or {}).get(name, THREADS) for name in variants}
+    calls = {name: calibrated(work, seconds, counts[name]) for name, work in variants.items()}
+    cpu: dict[str, list[float]] = {name: [] for name in variants}
+
+    def turn(name: str) -> None:
+        start = time.process_time()
+        repeated(variants[name], calls[name], counts[name])
+        cpu[name].append((time.process_time() - start) / calls[name])
+
+    wall = side_by_side({name: partial(turn, name) for name in variants}, repetitions, seed)
+    torch.set_num_threads(THREADS)
+    return Taken({name: [value / calls[name] for value in values] for name, values in wall.items()}, cpu)
+
+
 def defaults_of(module: TaskModule) -> tuple[str, str]:
     """Layout and precision that the defaults choose on a CPU."""
     layout = next(name for name, last in LAYOUTS.items() if last == (module.layout == torch.channels_last))
@@ -171,62 +212,44 @@ def defaults_of(module: TaskModule) -> tuple[str, str]:
 
 
 def measure_steps(names: Sequence[str], batches: Sequence[int], repetitions: int, seconds: float, seed: int) -> Outcome:
-    """Layout × precision × threads for each backbone and batch; all eight of a row run in turns."""
+    """Layout × precision on one thread, and what the defaults choose on two, for each backbone and batch."""
     kinds = list(product(LAYOUTS, PRECISIONS))
-    columns = [f"{layout}, {precision}" for layout, precision in kinds]
+    columns = [", ".join(kind) for kind in kinds]
+    two = "the defaults on 2 threads"
     shown_in = table(
-        "Milliseconds of a training step, and the others' as a multiple of it (less is faster)",
+        f"A training step on one thread: {columns[0]} in milliseconds, the others as multiples of it (less is faster)",
         "backbone",
         "px",
         "batch",
-        "threads",
-        f"{columns[0]}, 1 thread: ms",
-        *columns,
+        f"{columns[0]}: ms",
+        *columns[1:],
+        f"{two}, of theirs on 1",
     )
     measured = []
     for name, batch in product(names, batches):
         modules = {layout: module_named(name, channels_last=last) for layout, last in LAYOUTS.items()}
-        chosen = (*defaults_of(module_named(name)), THREADS)
-        steps = {
-            kind: stepper(modules[kind[0]], same_batch(ready_batch(modules[kind[0]], batch)), kind[1]) for kind in kinds
-        }
-        # Each its own number of steps: two threads that wait for each other on a busy machine can be 50 times slower.
-        times = {
-            f"{layout}, {precision}, {threads}": calibrated(steps[layout, precision], seconds, threads)
-            for (layout, precision), threads in product(kinds, (1, 2))
-        }
+        chosen = ", ".join(defaults_of(module_named(name)))
         variants = {
-            f"{layout}, {precision}, {threads}": partial(
-                repeated, steps[layout, precision], times[f"{layout}, {precision}, {threads}"], threads
-            )
-            for (layout, precision), threads in product(kinds, (1, 2))
+            ", ".join(kind): stepper(modules[kind[0]], same_batch(ready_batch(modules[kind[0]], batch)), kind[1])
+            for kind in kinds
         }
-        taken = {
-            variant: [value / times[variant] for value in values]
-            for variant, values in side_by_side(variants, repetitions, seed).items()
-        }
-        base = taken[f"{columns[0]}, 1"]
-        ratios = {variant: ratio_summary(taken[variant], base, seed) for variant in variants}
-        milliseconds = summary([1000 * value for value in base], seed)
+        taken = in_turns({**variants, two: variants[chosen]}, repetitions, seconds, seed, {two: 2})
+        ratios = {column: ratio_summary(taken.cpu[column], taken.cpu[columns[0]], seed) for column in columns}
+        ratios[two] = ratio_summary(taken.wall[two], taken.wall[chosen], seed)
+        milliseconds = summary([1000 * value for value in taken.cpu[columns[0]]], seed)
         pixels = modules["contiguous"].facts.input_size
-        for threads in (1, 2):
-            cells = [
-                shown(ratios[f"{layout}, {precision}, {threads}"])
-                + (" *" if (layout, precision, threads) == chosen else "")
-                for layout, precision in kinds
-            ]
-            first = shown(milliseconds, 1) if threads == 1 else ""
-            shown_in.add_row(name, str(pixels), str(batch), str(threads), first, *cells)
+        cells = [shown(ratios[column]) + (" *" if column == chosen else "") for column in columns[1:]]
+        first = shown(milliseconds, 1) + (" *" if columns[0] == chosen else "")
+        shown_in.add_row(name, str(pixels), str(batch), first, *cells, shown(ratios[two]))
         measured.append(
             {
                 "backbone": name,
                 "pixels": pixels,
                 "batch": batch,
-                "steps_a_timing": times,
-                "default": ", ".join(map(str, chosen)),
-                "seconds_a_step": taken,
-                "milliseconds_of_the_first": milliseconds,
-                "ratios_to_the_first": ratios,
+                "default": f"{chosen}, {THREADS} thread",
+                "wall_seconds": taken.wall,
+                "cpu_seconds": taken.cpu,
+                "ratios": ratios,
             }
         )
     return Outcome([shown_in], {"steps": measured})
@@ -317,10 +340,11 @@ def measure_processes(
 
 
 def _forward(module: TaskModule, images: Tensor, precision: str = "32-true", inference: bool = False) -> None:
-    with evaluating(module.backbone), torch.inference_mode() if inference else contextlib.nullcontext():
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            for part in images.split(256):
-                module.backbone(part)
+    gradients = torch.inference_mode() if inference else torch.no_grad()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+    with evaluating(module.backbone), gradients, autocast:
+        for part in images.split(256):
+            module.backbone(part)
 
 
 def measure_evaluation(names: Sequence[str], count: int, repetitions: int, seed: int) -> Outcome:
@@ -334,7 +358,6 @@ def measure_evaluation(names: Sequence[str], count: int, repetitions: int, seed:
         "inference_mode",
         "bf16-mixed",
     )
-    torch.set_num_threads(THREADS)
     measured = []
     for name in names:
         last, first = (module_named(name, channels_last=channels_last) for channels_last in (True, False))
@@ -345,13 +368,13 @@ def measure_evaluation(names: Sequence[str], count: int, repetitions: int, seed:
             "inference_mode": partial(_forward, last, images, inference=True),
             "bf16": partial(_forward, last, images, "bf16-mixed"),
         }
-        for warm_up in variants.values():
-            warm_up()
-        taken = side_by_side(variants, repetitions, seed)
-        ratios = {column: ratio_summary(taken[column], taken["now"], seed) for column in columns}
-        now = summary([1000 * value for value in taken["now"]], seed)
+        taken = in_turns(variants, repetitions, 0.0, seed)
+        ratios = {column: ratio_summary(taken.cpu[column], taken.cpu["now"], seed) for column in columns}
+        now = summary([1000 * value for value in taken.cpu["now"]], seed)
         shown_in.add_row(name, shown(now, 1), *(shown(ratios[column]) for column in columns))
-        measured.append({"backbone": name, "images": count, "seconds": taken, "ratios": ratios})
+        measured.append(
+            {"backbone": name, "images": count, "ratios": ratios, "wall_seconds": taken.wall, "cpu_seconds": taken.cpu}
+        )
     return Outcome([shown_in], {"evaluation": measured})
 
 
@@ -375,7 +398,9 @@ def endless(data: TaskDataModule) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def measure_loader(batches: Sequence[int], repetitions: int, seconds: float, seed: int) -> Outcome:
+def measure_loader(
+    sizes: Sequence[int], batches: Sequence[int], repetitions: int, seconds: float, seed: int
+) -> Outcome:
     """A batch from the loader next to a step of the smallest net that is trained, on a ready batch."""
     shown_in = table(
         f"The loader, next to a step of {SMALLEST} at the defaults, one thread",
@@ -384,30 +409,26 @@ def measure_loader(batches: Sequence[int], repetitions: int, seconds: float, see
         "augment",
         "batch from the loader: ms",
         "step on a ready batch: ms",
-        "loader's share of both",
+        "the loader's share, %",
     )
     measured = []
-    for pixels, batch, augment in product((32, PIXELS), batches, ("none", "crop_flip")):
+    for pixels, batch, augment in product(sizes, batches, ("none", "crop_flip")):
         module = module_named(SMALLEST, pixels)
         step = stepper(module, same_batch(ready_batch(module, batch)), defaults_of(module)[1])
         load = partial(next, endless(random_task(pixels, batch, 10 * batch, augment)))
-        times = calibrated(step, 2 * seconds)
-        variants = {"loader": partial(repeated, load, times), "step": partial(repeated, step, times)}
-        taken = side_by_side(variants, repetitions, seed)
-        share = summary([a / (a + b) for a, b in zip(taken["loader"], taken["step"], strict=True)], seed)
-        own, steps = (summary([1000 * value / times for value in taken[part]], seed) for part in ("loader", "step"))
+        taken = in_turns({"loader": load, "step": step}, repetitions, seconds, seed)
+        share = summary([a / (a + b) for a, b in zip(taken.cpu["loader"], taken.cpu["step"], strict=True)], seed)
+        own, steps = (summary([1000 * value for value in taken.cpu[part]], seed) for part in ("loader", "step"))
         percent = {key: 100 * value for key, value in share.items()}
-        shown_in.add_row(
-            str(pixels), str(batch), augment, shown(own, 3), shown(steps, 2), shown(percent, 1).replace(" ", " % ", 1)
-        )
+        shown_in.add_row(str(pixels), str(batch), augment, shown(own, 3), shown(steps, 2), shown(percent, 1))
         measured.append(
             {
                 "pixels": pixels,
                 "batch": batch,
                 "augment": augment,
-                "batches_a_timing": times,
-                "seconds": taken,
                 "share": share,
+                "wall_seconds": taken.wall,
+                "cpu_seconds": taken.cpu,
             }
         )
     return Outcome([shown_in], {"loader": measured})
@@ -424,18 +445,32 @@ class Silent(TaskModule):
         return F.cross_entropy(self(images.contiguous(memory_format=self.layout)).float(), labels)
 
 
+class StepCPU(L.Callback):
+    """CPU seconds from each step's end to the next one's."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends.append(time.process_time())
+
+    @property
+    def seconds(self) -> list[float]:
+        return [after - before for before, after in itertools.pairwise(self.ends)]
+
+
 def _bare(module: TaskModule, data: TaskDataModule, steps: int) -> float:
     step = stepper(module, endless(data), defaults_of(module)[1])
     seconds = []
     for _ in range(steps):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return statistics.median(seconds)
 
 
 def _fit(module: TaskModule, data: TaskDataModule, steps: int, **options: Any) -> float:
-    timer = StepSeconds()
+    timer = StepCPU()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         fit_quietly(module, data, steps, [timer], **options)
     return statistics.median(timer.seconds)
@@ -472,7 +507,8 @@ def measure_fit(steps: int, repetitions: int, seed: int) -> Outcome:
         "next to the bare loop",
     )
     ratios = {name: ratio_summary(seconds, bare, seed) for name, seconds in found.items()}
-    for name, seconds in found.items():
+    for name in variants:
+        seconds = found[name]
         milliseconds = summary([1000 * value for value in seconds], seed)
         shown_in.add_row(name, shown(milliseconds), shown(ratios[name]))
     profile = profiled(module, data, steps)

@@ -1,4 +1,4 @@
-"""Which memory layout a network is trained in."""
+"""Which memory layout a network is trained in, and whether bfloat16 speeds it up on a CPU."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def training_layout(network: nn.Module) -> torch.memory_format:
         for layer in network.modules()
     )
     return torch.contiguous_format if narrow else torch.channels_last
+
+
+def gains_from_bf16(network: nn.Module) -> bool:
+    """Whether a CPU that multiplies bfloat16 natively trains a network faster in it: if it is an ordinary ConvNet.
+
+    That is: it has convolutions, none of them grouped, and no attention or layer norm. The kernels of all others gain
+    less than the casts between the types cost (`benchmarks/run.py steps`).
+
+    Args:
+        network: as it will be trained.
+
+    Example:
+        >>> gains_from_bf16(nn.Conv2d(8, 8, 3)), gains_from_bf16(nn.Conv2d(8, 8, 3, groups=8))
+        (True, False)
+    """
+    parts = list(network.modules())
+    convolutions = [part for part in parts if isinstance(part, nn.Conv2d)]
+    others = any(isinstance(part, nn.LayerNorm | nn.MultiheadAttention) or hasattr(part, "num_heads") for part in parts)
+    return bool(convolutions) and not others and all(layer.groups == 1 for layer in convolutions)

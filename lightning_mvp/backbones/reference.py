@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch_pruning as tp
 from torch import Tensor, nn
+
+from lightning_mvp.backbones.attention import attention_modules, set_heads
 
 
 class RoundPruner(Protocol):
@@ -25,17 +27,62 @@ def reference_pruner(
         example: a batch of images.
         kept_fractions: of the units, after each round.
         whole: layers whose outputs stay.
+
+    In a transformer whole heads and hidden units go, as in ours, and the residual stream stays.
     """
 
     def ratios(_: float, rounds: int) -> list[float]:
         return [0.0, *(1 - fraction for fraction in kept_fractions)]
 
-    return tp.pruner.BasePruner(
+    attention = list(attention_modules(network)[0].values())
+    residual = _residual_writers(network) if attention else []
+    pruner = tp.pruner.BasePruner(
         network,
         example,
         importance=tp.importance.GroupTaylorImportance(),
         pruning_ratio=1 - kept_fractions[-1],
         iterative_steps=len(kept_fractions),
         iterative_pruning_ratio_scheduler=ratios,
-        ignored_layers=list(whole),
+        ignored_layers=[*whole, *residual],
+        num_heads={each.qkv: each.num_heads for each in attention},
+        prune_num_heads=bool(attention),
+        prune_head_dims=not attention,
+        head_pruning_ratio=1 - kept_fractions[-1],
     )
+    return WithHeads(pruner, attention, kept_fractions) if attention else pruner
+
+
+def _residual_writers(network: nn.Module) -> list[nn.Module]:
+    """The layers of a timm transformer that write to its residual stream, which stays whole as in ours."""
+    writers = []
+    for name, layer in network.named_modules():
+        if name.endswith(("attn.proj", "mlp.fc2")):
+            writers.append(layer)
+        if name.endswith("patch_embed.proj"):
+            writers.append([part for part in layer.modules() if isinstance(part, nn.Conv2d)][-1])
+    return writers
+
+
+class WithHeads:
+    """Torch-Pruning's pruner for a transformer: afterwards timm's attention says how many heads are left.
+
+    Torch-Pruning 1.6 takes each round's ratio of the heads that are *left*, and soon none are: it is told what is right.
+
+    Args:
+        pruner: of the network.
+        attention: its attention modules, all of as many heads.
+        kept_fractions: of the heads, after each round.
+    """
+
+    def __init__(self, pruner: Any, attention: Sequence[Any], kept_fractions: Sequence[float]) -> None:
+        self.pruner, self.attention = pruner, attention
+        heads = [attention[0].num_heads]
+        heads += [max(1, int(fraction * heads[0] + 0.5)) for fraction in kept_fractions]
+        gone = [(before - after) / before for before, after in zip(heads, heads[1:], strict=False)]
+        # It rounds up: a hair less keeps a whole number what it is.
+        pruner.per_step_head_pruning_ratio = [0.0, *(max(0.0, ratio - 1e-6) for ratio in gone)]
+
+    def step(self) -> None:
+        self.pruner.step()
+        for each in self.attention:
+            set_heads(each, self.pruner.num_heads[each.qkv])

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import Tensor, nn
 
+from lightning_mvp.backbones.layout import gains_from_bf16
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.modules.task import TaskModule
@@ -22,15 +23,24 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 
 
 def resolve_precision(precision: str, accelerator: str = "cpu", network: nn.Module | None = None) -> str:
-    """``"auto"`` becomes ``"bf16-mixed"`` where the hardware multiplies bfloat16 natively, else ``"32-true"``.
+    """What ``"auto"`` means: ``"bf16-mixed"`` where it is faster, else ``"32-true"``.
 
-    On a CPU without it bf16 is emulated, and slower than float32.
+    It is faster where the hardware multiplies bfloat16 natively; elsewhere it is emulated. On a CPU the network must
+    also be an ordinary ConvNet (:func:`~lightning_mvp.backbones.layout.gains_from_bf16`): vision transformers and
+    depthwise convolutions take 2 to 3 times as long in bf16 there.
 
     In torch 2.15 on the CPU the bf16 weight gradient of a 3×3 stride-2 convolution on a 1×1 image is garbage (seen with
     timm's resnet18 on 16-pixel images): choose ``"32-true"`` where a run of such small images ends in NaN.
 
+    Args:
+        precision: ``"auto"``, or anything else, which is returned as it is.
+        accelerator: as the Trainer's.
+        network: what will be trained; None: an ordinary ConvNet.
+
     Example:
         >>> resolve_precision("32-true")
+        '32-true'
+        >>> resolve_precision("auto", network=nn.Linear(2, 2))
         '32-true'
     """
     if precision != "auto":
@@ -40,6 +50,7 @@ def resolve_precision(precision: str, accelerator: str = "cpu", network: nn.Modu
     else:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, check, bool)() for check in checks)
+        native = native and (network is None or gains_from_bf16(network))
     return "bf16-mixed" if native else "32-true"
 
 
@@ -136,10 +147,19 @@ class StepSeconds(L.Callback):
         self._last = now
 
 
-def make_trainer(steps: int, callbacks: Sequence[L.Callback] = (), **options: Any) -> L.Trainer:
-    """A Trainer for ``steps`` optimizer steps; ``options`` are the Trainer's own, ``precision`` may be ``"auto"``."""
+def make_trainer(
+    steps: int, callbacks: Sequence[L.Callback] = (), *, network: nn.Module | None = None, **options: Any
+) -> L.Trainer:
+    """A Trainer for ``steps`` optimizer steps.
+
+    Args:
+        steps: of the optimizer.
+        callbacks: after :class:`~lightning_mvp.callbacks.finite_loss.FiniteLoss`.
+        network: what it will train, for ``precision="auto"``; see :func:`resolve_precision`.
+        options: the Trainer's own; ``precision`` may be ``"auto"``, the default.
+    """
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
-    options["precision"] = resolve_precision(options.get("precision", "auto"), options["accelerator"])
+    options["precision"] = resolve_precision(options.get("precision", "auto"), options["accelerator"], network)
     return L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks], **options)
 
 
@@ -157,4 +177,4 @@ def fit_quietly(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*")
-        make_trainer(steps, callbacks, **{**quiet, **options}).fit(module, datamodule=datamodule)
+        make_trainer(steps, callbacks, network=module, **{**quiet, **options}).fit(module, datamodule=datamodule)

@@ -169,14 +169,14 @@ def shifted(images: Tensor, index: Tensor, shifts: Tensor, mirrored: Tensor) -> 
     height, width = source.shape[2:]
     cut = np.zeros((len(index), *source.shape[1:]), np.uint8)
     # Slices of NumPy's, image by image, are several times faster than torch's indexing with a tensor of places.
-    for image, i, (down, right), mirror in zip(cut, index.tolist(), shifts.tolist(), mirrored.tolist(), strict=True):
-        top, bottom = max(0, -down), min(height, height - down)
-        left, right_end = max(0, -right), min(width, width - right)
-        piece = source[i, :, top + down : bottom + down, left + right : right_end + right]
+    for image, i, (dy, dx), mirror in zip(cut, index.tolist(), shifts.tolist(), mirrored.tolist(), strict=True):
+        top, bottom = max(0, -dy), min(height, height - dy)
+        left, right = max(0, -dx), min(width, width - dx)
+        piece = source[i, :, top + dy : bottom + dy, left + dx : right + dx]
         if mirror:
-            image[:, top:bottom, width - right_end : width - left] = piece[:, :, ::-1]
+            image[:, top:bottom, width - right : width - left] = piece[:, :, ::-1]
         else:
-            image[:, top:bottom, left:right_end] = piece
+            image[:, top:bottom, left:right] = piece
     return torch.from_numpy(cut)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +39,9 @@ class Part:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Part:
-        return Part(self.images[index], self.labels[index])
+        index = index.nonzero().flatten() if index.dtype == torch.bool else index
+        # Twice as fast as images[index].
+        return Part(self.images.index_select(0, index), self.labels.index_select(0, index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +160,38 @@ def drop_duplicates(train: Part, val: Part, test: Part) -> tuple[Part, Part]:
         >>> train.images.flatten().tolist(), val.images.flatten().tolist()
         ([1], [2])
     """
-    of_test, of_val = set(image_hashes(test.images)), image_hashes(val.images)
-    new_val = torch.tensor([h not in of_test for h in of_val], dtype=torch.bool)
-    unseen = of_test | set(of_val)
-    new_train = torch.tensor([h not in unseen for h in image_hashes(train.images)], dtype=torch.bool)
-    return train[new_train], val[new_val]
+    keys = [image_keys(part.images) for part in (train, val, test)]
+    new_val = _unlike(val.images, keys[1], ((test.images, keys[2]),))
+    new_train = _unlike(train.images, keys[0], ((val.images, keys[1]), (test.images, keys[2])))
+    return _kept(train, new_train), _kept(val, new_val)
+
+
+def image_keys(images: Tensor) -> np.ndarray:
+    """One uint64 per image, equal for byte-equal images, and for very few others: which images need comparing.
+
+    Args:
+        images: uint8 ``(N, C, H, W)``, in any memory layout.
+    """
+    flat = images.permute(0, 2, 3, 1).reshape(len(images), math.prod(images.shape[1:])).numpy()
+    odd = np.random.default_rng(0).integers(2**63, size=-(-flat.shape[1] // 8), dtype=np.uint64) * 2 + 1
+    keys = np.zeros(len(flat), np.uint64)
+    for start in range(0, len(flat), 512):  # few enough to stay in the cache
+        rows = flat[start : start + 512]
+        words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8))) if rows.shape[1] % 8 else rows
+        keys[start : start + 512] = np.ascontiguousarray(words).view(np.uint64) @ odd
+    return keys
+
+
+def _unlike(images: Tensor, keys: np.ndarray, others: Sequence[tuple[Tensor, np.ndarray]]) -> np.ndarray:
+    """Which images are byte-equal to none of the others: (N,) bool."""
+    alike = np.isin(keys, np.concatenate([own for _, own in others]))
+    suspects = np.flatnonzero(alike)
+    known: set[bytes] = set()
+    for other, own in others:
+        known |= set(image_hashes(other[torch.from_numpy(np.isin(own, keys[suspects]))]))
+    alike[suspects] = [each in known for each in image_hashes(images[torch.from_numpy(suspects)])]
+    return ~alike
+
+
+def _kept(part: Part, keep: np.ndarray) -> Part:
+    return part if keep.all() else part[torch.from_numpy(keep)]

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mvp.backbones.layout import training_layout
+from lightning_mvp.backbones import create_backbone
+from lightning_mvp.backbones.layout import gains_from_bf16, training_layout
+
+from .recipes import recipe
 
 # As a narrow pruned ResNet is trained; a kernel that writes past its buffer shows in the next allocations.
 TRAIN = """
@@ -52,3 +55,25 @@ def test_only_narrow_strided_layers_on_older_cpus_are_kept_from_it(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     expected = torch.channels_last if safe or capability == "AVX512" else torch.contiguous_format
     assert training_layout(nn.Sequential(nn.Conv2d(3, 8, 3), layer)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "gains"),
+    [("resnet_mini_s2", True), ("resnet18", True), ("vit_mini_hybrid", False), ("efficientnet_lite0", False)],
+)
+def test_only_ordinary_convolutional_networks_gain_from_bf16(name: str, gains: bool):
+    assert gains_from_bf16(create_backbone(recipe(name))) == gains
+
+
+@pytest.mark.parametrize(
+    ("network", "gains"),
+    [
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2)), True),
+        (nn.Linear(4, 2), False),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), False),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.LayerNorm(4)), False),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.MultiheadAttention(4, 2)), False),
+    ],
+)
+def test_what_gains_from_bf16_is_told_by_its_layers(network: nn.Module, gains: bool):
+    assert gains_from_bf16(network) == gains

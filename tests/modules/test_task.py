@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_mvp import MetaVoteModule, TaskDataModule, TaskModule, create_backbone
+from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly, make_trainer, resolve_precision
 from lightning_mvp.modules.task import one_cycle
 
-from ..callbacks.user import FACTS, RECIPE
+from ..callbacks.user import FACTS, RECIPE, VIT_RECIPE
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -148,3 +149,100 @@ def test_the_accuracy_curve_is_taken_at_the_steps_asked_for(target: TaskDataModu
 def test_precision_is_resolved_only_if_automatic():
     assert resolve_precision("16-mixed") == "16-mixed"
     assert resolve_precision("auto") in ("bf16-mixed", "32-true")
+
+
+CONV, VIT = nn.Conv2d(4, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.LayerNorm(4))
+
+
+@pytest.mark.parametrize(
+    ("native", "network", "expected"),
+    [
+        (True, None, "bf16-mixed"),
+        (True, CONV, "bf16-mixed"),
+        (True, VIT, "32-true"),
+        (False, None, "32-true"),
+        (False, CONV, "32-true"),
+    ],
+)
+def test_automatic_precision_on_a_cpu(
+    native: bool, network: nn.Module | None, expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    cpu(monkeypatch, native)
+    assert resolve_precision("auto", "cpu", network) == expected
+    assert make_trainer(1, network=network, **QUIET).precision == expected
+    assert resolve_precision("bf16-mixed", "cpu", network) == "bf16-mixed"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_automatic_precision_on_a_gpu_is_a_matter_of_the_gpu(native: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native)
+    for network in (None, CONV, VIT):
+        assert resolve_precision("auto", "gpu", network) == ("bf16-mixed" if native else "32-true")
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [(RECIPE, "bf16-mixed"), (VIT_RECIPE, "32-true")])
+def test_a_quiet_fit_looks_at_its_module(
+    recipe: Any, expected: str, target: TaskDataModule, monkeypatch: pytest.MonkeyPatch
+):
+    cpu(monkeypatch, native=True)
+    module = TaskModule(recipe, target.facts.to_dict())
+    fit_quietly(module, target, 1)
+    assert module.trainer.precision == expected
+
+
+def cpu(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: native)
+
+
+LAYOUTS = {True: torch.channels_last, False: torch.contiguous_format}
+
+
+def laid_out(module: TaskModule) -> bool:
+    """Whether the first kernel with more than one channel and pixel is channels_last."""
+    kernels = (p for p in module.backbone.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    return not next(kernels).is_contiguous()
+
+
+@pytest.mark.parametrize("cls", [TaskModule, MetaVoteModule])
+@pytest.mark.parametrize("channels_last", [None, True, False])
+def test_the_layout_is_a_setting_that_checkpoints_keep(
+    channels_last: bool | None, cls: type[TaskModule], target: TaskDataModule, tmp_path: Path
+):
+    extra: dict[str, Any] = {} if cls is TaskModule else {"report": {"widths": {}}}
+    module = cls(RECIPE, target.facts.to_dict(), **extra, channels_last=channels_last)
+    automatic = training_layout(module.backbone)
+    assert module.layout == LAYOUTS.get(channels_last, automatic)  # type: ignore[arg-type]
+    assert laid_out(module) == (module.layout == torch.channels_last)
+    trainer = make_trainer(2, **QUIET)
+    trainer.fit(module, datamodule=target)
+    assert laid_out(module) == (module.layout == torch.channels_last)
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    loaded = cls.load_from_checkpoint(tmp_path / "module.ckpt", weights_only=True)
+    assert (loaded.hparams["channels_last"], loaded.layout) == (channels_last, module.layout)
+    resumed = cls(RECIPE, target.facts.to_dict(), **extra)  # takes the checkpoint's settings for its own
+    make_trainer(3, **QUIET).fit(resumed, datamodule=target, ckpt_path=tmp_path / "module.ckpt", weights_only=True)
+    assert (resumed.hparams["channels_last"], resumed.layout) == (channels_last, module.layout)
+    assert laid_out(resumed) == (module.layout == torch.channels_last)
+
+
+@pytest.mark.parametrize("own", [None, False])
+def test_checkpoints_from_before_the_setting_still_load(own: bool | None, target: TaskDataModule, tmp_path: Path):
+    module = TaskModule(RECIPE, target.facts.to_dict())
+    trainer = make_trainer(2, **QUIET)
+    trainer.fit(module, datamodule=target)
+    trainer.save_checkpoint(tmp_path / "new.ckpt")
+    saved = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    del saved["hyper_parameters"]["channels_last"]
+    torch.save(saved, tmp_path / "old.ckpt")
+    loaded = TaskModule.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    assert loaded.hparams["channels_last"] is None
+    resumed = TaskModule(RECIPE, target.facts.to_dict(), channels_last=own)
+    make_trainer(3, **QUIET).fit(resumed, datamodule=target, ckpt_path=tmp_path / "old.ckpt", weights_only=True)
+    assert resumed.hparams["channels_last"] is own
+
+
+def test_a_layout_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="`channels_last`"):
+        TaskModule(RECIPE, FACTS.to_dict(), channels_last="auto")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_mvp.tasks import ImageData, Part, TaskDataModule, TaskFacts, TaskLoader, load_data, preprocess
+from lightning_mvp.tasks.loader import shifted
 
 FACTS = TaskFacts("toy", ("a", "b"), 8, (0.5,), (0.25,))
 
@@ -82,6 +83,27 @@ def test_augmented_images_are_shifted_copies(augment: str) -> None:
         mirrors.add(found[0][2])
     assert mirrors == ({False, True} if augment == "crop_flip" else {False})
     assert (shifts == {(2, 2)}) == (augment == "none")
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (16, 16), (12, 20)])
+def test_images_are_moved_and_mirrored_bit_for_bit_as_by_padding_and_indexing(height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (9, 3, height, width), dtype=torch.uint8, generator=generator)
+    index, margin = torch.randint(9, (40,), generator=generator), width // 8
+    places = torch.randint(2 * margin + 1, (40, 2), generator=generator)
+    mirrored = torch.rand(40, generator=generator) < 0.5
+    windows = nn.functional.pad(images[index], [margin] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    expected = windows[torch.arange(40), :, places[:, 0], places[:, 1]]
+    expected = torch.where(mirrored.view(-1, 1, 1, 1), expected.flip(3), expected)
+    assert torch.equal(shifted(images, index, places - margin, mirrored), expected)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop_flip"])
+def test_loading_leaves_the_images_as_they_are(augment: str) -> None:
+    part = toy_part(10)
+    before = part.images.clone()
+    list(TaskLoader(part, FACTS, batch_size=4, train=True, augment=augment))
+    assert torch.equal(part.images, before)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])

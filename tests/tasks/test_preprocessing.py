@@ -6,8 +6,11 @@ import torch
 from lightning_mvp.tasks import TaskFacts, preprocess
 
 
+MOMENTS = (0.5, 0.25), (0.5, 0.125)
+
+
 def facts(size: int, crop: float = 1.0, interpolation: str = "bilinear") -> TaskFacts:
-    return TaskFacts("toy", ("a", "b"), size, (0.5, 0.25), (0.5, 0.125), interpolation, crop)
+    return TaskFacts("toy", ("a", "b"), size, *MOMENTS, interpolation, crop)
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -18,6 +21,13 @@ def test_native_size_is_only_normalised() -> None:
     images = noise(2, 2, 8, 8)
     expected = torch.stack([(images[:, 0] / 255 - 0.5) / 0.5, (images[:, 1] / 255 - 0.25) / 0.125], 1)
     torch.testing.assert_close(preprocess(images, facts(8)), expected)
+
+
+def test_normalising_in_place_changes_neither_the_images_nor_a_bit_of_the_result() -> None:
+    images = noise(2, 2, 8, 8)
+    before, (mean, std) = images.clone(), (torch.tensor([values]).view(1, 2, 1, 1) for values in MOMENTS)
+    assert torch.equal(preprocess(images, facts(8)), (images.float() / 255 - mean) / std)
+    assert torch.equal(images, before)
 
 
 def test_crop_keeps_the_centre() -> None:
