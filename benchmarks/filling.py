@@ -239,7 +239,9 @@ def fill(
         module = work.module(backbone, task)
         pruning = MVPCallback(pruning_ratio=ratio, head="head", task=task.facts, zoo=Path(folder) / "zoo")
         if way == "cut":
-            prune_into_zoo(module, task, pruning, work.steps, make_fabric(precision=precision), clip=CLIP)
+            prune_into_zoo(
+                module, task, pruning, work.steps, make_fabric(precision=precision, network=module), clip=CLIP
+            )
         else:
             callbacks = [EntryFacts(pruning, task), pruning]
             fit_quietly(module, task, work.steps, callbacks, precision=precision, gradient_clip_val=CLIP)

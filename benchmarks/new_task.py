@@ -2,14 +2,16 @@
 
 Everything is timed from the data on disk to test accuracy: decode, find neighbours, vote, merge, head, 100 steps,
 files. Rivals are our own iterative Taylor, which cuts between rounds, and Torch-Pruning's pruner, both with several
-budgets of steps, each a run and a schedule of its own. A rival's time to the vote's accuracy is interpolated between its
-budgets, on means over tasks; intervals resample the tasks.
+budgets of steps, each a run and a schedule of its own. A rival's time to the vote's accuracy is interpolated between
+its budgets, on means over tasks; intervals resample the tasks.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ from unittest.mock import patch
 
 import lightning as L
 import numpy as np
-from common import Outcome, bootstrap, shown, summary, table
+from common import Outcome, bootstrap, seconds_of, shown, summary, table
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 from studies import small_study, study_settings
@@ -85,14 +87,14 @@ def add_options(parser: argparse._ArgumentGroup) -> None:
 
 def measure(options: argparse.Namespace) -> Outcome:
     runtime.console.quiet = True
-    outcome = Outcome([], {})
+    outcome = start_up(options.repetitions, options.seed)
     try:
         with tempfile.TemporaryDirectory() as folder:
             studies, targets, steps = options.study, options.targets, 100
             if options.smoke and not studies:
                 studies, targets, steps = [small_study(Path(folder, "study"), sources=5, steps=4)], 2, 4
             if not studies:
-                return Outcome([], {}, ["Nothing measured: name a study that `mvp-compare` left by --study."])
+                outcome.notes.append("No task was measured: name a study that `mvp-compare` left by --study.")
             for number, study in enumerate(studies):
                 settings = study_settings(study, options.data)
                 kind = "vit" if "vit" in str(settings.recipe["model"]) else "cnn"
@@ -108,6 +110,17 @@ def measure(options: argparse.Namespace) -> Outcome:
         "over the vote's time. All ran side by side on the same tasks, one thread, in random order."
     )
     return outcome
+
+
+def start_up(repetitions: int, seed: int) -> Outcome:
+    """Seconds of a cold `mvp-vote --help`, in processes of their own."""
+    command = [sys.executable, "-m", "lightning_mvp.apps.vote", "--help"]
+    help_ = [seconds_of(lambda: subprocess.run(command, capture_output=True, check=True)) for _ in range(repetitions)]
+    bare = [seconds_of(lambda: subprocess.run([sys.executable, "-c", "import hydra"], check=True)) for _ in help_]
+    shown_in = table("Starting up", "process", "seconds")
+    shown_in.add_row("mvp-vote --help", shown(summary(help_, seed), 2))
+    shown_in.add_row("python -c 'import hydra'", shown(summary(bare, seed), 2))
+    return Outcome([shown_in], {"start": {"help": help_, "import hydra": bare}})
 
 
 def all_runs(

@@ -20,6 +20,8 @@ from lightning_mvp.apps.runtime import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -122,11 +124,11 @@ def cost(config: DictConfig) -> float:
     return training_seconds(config, datamodule_of(config, data, task_of(config, data)))
 
 
-def module_of(config: DictConfig, datamodule: TaskDataModule) -> TaskModule:
+def module_of(config: DictConfig, backbone: nn.Module, datamodule: TaskDataModule) -> TaskModule:
     """θ⁰ with a head for the task."""
     from lightning_mvp.modules.task import TaskModule
 
-    module = TaskModule.for_task(backbone_of(config, config.weights), datamodule.facts, **plain(config.optim))
+    module = TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
     module.initialise_head(datamodule, config.head_init)
     return module
 
@@ -146,10 +148,11 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     """In a Trainer: the entry's name, its accuracy, and whether this is the first rank."""
     from lightning_mvp.modules.fit import EntryFacts, make_trainer
 
-    trainer = make_trainer(config.steps, **trainer_options(config))
+    backbone = backbone_of(config, config.weights)
+    trainer = make_trainer(config.steps, network=backbone, **trainer_options(config))
     datamodule, pruning, name = pruning_of(config, trainer.world_size)
     trainer.callbacks += [EntryFacts(pruning, datamodule), pruning]  # type: ignore[attr-defined]
-    trainer.fit(module_of(config, datamodule), datamodule=datamodule)
+    trainer.fit(module_of(config, backbone, datamodule), datamodule=datamodule)
     return name, pruning.info["val_accuracy"], trainer.is_global_zero
 
 
@@ -160,11 +163,12 @@ def _cut(config: DictConfig) -> tuple[str, float, bool]:
     from lightning_mvp.modules.cutting import make_fabric
     from lightning_mvp.modules.filling import prune_into_zoo
 
-    fabric = make_fabric(**cutting_options(config))
+    backbone = backbone_of(config, config.weights)
+    fabric = make_fabric(network=backbone, **cutting_options(config))
     fabric.launch()
     datamodule, pruning, name = pruning_of(config, fabric.world_size)
     cut = prune_into_zoo(
-        module_of(config, datamodule),
+        module_of(config, backbone, datamodule),
         datamodule,
         pruning,
         config.steps,

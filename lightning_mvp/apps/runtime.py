@@ -1,7 +1,7 @@
 """What every command needs: plain containers from the configuration, data, a task, a backbone, the Trainer's arguments.
 
-Hydra decorates a command's `main` before it reads the arguments, so torch and Lightning are imported on first use: a
-cold ``--help`` costs no more than Hydra itself.
+Hydra decorates a command's `main` before it reads the arguments, so NumPy, torch and Lightning are imported on first
+use: a cold ``--help`` costs no more than Hydra itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
 from lightning_mvp.errors import SelfCheckError
-from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lightning_mvp.tasks.data import ImageData
     from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.tasks.splits import TaskSpec, TaskSplit
 
 console = Console(soft_wrap=True)
 
@@ -118,11 +118,15 @@ def split_arguments(config: DictConfig) -> dict[str, Any]:
 
 def split_of(config: DictConfig, data: ImageData) -> TaskSplit:
     """The data set's source, target and held-out tasks."""
+    from lightning_mvp.tasks.splits import split_tasks
+
     return split_tasks(data.classes, **split_arguments(config))
 
 
 def task_of(config: DictConfig, data: ImageData) -> TaskSpec:
     """The task that ``split.kind`` and ``split.task`` choose, or the one of ``split.classes`` (a list of names)."""
+    from lightning_mvp.tasks.splits import TaskSpec
+
     classes = config.split.get("classes")
     if classes is not None:
         return TaskSpec(str(config.split.task), tuple(classes))

@@ -153,6 +153,7 @@ def make_fabric(
     strategy: str = "auto",
     num_nodes: int = 1,
     precision: str = "auto",
+    network: nn.Module | None = None,
 ) -> L.Fabric:
     """Where :func:`prune_and_cut` trains: one process, or ranks that hold the whole model each.
 
@@ -162,6 +163,7 @@ def make_fabric(
         strategy: ``"auto"``, or one of the ``"ddp"`` family.
         num_nodes: how many machines.
         precision: ``"auto"``, ``"32-true"`` or ``"bf16-mixed"``.
+        network: what will be trained, which ``"auto"`` depends on.
 
     Raises:
         ValueError: a strategy that shares the model out, or a precision that needs its gradients scaled.
@@ -178,7 +180,7 @@ between rounds, but got '16-mixed'. A MVPCallback in a Trainer prunes with any.
             f"Expected argument `strategy` to be 'auto' or 'ddp' where units are cut between rounds, but got "
             f"{strategy!r}: each rank must have the whole model."
         )
-    chosen = resolve_precision(precision, accelerator)
+    chosen = resolve_precision(precision, accelerator, network)
     if chosen not in PRECISIONS:
         raise ValueError(
             f"Expected argument `precision` to be one of {('auto', *PRECISIONS)} where units are cut between rounds, "
@@ -272,7 +274,7 @@ def prune_and_cut(
         FloatingPointError: the loss is not finite.
         RuntimeError: ranks have decided a round differently, or no gradients were finite.
     """
-    fabric = make_fabric(precision=precision) if fabric is None else fabric
+    fabric = make_fabric(precision=precision, network=module) if fabric is None else fabric
     if fabric.world_size > 1:
         close_process_group_at_exit()
     schedule, rounds_done, watch = pruning.schedule(steps), 0, LossWatch()

@@ -5,7 +5,6 @@ import torch
 
 from lightning_mvp.tasks import TaskFacts, preprocess
 
-
 MOMENTS = (0.5, 0.25), (0.5, 0.125)
 
 
