@@ -15,6 +15,7 @@ import itertools
 import math
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ def add_options(parser: argparse._ArgumentGroup) -> None:
 
 def measure(options: argparse.Namespace) -> Outcome:
     names = [name.strip() for name in options.steps_backbones.split(";")]
-    batches, repetitions, seconds = BATCHES, options.repetitions, options.steps_seconds
+    batches: Sequence[int] = BATCHES
+    repetitions, seconds = options.repetitions, options.steps_seconds
     if options.smoke:
         names, batches, repetitions, seconds = [SMALLEST], (8,), 1, 0.001
     torch.manual_seed(options.seed)
@@ -97,6 +99,11 @@ def measure(options: argparse.Namespace) -> Outcome:
         [note for part in parts for note in part.notes]
         + ["`*` is what the defaults choose here. Steps on a GPU were not measured."],
     )
+
+
+def said(what: str) -> None:
+    """Progress, for whoever waits: all rows take minutes."""
+    print(what, file=sys.stderr, flush=True)
 
 
 # Networks and steps ---------------------------------------------------------------------------------------------------
@@ -227,6 +234,7 @@ def measure_steps(names: Sequence[str], batches: Sequence[int], repetitions: int
     )
     measured = []
     for name, batch in product(names, batches):
+        said(f"steps: {name}, batch {batch}")
         modules = {layout: module_named(name, channels_last=last) for layout, last in LAYOUTS.items()}
         chosen = ", ".join(defaults_of(module_named(name)))
         variants = {
@@ -314,6 +322,7 @@ def measure_processes(
     )
     measured = []
     for name, batch in product(names, batches):
+        said(f"processes: {name}")
         with workers(name, batch, (1, 1, 2)) as (first, second, two_threads):
             kinds = {"1 x 1": [first], "1 x 2": [two_threads], "2 x 1": [first, second]}
             times = {kind: calibrated(partial(_together, own, 1), 2 * seconds) for kind, own in kinds.items()}
@@ -360,6 +369,7 @@ def measure_evaluation(names: Sequence[str], count: int, repetitions: int, seed:
     )
     measured = []
     for name in names:
+        said(f"evaluation: {name}")
         last, first = (module_named(name, channels_last=channels_last) for channels_last in (True, False))
         images, rows = (ready_batch(module, count)[0] for module in (last, first))
         variants = {
@@ -413,6 +423,7 @@ def measure_loader(
     )
     measured = []
     for pixels, batch, augment in product(sizes, batches, ("none", "crop_flip")):
+        said(f"loader: {pixels} pixels, batch {batch}")
         module = module_named(SMALLEST, pixels)
         step = stepper(module, same_batch(ready_batch(module, batch)), defaults_of(module)[1])
         load = partial(next, endless(random_task(pixels, batch, 10 * batch, augment)))
@@ -478,6 +489,7 @@ def _fit(module: TaskModule, data: TaskDataModule, steps: int, **options: Any) -
 
 def measure_fit(steps: int, repetitions: int, seed: int) -> Outcome:
     """What the Trainer adds to a bare loop of the same steps, and where a step of a fit goes."""
+    said("fit")
     batch = 32
     data = random_task(32, batch, 10 * batch)
     found: dict[str, list[float]] = {}
@@ -525,7 +537,7 @@ def measure_fit(steps: int, repetitions: int, seed: int) -> Outcome:
 def profiled(module: TaskModule, data: TaskDataModule, steps: int) -> dict[str, float]:
     """Seconds of each of Lightning's actions in a fit, under short names."""
     profiler = SimpleProfiler()
-    _fit(module, data, steps, profiler=profiler)
+    fit_quietly(module, data, steps, profiler=profiler)
     seconds: dict[str, float] = {}
     for action, durations in profiler.recorded_durations.items():
         name = action.replace("[LightningModule]", "").replace("[Callback]", "").split("]")[-1].lstrip(".")

@@ -62,8 +62,10 @@ def run(config: DictConfig) -> float:
 
     That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
     """
+    from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.zoo.zoo import ModelZoo
 
     data = data_of(config)
     datamodule = datamodule_of(config, data, task_of(config, data))
@@ -78,7 +80,10 @@ def run(config: DictConfig) -> float:
     if not module.waits:  # rank 0, which voted; before anything is trained
         for sentence in advise(config, module.report):
             console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
-    trainer = make_trainer(config.steps, **trainer_options(config))
+    # All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind.
+    recipe = ModelZoo(config.zoo).recipe
+    network = None if recipe is None else create_backbone(recipe)
+    trainer = make_trainer(config.steps, network=network, **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
     val_accuracy = module.accuracy_on(*datamodule.val_images())
     test_accuracy = module.accuracy_on(*datamodule.test_images())
