@@ -59,7 +59,7 @@ def side_by_side(
     variants: Mapping[str, Callable[[], object]], repetitions: int, seed: int = 0
 ) -> dict[str, list[float]]:
     """Seconds of each variant, run in turns of random order so that whatever else the machine does hits all alike."""
-    rng, seconds = np.random.default_rng(seed), {name: [] for name in variants}
+    rng, seconds = np.random.default_rng(seed), {name: list[float]() for name in variants}
     for _ in range(repetitions):
         for name in rng.permutation(list(variants)).tolist():
             seconds[name].append(seconds_of(variants[name]))

@@ -38,11 +38,11 @@ from lightning_mvp.tasks.loader import TaskLoader
 
 BACKBONES = ("resnet_mini_s2", "vit_mini_hybrid")
 RATIOS = (0.5, 0.8, 0.9)
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("auto",)
 
 
 def add_options(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument("--filling-data", help="a folder of cifar100_train.npz and cifar100_test.npz; default: glyphs")
+    """Tasks are of CIFAR-100 in `--data` (cifar100_train.npz, cifar100_test.npz), else of rendered characters."""
     parser.add_argument(
         "--filling-weights", nargs="*", default=[], metavar="BACKBONE=FILE", help="θ⁰ of each; default: random weights"
     )
@@ -52,9 +52,7 @@ def add_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--filling-ratios", nargs="*", type=float, default=list(RATIOS), help="of units removed (default: %(default)s)"
     )
-    parser.add_argument(
-        "--filling-precisions", nargs="*", default=list(PRECISIONS), help="to train in (default: %(default)s)"
-    )
+    parser.add_argument("--filling-precisions", nargs="*", default=list(PRECISIONS), help="to train in (default: auto)")
     parser.add_argument("--filling-steps", type=int, default=300, help="of each run (default: %(default)s)")
     parser.add_argument(
         "--filling-zoo", type=int, default=4, help="tasks of each small zoo, for tasks per hour (default: %(default)s)"

@@ -58,13 +58,13 @@ class Work:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Work:
         data: dict[str, Any] = {"name": "glyphs", **(FEWER if options.smoke else {})}
-        if options.filling_data:
+        if options.data:
             names = {"train": "cifar100_train.npz", "test": "cifar100_test.npz"}
-            data = {"name": "arrays", "root": options.filling_data, **names}
+            data = {"name": "arrays", "root": str(options.data), **names}
         weights = dict(pair.split("=", 1) for pair in options.filling_weights)
         steps = 8 if options.smoke else options.filling_steps
-        few = options.smoke and not options.filling_data
-        augment = "crop_flip" if options.filling_data else "crop"
+        few = options.smoke and not options.data
+        augment = "crop_flip" if options.data else "crop"
         return cls(data, weights, steps, 3 if few else 10, augment, options.seed)
 
     def tasks(self, data: ImageData, count: int) -> list[TaskSpec]:

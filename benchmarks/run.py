@@ -1,7 +1,7 @@
 """How fast lightning-mvp is: every benchmark, or one, as a table and as JSON.
 
 python benchmarks/run.py merging                         # one of them
-python benchmarks/run.py all --json FOLDER --study ...   # all; `python benchmarks/run.py NAME --help` says what each needs
+    python benchmarks/run.py all --json FOLDER --study ...   # all; `... NAME --help` says what each of them needs
 python benchmarks/run.py all --smoke                     # does everything once, small; its figures mean nothing
 """
 

@@ -62,6 +62,8 @@ def run(config: DictConfig) -> float:
 
     That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
     """
+    import torch
+
     from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.meta_vote import MetaVoteModule
@@ -82,7 +84,8 @@ def run(config: DictConfig) -> float:
             console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
     # All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind.
     recipe = ModelZoo(config.zoo).recipe
-    network = None if recipe is None else create_backbone(recipe)
+    with torch.random.fork_rng(devices=[]):
+        network = None if recipe is None else create_backbone(recipe)
     trainer = make_trainer(config.steps, network=network, **trainer_options(config))
     trainer.fit(module, datamodule=datamodule)
     val_accuracy = module.accuracy_on(*datamodule.val_images())

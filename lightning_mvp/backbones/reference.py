@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch_pruning as tp
@@ -66,7 +67,8 @@ def _residual_writers(network: nn.Module) -> list[nn.Module]:
 class WithHeads:
     """Torch-Pruning's pruner for a transformer: afterwards timm's attention says how many heads are left.
 
-    Torch-Pruning 1.6 takes each round's ratio of the heads that are *left*, and soon none are: it is told what is right.
+    Torch-Pruning 1.6 takes each round's ratio of the heads that are *left*, and soon none are: it is told what is
+    right.
 
     Args:
         pruner: of the network.
@@ -78,7 +80,7 @@ class WithHeads:
         self.pruner, self.attention = pruner, attention
         heads = [attention[0].num_heads]
         heads += [max(1, int(fraction * heads[0] + 0.5)) for fraction in kept_fractions]
-        gone = [(before - after) / before for before, after in zip(heads, heads[1:], strict=False)]
+        gone = [(before - after) / before for before, after in pairwise(heads)]
         # It rounds up: a hair less keeps a whole number what it is.
         pruner.per_step_head_pruning_ratio = [0.0, *(max(0.0, ratio - 1e-6) for ratio in gone)]
 

@@ -155,7 +155,8 @@ def make_trainer(
     Args:
         steps: of the optimizer.
         callbacks: after :class:`~lightning_mvp.callbacks.finite_loss.FiniteLoss`.
-        network: what it will train, for ``precision="auto"``; see :func:`resolve_precision`.
+        network: what it will train, for ``precision="auto"``; see :func:`resolve_precision`. Of the same kind on all
+            ranks, so not a :class:`~lightning_mvp.modules.meta_vote.MetaVoteModule` that waits for rank 0.
         options: the Trainer's own; ``precision`` may be ``"auto"``, the default.
     """
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
