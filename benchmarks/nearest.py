@@ -46,6 +46,7 @@ from lightning_mvp.zoo.rebuild import dense_backbone
 NEIGHBOURS = 8
 SHORTLISTS = (8, 12, 16, 24, 32, 50)
 CLASSES = 10
+IMAGES = 500
 KEPT = 0.1  # of the units of a made entry: files are small, and take longest to open for their size
 # What a made zoo's backbone is: 128 features, as the small ResNet of the studies has.
 WIDE = {**TINY, "arguments": {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128]}}
@@ -66,7 +67,8 @@ def measure(options: argparse.Namespace) -> Outcome:
             outcome.tables += tables
             outcome.measured[study.name] = measured
         sizes = options.entries or ((10, 30) if options.smoke else (100, 1_000, 10_000))
-        tables, measured = of_made_zoos(sizes, folder, options.repetitions, options.seed)
+        count = 50 if options.smoke else IMAGES
+        tables, measured = of_made_zoos(sizes, folder, count, options.repetitions, options.seed)
         outcome.tables += tables
         outcome.measured["made"] = measured
     outcome.notes.append(
@@ -159,7 +161,9 @@ def mean_shown(values: Sequence[float], digits: int, seed: int) -> str:
 # What it takes --------------------------------------------------------------------------------------------------------
 
 
-def of_made_zoos(sizes: Sequence[int], folder: Path, repetitions: int, seed: int) -> tuple[list[Table], dict[str, Any]]:
+def of_made_zoos(
+    sizes: Sequence[int], folder: Path, count: int, repetitions: int, seed: int
+) -> tuple[list[Table], dict[str, Any]]:
     """Seconds and memory by the number of entries; one zoo that grows, with random entries."""
     torch.manual_seed(seed)
     backbone = create_backbone({"in_chans": 3, **WIDE}).eval()
@@ -171,10 +175,10 @@ def of_made_zoos(sizes: Sequence[int], folder: Path, repetitions: int, seed: int
     theta0 = {name: value.numpy() for name, value in backbone.state_dict().items()}
     zoo = ModelZoo.create(folder / "zoo", recipe, theta0, groups.sizes)
     entries = made_entries(backbone, groups, features, seed)
-    images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (500, 3, 32, 32), np.uint8))
-    labels = torch.arange(500) % CLASSES
+    images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), np.uint8))
+    labels = torch.arange(count) % CLASSES
     shown_in = table(
-        f"Finding the nearest of so many entries ({CLASSES} classes, {features} features, 500 images): seconds",
+        f"Finding the nearest of so many entries ({CLASSES} classes, {features} features, {count} images): seconds",
         "entries",
         "catalogue made",
         "zoo opened",
