@@ -140,7 +140,7 @@ def machine() -> dict[str, Any]:
 
 def print_outcome(outcome: Outcome) -> None:
     """Tables and notes on the screen, ready for a README."""
-    console = Console(width=200, highlight=False)
+    console = Console(width=400, highlight=False)  # no column is cut off
     for each in outcome.tables:
         console.print(each, markup=False)
         console.print()

@@ -112,7 +112,7 @@ def compare(
                         gc.collect()
                         runs[way].append(WAYS[way](module, datamodule, ratio, work.steps, precision))
                 cell = _cell(runs, seed)
-                cells.append({"backbone": backbone, "precision": precision, "ratio": ratio, **cell})
+                cells.append({"backbone": backbone, "precision": precision, "pruning_ratio": ratio, **cell})
                 made.add_row(f"{backbone}, {precision}, {ratio}", *_row(cell))
     notes = [
         "IoU is the mean over groups and tasks; accuracy is on test images, its differences are paired: mean of "

@@ -75,6 +75,7 @@ def recalled(
     labels: Tensor,
     dense: nn.Module,
     *,
+    with_head: bool = False,
     farthest: bool = False,
     batch_size: int = 128,
 ) -> list[str]:
@@ -86,6 +87,7 @@ def recalled(
         inputs: the target's images.
         labels: of these images.
         dense: the zoo's θ⁰, which sees the images once for each preprocessing in the zoo.
+        with_head: leave out entries that have none, which LEEP can't score.
         farthest: least promising first.
         batch_size: images a pass.
 
@@ -93,11 +95,15 @@ def recalled(
         ValueError: no entry has prototypes to be found by.
     """
     cards = zoo.catalogue()
-    having = [name for name in names if name in cards and cards[name].prototypes is not None]
+    having = [
+        name
+        for name in names
+        if name in cards and cards[name].prototypes is not None and (cards[name].has_head or not with_head)
+    ]
     if len(having) < len(names):
         warnings.warn(
-            f"{len(names) - len(having)} of {len(names)} zoo entries have no prototypes, and were not looked at. "
-            "`shortlist=None` scores them too.",
+            f"{len(names) - len(having)} of {len(names)} zoo entries have no prototypes{' or no head' * with_head}, or "
+            "are damaged: they were not looked at. `shortlist=None` looks at all.",
             stacklevel=4,
         )
     kinds: dict[str, list[str]] = {}

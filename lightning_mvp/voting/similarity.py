@@ -133,9 +133,8 @@ def rank_neighbours(
             candidates = _shuffled(names, seed)[:most]
         else:
             dense = dense_backbone(zoo, backbone)
-            found = recalled(
-                zoo, names, inputs, labels, dense, farthest=similarity == "farthest", batch_size=batch_size
-            )
+            options: dict[str, bool] = {"with_head": similarity != "prototypes", "farthest": similarity == "farthest"}
+            found = recalled(zoo, names, inputs, labels, dense, batch_size=batch_size, **options)
             candidates = found[:most]
     entries = sound(
         read_entries(zoo, sorted(candidates)), lambda entry: require_usable(entry, zoo, images, backbone, groups)

@@ -116,7 +116,9 @@ def refill(scratch: nn.Module, entry: ZooEntry, groups: Groups) -> nn.Linear | N
         entry: one that :func:`require_fits` has let pass.
         groups: of the dense backbone.
     """
-    resize(scratch, groups, entry_masks(entry), as_tensors(entry.weights))
+    device = next(scratch.parameters()).device
+    state = {name: tensor.to(device) for name, tensor in as_tensors(entry.weights).items()}
+    resize(scratch, groups, entry_masks(entry), state)
     return _head(entry)
 
 

@@ -104,7 +104,7 @@ def test_more_neighbours_than_the_shortlist_are_all_looked_at(world: World, zoo:
 def test_entries_without_prototypes_are_said_not_to_be_found(world: World, zoo: Fill, entries, options) -> None:
     without = replace(entries[0], prototypes=None)
     made = zoo(without, *entries[1:])
-    with pytest.warns(UserWarning, match="1 of 10 zoo entries have no prototypes, and were not looked at"):
+    with pytest.warns(UserWarning, match="1 of 10 zoo entries have no prototypes or no head, or are damaged"):
         ranked = rank_neighbours(made, *world.of(*"abc"), k=2, shortlist=4, **options)
     assert without.name not in {n.name for n in ranked}
     for entry in entries[1:]:
@@ -117,6 +117,20 @@ def test_entries_without_prototypes_are_said_not_to_be_found(world: World, zoo: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(rank_neighbours(made, *world.of(*"abc"), k=2, shortlist=None, **options)) == 2
+
+
+def test_entries_without_a_head_take_no_place_in_leeps_shortlist(world: World, zoo: Fill, entries, options) -> None:
+    images, labels = world.of(*"abc")
+    made = zoo(*entries)
+    best = recalled(made, made.names, Inputs(images), labels, world.backbone)[:4]
+    for name in best:
+        made.add(replace(made[name], head={}), overwrite=True)
+    with pytest.warns(UserWarning, match="4 of 10 zoo entries have no prototypes or no head"):
+        ranked = rank_neighbours(made, images, labels, k=2, shortlist=4, **options)
+    assert ranked.scored == 4
+    assert not {n.name for n in ranked} & set(best)
+    near = rank_neighbours(made, images, labels, k=2, shortlist=4, similarity="prototypes", **options)
+    assert {n.name for n in near} <= set(best)
 
 
 def test_facts_that_say_nothing_usable_cost_only_their_entries(world: World, zoo: Fill, entries, options) -> None:
