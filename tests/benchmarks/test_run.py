@@ -62,6 +62,13 @@ def test_each_prints_a_table_and_writes_what_it_measured(name: str, smoke: Calla
     assert "/tmp/" not in text, "no path of a machine"
 
 
+def test_all_takes_the_options_of_each() -> None:
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "all", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for option in ("--study", "--data", "--budgets", "--entries", "--merging-neighbours", "--filling-weights"):
+        assert option in shown
+
+
 @pytest.mark.xdist_group("new_task")
 def test_a_votes_seconds_are_all_accounted_for(smoke: Callable) -> None:
     study = smoke("new_task")[1]["results"]["study"]
