@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -125,7 +125,8 @@ def rank_neighbours(
         raise ValueError(
             f"Expected argument `shortlist` to be at least 1, but got {shortlist}. None scores all entries."
         )
-    names = [name for name in zoo.configs[_one_config(zoo, config)] if name not in set(exclude)]
+    excluded = set(exclude)
+    names = [name for name in zoo.configs[_one_config(zoo, config)] if name not in excluded]
     inputs = Inputs(images)
     candidates, most = names, len(names) if shortlist is None or k is None else max(shortlist, k)
     if len(names) > most:
@@ -134,11 +135,9 @@ def rank_neighbours(
         else:
             dense = dense_backbone(zoo, backbone)
             options: dict[str, bool] = {"with_head": similarity != "prototypes", "farthest": similarity == "farthest"}
-            found = recalled(zoo, names, inputs, labels, dense, batch_size=batch_size, **options)
-            candidates = found[:most]
-    entries = sound(
-        read_entries(zoo, sorted(candidates)), lambda entry: require_usable(entry, zoo, images, backbone, groups)
-    )
+            candidates = recalled(zoo, names, inputs, labels, dense, batch_size=batch_size, **options)[:most]
+    found = zoo.entries(names=candidates)
+    entries = sound(found, lambda entry: require_usable(entry, zoo, images, backbone, groups))
     score: Callable[[ZooEntry], float]
     expected: dict[str, Tensor] = {}
     if similarity == "random":
@@ -200,19 +199,6 @@ def rank_neighbours(
         ranked.evidence = Evidence.of(list(scores.values()), label_entropy(labels), whole=len(candidates) == len(names))
     ranked.scored, ranked.entries = len(scores), len(names)
     return ranked
-
-
-def read_entries(zoo: ModelZoo, names: Iterable[str]) -> Iterator[ZooEntry]:
-    """The sound ones of these entries, one after the other; damaged ones warn by name."""
-    for name in names:
-        try:
-            entry = zoo[name]
-        except DamagedEntryError as error:
-            warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=4)
-        except KeyError:
-            pass  # removed since the names were listed
-        else:
-            yield entry
 
 
 def _shuffled(names: Iterable[str], seed: int) -> list[str]:

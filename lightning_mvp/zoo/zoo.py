@@ -14,7 +14,7 @@ import contextlib
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -204,11 +204,15 @@ class ModelZoo:
         """
         return catalogue(self)
 
-    def entries(self, config: str | None = None) -> Iterator[ZooEntry]:
-        """The sound entries (of one config's hash, or all) in the order of their names; damaged ones warn by name."""
+    def entries(self, config: str | None = None, names: Iterable[str] | None = None) -> Iterator[ZooEntry]:
+        """The sound entries (of one config's hash, of these names, or all) by name; damaged ones warn by name.
+
+        They are read one after the other, as they are asked for.
+        """
         if config is not None and config not in self.configs:
             raise ValueError(f"Expected `config` to be one of {list(self.configs)}, but got {config!r}.")
-        for name in self.names if config is None else self.configs[config]:
+        listed = self.names if config is None else self.configs[config]
+        for name in listed if names is None else sorted(names):
             try:
                 entry = self[name]
             except DamagedEntryError as error:
