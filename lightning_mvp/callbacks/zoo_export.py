@@ -28,7 +28,7 @@ from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.voting.similarity import class_means
+from lightning_mvp.voting.recall import class_means
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
 from lightning_mvp.zoo.zoo import ModelZoo

@@ -279,6 +279,17 @@ class Workshop:
             **notes,
         }
 
+    def cutter_of(
+        self, method: str, module: TaskModule, data: TaskDataModule, settings: StudySettings
+    ) -> tuple[Cutter, PruningSettings]:
+        """How a method without a zoo prunes θ⁰ while it trains: Torch-Pruning's way, or by a criterion of ours."""
+        origin = self.theta0
+        if method == "torch_pruning":
+            pruning = self.scratch_settings(settings)
+            return TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim), pruning
+        pruning = self.scratch_settings(settings, criterion=method)
+        return OwnCutter(origin.pruned, origin.cost, pruning, settings.optim), pruning
+
     def _prune_while_training(
         self,
         module: TaskModule,
@@ -289,19 +300,15 @@ class Workshop:
         masks: Masks | None,
     ) -> dict[str, Any]:
         origin = self.theta0
-        if trial.method == "torch_pruning":
-            pruning = self.scratch_settings(settings)
-            cutter: Cutter = TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim)
-        elif trial.method == "mvp_refine":
+        if trial.method == "mvp_refine":
             assert masks is not None
             origin, steps = self.root, settings.vote.get("refine_after", trial.steps // 4)
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
             pruning = self.scratch_settings(settings, **one)
             present = origin.pruned_of(module.backbone)
-            cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim, masks, present)
+            cutter: Cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim, masks, present)
         else:
-            pruning = self.scratch_settings(settings, criterion=trial.method)
-            cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim)
+            cutter, pruning = self.cutter_of(trial.method, module, data, settings)
         module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)
         if cutter.masks is None:
             small = module.backbone

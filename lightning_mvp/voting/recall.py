@@ -14,9 +14,10 @@ from lightning_mvp.backbones.features import features_of
 from lightning_mvp.voting.leep import informative_labels
 from lightning_mvp.voting.sources import Inputs, seen_by
 from lightning_mvp.zoo.catalogue import stacked
+from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.zoo import ModelZoo
 
-# Of the softmax over cosines. Recall of LEEP's best hardly changes from 0.15 to 0.3 (benchmarks/README.md).
+# Of the softmax over cosines. Of 0.05 to 0.5, tried with ten targets each of four kinds, 0.15 to 0.3 were as good.
 TEMPERATURE = 0.2
 # Entries whose probabilities are in memory at once: so many stay in a core's cache.
 CHUNK = 64
@@ -68,6 +69,20 @@ def recall_scores(features: Tensor, labels: Tensor, prototypes: Tensor, bounds: 
     return scores
 
 
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """Prototypes: the mean feature of each class, ``(n, D), (n,) → (C, D)``, in the order of the sorted labels.
+
+    Of multi-hot labels ``(n, L)``, each label's prototype is the mean of the images that have it; labels that every
+    image has, or none, get none.
+    """
+    if labels.ndim == 2:
+        present = informative_labels(labels).to(features)
+        return present.T @ features / present.sum(0)[:, None]
+    classes, index = labels.unique(return_inverse=True)
+    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, index, features)
+    return sums / index.bincount(minlength=len(classes))[:, None]
+
+
 def recalled(
     zoo: ModelZoo,
     names: Sequence[str],
@@ -75,11 +90,10 @@ def recalled(
     labels: Tensor,
     dense: nn.Module,
     *,
-    with_head: bool = False,
-    farthest: bool = False,
+    by_leep: bool = True,
     batch_size: int = 128,
 ) -> list[str]:
-    """Entries in the order of their recall scores, most promising first: from the catalogue, no entry is opened.
+    """Entries with prototypes, the most promising first: from the catalogue, no entry is opened.
 
     Args:
         zoo: their zoo.
@@ -87,8 +101,8 @@ def recalled(
         inputs: the target's images.
         labels: of these images.
         dense: the zoo's θ⁰, which sees the images once for each preprocessing in the zoo.
-        with_head: leave out entries that have none, which LEEP can't score.
-        farthest: least promising first.
+        by_leep: by :func:`recall_scores`, without the entries that have no head, which LEEP can't score; else by
+            :func:`~lightning_mvp.zoo.prototypes.prototype_similarity` itself.
         batch_size: images a pass.
 
     Raises:
@@ -98,11 +112,11 @@ def recalled(
     having = [
         name
         for name in names
-        if name in cards and cards[name].prototypes is not None and (cards[name].has_head or not with_head)
+        if name in cards and cards[name].prototypes is not None and (cards[name].has_head or not by_leep)
     ]
     if len(having) < len(names):
         warnings.warn(
-            f"{len(names) - len(having)} of {len(names)} zoo entries have no prototypes{' or no head' * with_head}, or "
+            f"{len(names) - len(having)} of {len(names)} zoo entries have no prototypes{' or no head' * by_leep}, or "
             "are damaged: they were not looked at. `shortlist=None` looks at all.",
             stacklevel=4,
         )
@@ -118,14 +132,16 @@ def recalled(
             continue
         features = features_of(dense, seen, batch_size)
         own = [name for name in alike if cards[name].prototypes.shape[1] == features.shape[1]]  # type: ignore[union-attr]
-        if own:
+        if own and by_leep:
             prototypes, bounds = stacked([cards[name] for name in own])
             found = recall_scores(features, torch.as_tensor(labels), torch.from_numpy(prototypes), bounds)
             scores |= dict(zip(own, found.tolist(), strict=True))
+        elif own:
+            target = class_means(features, torch.as_tensor(labels))
+            scores |= {name: prototype_similarity(cards[name].prototypes, target) for name in own}
     if not scores:
         raise ValueError(
             f"No entry of the zoo at {zoo.path} has prototypes of θ⁰'s features to be found by. Take `shortlist=None`, "
             "which runs them all."
         )
-    sign = 1 if farthest else -1
-    return sorted(scores, key=lambda name: (sign * scores[name], name))
+    return sorted(scores, key=lambda name: (-scores[name], name))

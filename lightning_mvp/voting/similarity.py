@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
-from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, label_entropy, leep
-from lightning_mvp.voting.recall import recalled
+from lightning_mvp.voting.leep import covering_order, expected_predictions, label_entropy, leep
+from lightning_mvp.voting.recall import class_means, recalled
 from lightning_mvp.voting.sources import Inputs, probabilities_of, seen_by
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
@@ -58,20 +58,6 @@ class Ranking(list[Neighbour]):
     entries: int = 0
 
 
-def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """Prototypes: the mean feature of each class, ``(n, D), (n,) → (C, D)``, in the order of the sorted labels.
-
-    Of multi-hot labels ``(n, L)``, each label's prototype is the mean of the images that have it; labels that every
-    image has, or none, get none.
-    """
-    if labels.ndim == 2:
-        present = informative_labels(labels).to(features)
-        return present.T @ features / present.sum(0)[:, None]
-    classes, index = labels.unique(return_inverse=True)
-    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, index, features)
-    return sums / index.bincount(minlength=len(classes))[:, None]
-
-
 def rank_neighbours(
     zoo: ModelZoo,
     images: Tensor,
@@ -108,9 +94,9 @@ def rank_neighbours(
         seed: of "random".
         batch_size: images a pass.
         exclude: names of entries that must not be chosen.
-        shortlist: of a larger zoo so many entries (or `k`, if that is more) are read and scored, those that
-            :func:`~lightning_mvp.voting.recall.recall_scores` finds most promising, as LEEP runs a model of each; None
-            scores all. Entries without prototypes are not found then, and said.
+        shortlist: of a larger zoo so many entries (or `k`, if that is more) are read, those that
+            :func:`~lightning_mvp.voting.recall.recalled` puts first, as LEEP runs a model of each; None reads all.
+            Entries without prototypes are not found then, and said.
 
     Raises:
         ValueError: an empty zoo, an unknown similarity or config, or nothing left to choose from.
@@ -133,9 +119,9 @@ def rank_neighbours(
         if similarity == "random":
             candidates = _shuffled(names, seed)[:most]
         else:
-            dense = dense_backbone(zoo, backbone)
-            options: dict[str, bool] = {"with_head": similarity != "prototypes", "farthest": similarity == "farthest"}
-            candidates = recalled(zoo, names, inputs, labels, dense, batch_size=batch_size, **options)[:most]
+            dense, by_leep = dense_backbone(zoo, backbone), similarity != "prototypes"
+            promising = recalled(zoo, names, inputs, labels, dense, by_leep=by_leep, batch_size=batch_size)
+            candidates = promising[-most:] if similarity == "farthest" else promising[:most]
     found = zoo.entries(names=candidates)
     entries = sound(found, lambda entry: require_usable(entry, zoo, images, backbone, groups))
     score: Callable[[ZooEntry], float]
@@ -161,6 +147,7 @@ def rank_neighbours(
 
         def score(entry: ZooEntry) -> float:
             head = refill(scratch, entry, groups)
+            assert head is not None  # only such entries are asked
             probabilities = probabilities_of(entry, scratch, head, inputs(entry.facts), batch_size)
             if similarity == "cover":
                 expected[entry.name] = expected_predictions(probabilities, labels)

@@ -9,34 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import features_of
-from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
-from lightning_mvp.zoo.rebuild import rebuild
-
-
-def source_probabilities(
-    entry: ZooEntry, images: Tensor, backbone: nn.Module, groups: Groups, batch_size: int = 128
-) -> Tensor:
-    """Class probabilities ``(n, Z)`` of an entry's model on images, uint8 ones through its own preprocessing."""
-    small, head = rebuild(entry, backbone, groups)
-    return probabilities_of(entry, small, head, as_input(images, entry.facts), batch_size)
 
 
 def probabilities_of(
-    entry: ZooEntry, small: nn.Module, head: nn.Linear | None, images: Tensor, batch_size: int = 128
+    entry: ZooEntry, small: nn.Module, head: nn.Linear, images: Tensor, batch_size: int = 128
 ) -> Tensor:
     """Class probabilities ``(n, Z)`` by an entry's rebuilt model on preprocessed images.
 
     Raises:
-        ValueError: the entry has no head.
         DamagedEntryError: its head does not fit, or it computes what is not finite.
     """
-    if head is None:
-        raise ValueError(
-            f"Expected entry {entry.name!r} to have a head, but it has none. Use `similarity='prototypes'`."
-        )
     features = features_of(small, images, batch_size)
     if features.shape[1] != head.in_features:
         raise DamagedEntryError(

@@ -39,7 +39,7 @@ from lightning_mvp.voting.similarity import (
     require_usable,
 )
 from lightning_mvp.voting.sources import as_input
-from lightning_mvp.voting.trust import Evidence
+from lightning_mvp.voting.trust import Evidence, nearest_words
 from lightning_mvp.voting.vote import Ballots, coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
@@ -100,11 +100,9 @@ class VoteReport:
             share = self.coefficients[neighbour.name] / sum(self.coefficients.values())
             table.add_row(neighbour.name, f"score {neighbour.score:.3f}{shared}, weight {share:.2f}")
         if self.evidence is not None:
-            lead = self.evidence.lead
-            stands = "" if lead is None else f", {lead:.1f} standard deviations above the zoo's mean"
-            table.add_row("nearest explains", f"{self.evidence.explained:.0%} of the labels' entropy{stands}")
+            table.add_row("LEEP", nearest_words(self.evidence))
         if self.scored < self.entries:
-            table.add_row("looked at", f"{self.scored} of {self.entries} entries, the most promising by prototypes")
+            table.add_row("looked at", f"{self.scored} of {self.entries} entries")
         table.add_section()
         for group, width in self.widths.items():
             table.add_row(f"units of {group}", f"{width} of {self.sizes[group]}")

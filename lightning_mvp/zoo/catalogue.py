@@ -35,6 +35,7 @@ FORMAT = "lightning-mvp-catalogue-1"
 MOST_BYTES = 8 << 30
 
 Stamp = tuple[int, int, int]
+UNKNOWN: Stamp = (-1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,19 @@ def stacked(cards: Sequence[Card]) -> tuple[np.ndarray, np.ndarray]:
 
 def _stamps(zoo: ModelZoo) -> dict[str, Stamp]:
     """Entry → size, time and inode of its file, sorted by name."""
-    zoo.names  # noqa: B018 (refuses a folder that is gone)
-    with contextlib.suppress(FileNotFoundError), os.scandir(zoo.path / "tasks") as files:
-        found = {file.name.removesuffix(SUFFIX): _stamp(file) for file in files if file.name.endswith(SUFFIX)}
-        return {name: found[name] for name in sorted(found)}
-    return {}
+    try:
+        with os.scandir(zoo.path / "tasks") as files:
+            found = {file.name.removesuffix(SUFFIX): _stamp(file) for file in files if file.name.endswith(SUFFIX)}
+    except FileNotFoundError:
+        found = dict.fromkeys(zoo.names, UNKNOWN)  # none, or it says that the zoo is gone
+    return {name: found[name] for name in sorted(found)}
 
 
 def _stamp(file: os.DirEntry[str]) -> Stamp:
     try:
         status = file.stat()
     except OSError:  # a link to nothing, or just removed: reading it says what is wrong
-        return (-1, -1, -1)
+        return UNKNOWN
     return (status.st_size, status.st_mtime_ns, status.st_ino & (2**63 - 1))
 
 
@@ -132,7 +134,6 @@ def _packed(zoo: ModelZoo, cards: dict[str, Card], stamps: dict[str, Stamp]) -> 
         "preprocessing": [json.loads(text) for text in preprocessing],
         "which": which,
         "heads": [card.has_head for card in fitting.values()],
-        "prototypes": [card.prototypes is not None for card in fitting.values()],
     }
     tensors: dict[str, np.ndarray] = {
         "about": np.frombuffer(json.dumps(about, separators=(",", ":")).encode(), np.uint8),
@@ -157,7 +158,7 @@ def _parsed(path: Path, zoo: str) -> dict[str, tuple[Stamp, Card]]:
         about = parse_json(file.read("about").tobytes())
         bounds, stamps, prototypes = (file.read(name) for name in ("bounds", "stamps", "prototypes"))
     names, classes = about["names"], about["classes"]
-    columns = (classes, about["which"], about["heads"], about["prototypes"], stamps)
+    columns = (classes, about["which"], about["heads"], stamps)
     if about["zoo"] != zoo or any(len(column) != len(names) for column in columns) or stamps.shape[1:] != (3,):
         raise ValueError("of another zoo, or damaged")
     if len(bounds) != len(names) + 1 or bounds[0] != 0 or bounds[-1] != len(prototypes) or (np.diff(bounds) < 0).any():
@@ -166,9 +167,12 @@ def _parsed(path: Path, zoo: str) -> dict[str, tuple[Stamp, Card]]:
         raise ValueError("its prototypes are damaged")
     cards = {}
     for i, (name, stamp) in enumerate(zip(names, stamps.tolist(), strict=True)):
-        rows = prototypes[bounds[i] : bounds[i + 1]] if about["prototypes"][i] else None
-        if rows is not None and len(rows) != len(classes[i]):
+        rows = prototypes[bounds[i] : bounds[i + 1]]
+        if len(rows) not in (0, len(classes[i])):
             raise ValueError("its prototypes are damaged")
         seen_by = about["preprocessing"][about["which"][i]]
-        cards[name] = (tuple(stamp), Card(tuple(classes[i]), seen_by, bool(about["heads"][i]), rows))
+        cards[name] = (
+            tuple(stamp),
+            Card(tuple(classes[i]), seen_by, bool(about["heads"][i]), rows if len(rows) else None),
+        )
     return cards  # type: ignore[return-value]

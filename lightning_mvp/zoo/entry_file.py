@@ -31,8 +31,8 @@ Storage = Literal["float32", "bfloat16"]
 FORMAT = "lightning-mvp-entry-1"
 SUFFIX = ".safetensors"
 
-# Of one entry's: twenty thousand classes of two thousand features take a sixth of it.
-MOST_PROTOTYPES = 1 << 30
+# For what θ⁰ sets no bound to: head and prototypes. Twenty thousand classes of two thousand features take a third.
+ROOM = 1 << 30
 PROTOTYPES = "prototype/features"
 _PARTS = ("mask", "weight", "importance", "head", "prototype")
 # Not the file's fault: the process has too many open, or was interrupted.
@@ -148,7 +148,7 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
         rows = None
         if PROTOTYPES in file.specs:
             shape = file.specs[PROTOTYPES].shape
-            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > MOST_PROTOTYPES:
+            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > ROOM:
                 raise ValueError(f"expected prototypes of {len(header['facts']['classes'])} classes, but got {shape}")
             rows = file.read(PROTOTYPES).astype(np.float32)
             if not np.isfinite(rows).all():

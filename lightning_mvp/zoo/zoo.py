@@ -25,7 +25,7 @@ import numpy as np
 from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
 from lightning_mvp.zoo.catalogue import Card, catalogue
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
-from lightning_mvp.zoo.entry_file import SUFFIX, Storage, read_entry, read_header, shown, write_entry
+from lightning_mvp.zoo.entry_file import ROOM, SUFFIX, Storage, read_entry, read_header, shown, write_entry
 from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
 from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
 from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from lightning_mvp.voting.similarity import Neighbour
 
 T = TypeVar("T")
-
-# For what θ⁰ sets no bound to: head and prototypes. Twenty thousand classes of two thousand features take a third.
-ROOM = 1 << 30
 
 
 class ModelZoo:

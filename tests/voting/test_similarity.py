@@ -8,15 +8,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from lightning_mvp.backbones import Groups
 from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, leep
-from lightning_mvp.voting.similarity import class_means, prototype_similarity, rank_neighbours
-from lightning_mvp.voting.sources import source_probabilities
+from lightning_mvp.voting.recall import class_means
+from lightning_mvp.voting.similarity import prototype_similarity, rank_neighbours
+from lightning_mvp.voting.sources import as_input, probabilities_of
 from lightning_mvp.zoo import ZooEntry
+from lightning_mvp.zoo.rebuild import rebuild
 
 from .conftest import World
 
 GOLDEN = [[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9]]
+
+
+def _probabilities(entry: ZooEntry, images: torch.Tensor, backbone: nn.Module, groups: Groups) -> torch.Tensor:
+    """By a model of the entry that is made anew."""
+    small, head = rebuild(entry, backbone, groups)
+    assert head is not None
+    return probabilities_of(entry, small, head, as_input(images, entry.facts))
 
 
 def test_leep_golden_values() -> None:
@@ -167,7 +178,7 @@ def test_covering_neighbours_complement_each_other(world: World, zoo, entries) -
     assert {neighbour.name: neighbour.score for neighbour in covering} == {n.name: n.score for n in ranked}
     named = {entry.name: entry for entry in entries}
     rows = [
-        expected_predictions(source_probabilities(named[name], images, world.backbone, world.groups), labels)
+        expected_predictions(_probabilities(named[name], images, world.backbone, world.groups), labels)
         for name in sorted(named)
     ]
     order = covering_order(torch.stack(rows), 4)
@@ -190,10 +201,10 @@ def test_scores_are_leep_of_each_source_through_its_own_preprocessing(world: Wor
     ranked = made.nearest(images, labels, backbone=world.backbone, groups=world.groups, k=None)
     scores = {neighbour.name: neighbour.score for neighbour in ranked}
     assert scores.keys() == set(made.names)
-    own = leep(source_probabilities(other, images, world.backbone, world.groups), labels)
+    own = leep(_probabilities(other, images, world.backbone, world.groups), labels)
     assert scores[other.name] == own
     foreign = replace(other, facts=entries[0].facts)
-    assert own != leep(source_probabilities(foreign, images, world.backbone, world.groups), labels)
+    assert own != leep(_probabilities(foreign, images, world.backbone, world.groups), labels)
 
 
 def test_random_is_a_function_of_the_seed(world: World, zoo, entries) -> None:

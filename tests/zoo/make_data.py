@@ -18,7 +18,7 @@ from lightning_mvp.backbones.ridge import ridge_head
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.voting.similarity import class_means
+from lightning_mvp.voting.recall import class_means
 from lightning_mvp.zoo import ModelZoo, ZooEntry, entry_id
 
 RECIPE = {
