@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+REST = "everything else"
+
 
 class Clock:
-    """Seconds by part, each counted where it is innermost."""
+    """Seconds by part, each counted where it is innermost; what is in no part is `REST`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._open = ["rest"]
+        self._open = [REST]
         self.start()
 
     def start(self) -> None:
@@ -25,6 +27,11 @@ class Clock:
         now = time.perf_counter()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
+
+    def stop(self) -> dict[str, float]:
+        """The seconds until now, by part."""
+        self._turn()
+        return dict(self.seconds)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

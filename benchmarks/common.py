@@ -55,15 +55,26 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def side_by_side(
-    variants: Mapping[str, Callable[[], object]], repetitions: int, seed: int = 0
-) -> dict[str, list[float]]:
-    """Seconds of each variant, run in turns of random order so that whatever else the machine does hits all alike."""
-    rng, seconds = np.random.default_rng(seed), {name: list[float]() for name in variants}
+@dataclass
+class Taken:
+    """Seconds of each variant, turn by turn: by the clock on the wall, and of this process on its CPUs."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+
+def side_by_side(variants: Mapping[str, Callable[[], object]], repetitions: int, seed: int = 0) -> Taken:
+    """Time variants in turns of random order, so that whatever else the machine does hits all alike."""
+    rng = np.random.default_rng(seed)
+    taken = Taken({name: [] for name in variants}, {name: [] for name in variants})
     for _ in range(repetitions):
         for name in rng.permutation(list(variants)).tolist():
-            seconds[name].append(seconds_of(variants[name]))
-    return seconds
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            variants[name]()
+            taken.wall[name].append(time.perf_counter() - wall)
+            taken.cpu[name].append(time.process_time() - cpu)
+    return taken
 
 
 def bootstrap(

@@ -270,7 +270,7 @@ def tasks_per_hour(
                 assert sum(job.result() for job in jobs) == count
 
         run(2, "cut", False, 2)  # imports, and what libraries prepare once
-        seconds = side_by_side({name: partial(run, *way) for name, way in ways.items()}, repetitions, work.seed)
+        seconds = side_by_side({name: partial(run, *way) for name, way in ways.items()}, repetitions, work.seed).wall
     names = list(ways)
     made = table(
         f"Tasks per hour: {backbone}, ratio {ratio}, {precision}, zoos of {tasks}, {repetitions} times",

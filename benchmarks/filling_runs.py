@@ -7,15 +7,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from networks import recipe_named
 from torch import Tensor, nn
 
 from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone
@@ -82,13 +78,6 @@ class Work:
         module = TaskModule.for_task(theta0, data.facts, **optimizer_of(backbone))
         module.initialise_head(data)
         return module
-
-
-@cache
-def recipe_named(backbone: str) -> dict[str, Any]:
-    folder = Path(str(files("lightning_mvp.conf").joinpath("backbone"))).absolute()
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        return OmegaConf.to_container(compose(backbone).recipe)  # type: ignore[return-value]
 
 
 def optimizer_of(backbone: str) -> dict[str, Any]:

@@ -158,13 +158,6 @@ def profiled(work: Callable[[], object]) -> dict[str, float]:
     return {stage: seconds / whole for stage, seconds in stages.items()}
 
 
-def with_cpu_seconds(work: Callable[[], object], spent: list[float]) -> None:
-    """Notes the processor's time too: unlike the clock's it leaves out what other processes got."""
-    start = time.process_time()
-    work()
-    spent.append(time.process_time() - start)
-
-
 def measure(options: argparse.Namespace) -> Outcome:
     """Times vote, merge and the former merge in turns; compares what the two merges give."""
     neighbours = getattr(options, "merging_neighbours", None) or (SMOKE_NEIGHBOURS if options.smoke else NEIGHBOURS)
@@ -178,12 +171,8 @@ def measure(options: argparse.Namespace) -> Outcome:
         "merge": partial(merged, case, target),
         "merge, former": partial(merged_entry_by_entry, case, target),
     }
-    cpu: dict[str, list[float]] = {name: [] for name in works}
-    seconds = side_by_side(
-        {name: partial(with_cpu_seconds, work, cpu[name]) for name, work in works.items()},
-        1 if options.smoke else options.repetitions,
-        options.seed,
-    )
+    taken = side_by_side(works, 1 if options.smoke else options.repetitions, options.seed)
+    seconds, cpu = taken.wall, taken.cpu
     seconds["vote and merge"] = [a + b for a, b in zip(seconds["vote"], seconds["merge"], strict=True)]
     cpu["vote and merge"] = [a + b for a, b in zip(cpu["vote"], cpu["merge"], strict=True)]
     rows = ("vote", "merge", "vote and merge", "merge, former")

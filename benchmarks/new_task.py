@@ -9,13 +9,13 @@ its budgets, on means over tasks; intervals resample the tasks.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,17 @@ from unittest.mock import patch
 
 import lightning as L
 import numpy as np
+from clock import REST, Clock
 from common import Outcome, bootstrap, seconds_of, shown, summary, table
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from studies import small_study, study_settings
 
 from lightning_mvp.apps import runtime, vote
 from lightning_mvp.modules import meta_vote
-from lightning_mvp.modules.cutting import OwnCutter, endless, prune_and_cut
+from lightning_mvp.modules.cutting import prune_and_cut
 from lightning_mvp.modules.meta_vote import MetaVoteModule
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.study.outside import TorchPruningCutter
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.starts import Starts
@@ -153,46 +153,30 @@ def all_runs(
             yield run
 
 
-@contextmanager
-def forgotten_data() -> Iterator[None]:
-    """Whatever this process knows of data sets is forgotten: each run reads its own from disk."""
+def forget_data() -> None:
+    """Whatever this process knows of data sets: each run reads its own from disk."""
     for cached in (tasks_data._load, runtime._load):
         cached.cache_clear()
-    yield
 
 
 def voted(study: Path, settings: StudySettings, task: int, steps: int, name: str, output: Path) -> Run:
     """`mvp-vote` of one task, as its command runs it."""
     config = vote_config(study, settings, task, steps, VOTES[name], output)
-    stages: dict[str, float] = {}
+    forget_data()
+    clock = Clock()
     with ExitStack() as stack:
         for owner, attribute, label in STAGES:
-            stack.enter_context(patch.object(owner, attribute, timed(getattr(owner, attribute), stages, label)))
+            stack.enter_context(patch.object(owner, attribute, clock.timed(label, getattr(owner, attribute))))
         stack.enter_context(patch.object(meta_vote, "rank_zero_info"))  # its table is not for this screen
-        stack.enter_context(forgotten_data())
-        start = time.perf_counter()
+        clock.start()
         runtime.prepare(config)
         vote.run(config)
-        seconds = time.perf_counter() - start
-    report = OmegaConf.to_container(OmegaConf.load(output / "report.json"))
-    assert isinstance(report, dict)
+        stages = clock.stop()
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     for stage, taken in report["seconds"].items():
         stages[VOTE_STAGES[stage]] = stages.get(VOTE_STAGES[stage], 0.0) + taken
-    stages["everything else"] = seconds - sum(stages.values())
-    return Run(task, name, steps, seconds, report["test_accuracy"], stages)
-
-
-def timed(function: Callable[..., Any], stages: dict[str, float], label: str) -> Callable[..., Any]:
-    """The same function, its seconds added up under a label."""
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return function(*arguments, **options)
-        finally:
-            stages[label] = stages.get(label, 0.0) + time.perf_counter() - start
-
-    return call
+        stages[REST] -= taken
+    return Run(task, name, steps, sum(stages.values()), report["test_accuracy"], stages)
 
 
 def vote_config(
@@ -219,28 +203,25 @@ def vote_config(
 def from_scratch(study: Path, settings: StudySettings, task: int, rival: str, steps: int) -> Run:
     """A rival's small model, pruned from θ⁰ with so many steps."""
     settings = settings.changed(settings.tuned_for(rival, steps))
-    stages: dict[str, float] = {}
-    with forgotten_data():
-        start = time.perf_counter()
-        L.seed_everything(settings.seed, verbose=False)
-        shop = Workshop(study, settings)
-        data = timed(shop.datamodule, stages, "decode the data")(shop.split.get(settings.target_kind, task))
-        origin, begin = shop.theta0, Starts(shop, settings).of(rival, data)
-        module = TaskModule.for_task(begin.backbone, data.facts, **settings.optim)
-        timed(module.initialise_head, stages, "ridge head")(data)
-        if rival == "torch_pruning":
-            pruning = shop.scratch_settings(settings)
-            cutter: Any = TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim)
-        else:
-            pruning = shop.scratch_settings(settings, criterion=rival)
-            cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim)
+    forget_data()
+    clock = Clock()
+    L.seed_everything(settings.seed, verbose=False)
+    shop = Workshop(study, settings)
+    with clock.part("decode the data"):
+        data = shop.datamodule(shop.split.get(settings.target_kind, task))
+    begin = Starts(shop, settings).of(rival, data)
+    module = TaskModule.for_task(begin.backbone, data.facts, **settings.optim)
+    with clock.part("ridge head"):
+        module.initialise_head(data)
+    with clock.part("steps"):
+        cutter, pruning = shop.cutter_of(rival, module, data, settings)
         options = {"clip": settings.gradient_clip, "precision": settings.precision}
-        module = timed(prune_and_cut, stages, "steps")(module, data, cutter, pruning, steps, **options)
-        accuracy = timed(module.accuracy_on, stages, "evaluate")(*data.test_images())
+        module = prune_and_cut(module, data, cutter, pruning, steps, **options)
+    with clock.part("evaluate"):
+        accuracy = module.accuracy_on(*data.test_images())
         module.accuracy_on(*data.val_images())
-        seconds = time.perf_counter() - start
-    stages["everything else"] = seconds - sum(stages.values())
-    return Run(task, rival, steps, seconds, accuracy, stages)
+    stages = clock.stop()
+    return Run(task, rival, steps, sum(stages.values()), accuracy, stages)
 
 
 # What came of it ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def resolve_precision(precision: str, accelerator: str = "cpu", network: nn.Modu
 
     It is faster where the hardware multiplies bfloat16 natively; elsewhere it is emulated. On a CPU the network must
     also be an ordinary ConvNet (:func:`~lightning_mvp.backbones.layout.gains_from_bf16`): vision transformers and
-    depthwise convolutions take 1.1 to 3 times as long in bf16 there (`benchmarks/run.py steps`).
+    depthwise convolutions take as long or up to 3 times as long (`benchmarks/run.py steps`).
 
     In torch 2.15 on the CPU the bf16 weight gradient of a 3×3 stride-2 convolution on a 1×1 image is garbage (seen with
     timm's resnet18 on 16-pixel images): choose ``"32-true"`` where a run of such small images ends in NaN.

@@ -21,7 +21,7 @@ def new_task() -> Iterator[ModuleType]:
 
     yield new_task
     sys.path.remove(str(BENCHMARKS))
-    for name in ("new_task", "common", "studies"):
+    for name in ("new_task", "clock", "common", "studies"):
         del sys.modules[name]
 
 

@@ -40,7 +40,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[str
 
 
 def finite(value: Any) -> bool:
-    """Whether there is a number in it, and all of the numbers but the bounds of a single value are finite."""
+    """Whether all numbers in it but the bounds of an interval, which a single value has not, are finite."""
     if isinstance(value, dict):
         return all(finite(each) for key, each in value.items() if key not in ("low", "high"))
     if isinstance(value, list):
