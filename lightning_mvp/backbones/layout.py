@@ -39,7 +39,8 @@ def gains_from_bf16(network: nn.Module) -> bool:
     """Whether a CPU that multiplies bfloat16 natively trains a network faster in it: if it is an ordinary ConvNet.
 
     That is: it has convolutions, none of them grouped, and no attention or layer norm. A step of others took as long
-    (`vit_tiny`) or up to 3 times as long in bf16, though their forward passes alone were faster (`benchmarks/run.py steps`).
+    (`vit_tiny`) or up to 3 times as long in bf16, though their forward passes alone were faster
+    (`benchmarks/run.py steps`).
 
     Args:
         network: as it will be trained.
