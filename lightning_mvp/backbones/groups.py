@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 from lightning_mvp.backbones.attention import attention_modules, heads_group, projections
 from lightning_mvp.backbones.conv_groups import Labels, block_labels, joined
 from lightning_mvp.backbones.features import classifier_names
+from lightning_mvp.backbones.groups_cache import GroupsCache
 from lightning_mvp.backbones.inputs import as_inputs, one_sample
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
 
@@ -373,7 +374,8 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
     whole attention heads. Of grouped and depthwise convolutions whole conv groups are units. What can't be masked
     exactly (channels under a LayerNorm or GroupNorm, other attention) is left out with a note in ``groups.skipped``; a
     timm classifier keeps its outputs. All work is done on a CPU copy: the backbone, its mode, hooks and gradients, and
-    the global random state stay as they are.
+    the global random state stay as they are. What was found is remembered for all backbones of the same structure,
+    whatever their weights: see :mod:`lightning_mvp.backbones.groups_cache`.
 
     Args:
         backbone: maps a batch of images to one tensor, features on axis 1.
@@ -394,10 +396,15 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
           0: 8 units (conv)
           3: 4 units (conv)
     """
+    inputs = one_sample(as_inputs(example_input), backbone)
+    cache = GroupsCache(backbone, inputs)
+    groups = cache.get(checked=check)
+    if groups is not None:
+        return groups
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
         clone = cpu_copy(backbone, torch.float32)
-        inputs = one_sample(as_inputs(example_input), clone)
-        groups = _Finder(clone, inputs).find()
+        inputs = one_sample(inputs, clone)
+        groups = cache.get(checked=False) or _Finder(clone, inputs).find()
     if not len(groups):
         raise ValueError(
             f"Expected a backbone with units that can be pruned, but {type(backbone).__name__} has none: "
@@ -409,4 +416,5 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
         from lightning_mvp.backbones.selfcheck import check_exact
 
         check_exact(backbone, groups, random_masks(groups, 0.5, seed=0), inputs)
+    cache.put(groups, checked=check)
     return groups

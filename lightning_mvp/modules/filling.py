@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import lightning as L
-import torch
 from rich.table import Table
 from torch import Tensor
 
 from lightning_mvp.backbones.cost import CostModel
-from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.callbacks.guards import require_time_for, warn_of_low_rate
 from lightning_mvp.callbacks.mvp import MVPCallback
-from lightning_mvp.callbacks.pruner import Pruner, fractions_kept, of_all_groups, require_plain, require_trainable
-from lightning_mvp.callbacks.settings import PruningSettings
+from lightning_mvp.callbacks.pruner import Pruner, fractions_kept, of_all_groups
 from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.zoo_export import (
     PROTOTYPE_IMAGES,
@@ -61,32 +56,6 @@ class CutRun:
         return pruning_table(self.groups, self.masks, self.cost, f"Pruned to ratio {self.masks.pruning_ratio:.2f}")
 
 
-def pruner_for(module: TaskModule, settings: PruningSettings) -> Pruner:
-    """Groups and cost of a module's backbone; tasks that one process prunes alike share them.
-
-    Args:
-        module: nothing of it is kept.
-        settings: how it is pruned.
-
-    Raises:
-        ValueError: nothing can be pruned, a unit is frozen, or a weight is computed from others.
-    """
-    require_plain(module.backbone)
-    assert isinstance(module.example_input_array, Tensor)
-    shape = tuple(module.example_input_array.shape)
-    pruner = _pruner_like(json.dumps(module.hparams["recipe"]), shape, json.dumps(settings.to_dict()))
-    require_trainable(module.backbone, pruner.groups)
-    return pruner
-
-
-@lru_cache(maxsize=1)
-def _pruner_like(recipe: str, shape: tuple[int, ...], settings: str) -> Pruner:
-    """They depend on the architecture alone, and its self-check takes as long as dozens of steps of a small model."""
-    with torch.random.fork_rng(devices=[]):
-        backbone = create_backbone(json.loads(recipe))
-    return Pruner(backbone, (torch.zeros(shape),), PruningSettings(**json.loads(settings)), keep_features=False)
-
-
 def prune_into_zoo(
     module: TaskModule,
     data: TaskDataModule,
@@ -121,7 +90,8 @@ def prune_into_zoo(
     require_time_for(schedule, steps)
     zoo.reserve(pruning.config(steps))
     theta0 = {name: as_stored(tensor) for name, tensor in own_state(module.backbone).items()}
-    pruner = pruner_for(module, settings)
+    assert isinstance(module.example_input_array, Tensor)
+    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
     zoo.open(module.backbone, theta0, pruner.all_groups)
     images, labels = data.scoring_images(PROTOTYPE_IMAGES)
     prototypes = means_of_features(module.backbone, preprocess(images, facts), labels, len(facts.classes))

@@ -1,4 +1,4 @@
-"""Where models begin: a backbone with weights on disk, its groups and its cost, each found once in a process."""
+"""Where models begin: a backbone with weights on disk, its groups and its cost."""
 
 from __future__ import annotations
 
