@@ -1,4 +1,4 @@
-"""What test_ddp.py runs in two processes: ``ddp_run.py <folder> <case> [strategy]``; the cases are in CASES."""
+"""What test_ddp.py runs in two processes: ``ddp_run <folder> <case>[,<case>] [strategy]``; the cases are in CASES."""
 
 from __future__ import annotations
 
@@ -94,7 +94,12 @@ CASES: dict[str, Callable[[Path, str], None]] = {
     "full-disk": lambda folder, strategy: fail(folder, strategy, UserModule, FullDisk(folder)),
 }
 
+
+def main(folder: str, cases: str, strategy: str = "ddp") -> None:
+    for name in cases.split(","):
+        CASES[name](Path(folder), strategy)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2].split(","):
-        CASES[name](Path(sys.argv[1]), sys.argv[3] if len(sys.argv) > 3 else "ddp")
+    main(*sys.argv[1:])

@@ -1,7 +1,7 @@
 """What test_kills.py runs: a training that is killed again and again, and goes on each time from its checkpoints.
 
-``kill_run.py <folder> NAME=BACKBONE*DEVICES[,STEP:HOW ...] ...``: each run in a folder of its name, with the kills in
-their order, for example ``whole=resnet*1 killed=resnet*1,3:round``.
+``main(folder, "NAME=BACKBONE*DEVICES[,STEP:HOW ...]", ...)``, in the nursery: each run in a folder of its name, with
+the kills in their order, for example ``whole=resnet*1 killed=resnet*1,3:round``.
 
 ``HOW`` is ``step`` (the optimizer has stepped, no callback has seen it), ``round`` (MVPCallback is done with the step,
 nothing is saved), ``saved`` (before the next step), in the writing of a checkpoint: ``half`` (of its bytes are there),
@@ -17,11 +17,7 @@ import hashlib
 import json
 import os
 import signal
-import socket
-import sys
-import time
-import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +30,7 @@ from torch import Tensor
 
 from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone
 
+from ..nursery import fork, ranks_of, wait
 from .user import RECIPE, VIT_RECIPE
 
 # Dropout of all kinds: what is drawn depends on torch's generator, and on which process draws.
@@ -47,7 +44,6 @@ RECIPES = {
 }
 STEPS, STEPS_PER_ROUND, ROUNDS = 14, 3, 3  # rounds after steps 3, 6 and 9; an epoch has 5 steps
 SAVE_EVERY = 2
-PATIENCE = 30.0  # seconds in which a rank must end once another was killed
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -200,66 +196,22 @@ def train(folder: Path, backbone: str, devices: int, kill: tuple[int, str] | Non
     return trainer
 
 
-def fork(folder: Path, backbone: str, devices: int, kill: tuple[int, str] | None) -> list[int]:
+def start(folder: Path, backbone: str, devices: int, kill: tuple[int, str] | None) -> list[int]:
     """Start one process per device, as a launcher would; their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(devices):
-        pid = os.fork()
-        if pid == 0:
-            if devices > 1:
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-                os.environ |= {"WORLD_SIZE": str(devices), "LOCAL_RANK": str(rank)}
-            log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            status = 1
-            try:
-                train(folder, backbone, devices, kill)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        pids.append(pid)
-    return pids
+    return [
+        fork(lambda: train(folder, backbone, devices, kill), folder / f"rank{rank}.log", told)
+        for rank, told in enumerate(ranks_of(devices))
+    ]
 
 
-def wait(pids: Iterable[int], patience: float) -> list[int | None]:
-    """How each process ended, None for one that had to be ended from here ``patience`` seconds after the first."""
-    ends: dict[int, int | None] = dict.fromkeys(pids)
-    open_, deadline = set(ends), float("inf")
-    while open_ and time.monotonic() < deadline:
-        for pid in tuple(open_):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                ends[pid] = os.waitstatus_to_exitcode(status)
-                open_.remove(pid)
-                deadline = min(deadline, time.monotonic() + patience)
-        time.sleep(0.01)
-    for pid in open_:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    return list(ends.values())
-
-
-def main(folder: Path, *runs: str) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with Ctrl-C ignored
+def main(folder: str, *runs: str) -> None:
     for run in runs:
         name, _, plan = run.partition("=")
         model, *kills = plan.split(",")
         backbone, devices = model.split("*")
-        (folder / name).mkdir(parents=True)
+        (Path(folder) / name).mkdir(parents=True)
         for kill in [*kills, None]:
             when = None if kill is None else (int(kill.split(":")[0]), kill.split(":")[1])
-            ends = wait(fork(folder / name, backbone, int(devices), when), PATIENCE)
-            entries = len(list((folder / name / "zoo" / "tasks").glob("*.safetensors")))
+            ends = wait(start(Path(folder) / name, backbone, int(devices), when))
+            entries = len(list((Path(folder) / name / "zoo" / "tasks").glob("*.safetensors")))
             print(json.dumps({"run": name, "kill": kill, "ends": ends, "entries": entries}), flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])

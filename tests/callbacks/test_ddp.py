@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -17,28 +14,19 @@ from safetensors.torch import load_file
 
 from lightning_mvp import ModelZoo
 
+from ..nursery import Ended, Nursery, launched
 from .ddp_run import one_decision
 from .user import content
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one process makes what several tests look at
-ROOT = Path(__file__).parents[2]
 SECONDS = 30  # from one rank's failure to the end of all; a hang would take gloo's half hour
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(folder: Path, case: str, launcher: str = "ddp") -> subprocess.CompletedProcess[str]:
-    """One case of ddp_run in two processes; back when both have closed ``stdout``, where all is that they said."""
-    torchrun = launcher == "torchrun"
-    return subprocess.run(
-        [sys.executable, *(TORCHRUN if torchrun else []), "-m", "tests.callbacks.ddp_run", str(folder), case]
-        + ([] if torchrun else [launcher]),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+def run(nursery: Nursery, folder: Path, case: str, launcher: str = "forked") -> Ended:
+    """One case of ddp_run in two processes: forked as if a launcher had started them, or really by a launcher."""
+    if launcher == "forked":
+        return nursery.run("tests.callbacks.ddp_run:main", folder, case, ranks=2, limit=300)
+    return launched(launcher, "tests.callbacks.ddp_run", folder, case)
 
 
 def traces(folder: Path) -> list[list[dict[str, object]]]:
@@ -46,11 +34,10 @@ def traces(folder: Path) -> list[list[dict[str, object]]]:
 
 
 @pytest.fixture(scope="module")
-def agreed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that Lightning launched itself."""
+def agreed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    result = run(folder, "agree,decide")
-    assert result.returncode == 0, result.stdout[-3000:]
+    result = run(nursery, folder, "agree,decide")
+    assert result.well, result.text[-3000:]
     return folder
 
 
@@ -71,10 +58,13 @@ def test_ranks_agree_after_every_step_and_one_entry_is_written(agreed: Path):
     assert len(ModelZoo(agreed / "zoo")) == 1
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "ddp_spawn"])
-def test_each_launcher_does_the_same_run_and_leaves_the_same_entry(agreed: Path, tmp_path: Path, launcher: str):
-    result = run(tmp_path, "agree", launcher)
-    assert result.returncode == 0, result.stdout[-3000:]
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ddp", "torchrun", "ddp_spawn"])
+def test_each_launcher_does_the_same_run_and_leaves_the_same_entry(
+    nursery: Nursery, agreed: Path, tmp_path: Path, launcher: str
+):
+    result = run(nursery, tmp_path, "agree", launcher)
+    assert result.well, result.text[-3000:]
     require_agreement(tmp_path)
     assert traces(tmp_path) == traces(agreed)
     one, two = ModelZoo(agreed / "zoo"), ModelZoo(tmp_path / "zoo")
@@ -91,14 +81,15 @@ def test_two_ranks_decide_like_one_process_from_equal_gradients(agreed: Path, tm
     assert len(set(masks.values())) == 1
 
 
-def test_ranks_that_decide_differently_are_stopped_at_the_first_round(tmp_path: Path):
-    result = run(tmp_path, "own-gradients")
-    assert result.returncode != 0
-    assert "masks of pruning round 1 differ between ranks: rank(s) [1] disagree with rank 0" in result.stdout
+def test_ranks_that_decide_differently_are_stopped_at_the_first_round(nursery: Nursery, tmp_path: Path):
+    result = run(nursery, tmp_path, "own-gradients")
+    assert 0 not in result.codes
+    assert "masks of pruning round 1 differ between ranks: rank(s) [1] disagree with rank 0" in result.text
     assert not len(ModelZoo(tmp_path / "zoo"))
 
 
-@pytest.mark.parametrize("launcher", ["ddp", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["forked", "ddp", "torchrun"])
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -108,13 +99,13 @@ def test_ranks_that_decide_differently_are_stopped_at_the_first_round(tmp_path: 
     ],
 )
 def test_one_rank_that_fails_ends_all_with_its_error_and_leaves_the_zoo(
-    agreed: Path, tmp_path: Path, case: str, message: str, launcher: str
+    nursery: Nursery, agreed: Path, tmp_path: Path, case: str, message: str, launcher: str
 ):
     shutil.copytree(agreed / "zoo", tmp_path / "zoo")
     before = content(tmp_path / "zoo")
-    result = run(tmp_path, case, launcher)
+    result = run(nursery, tmp_path, case, launcher)
     seconds = time.time() - (tmp_path / "failed").stat().st_mtime
-    assert result.returncode != 0
-    assert message in result.stdout
+    assert 0 not in result.codes
+    assert message in result.text
     assert content(tmp_path / "zoo") == before
     assert seconds < SECONDS

@@ -6,10 +6,7 @@ Every step of every life is compared, not only the end: see kill_run.Trace.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from safetensors.torch import load_file
 
 from lightning_mvp import ModelZoo
 
+from ..nursery import Nursery
 from .kill_run import ROUNDS, SAVE_EVERY, STEPS, STEPS_PER_ROUND
 
-ROOT = Path(__file__).parents[2]
 SAVES = range(SAVE_EVERY, STEPS + 1, SAVE_EVERY)
 # Every moment of every step. Of ``last-`` a life meets one at each step: the next goes on from that step's other file.
 EVERY_KILL = {
@@ -42,20 +39,13 @@ FEW_KILLS = {
 CTRL_C = {"resnet*1": "3:ctrl-c-round 6:ctrl-c-step 8:ctrl-c-saved 11:ctrl-c-round", "resnet*2": "5:ctrl-c-step"}
 
 
-def run(folder: Path, *runs: str) -> dict[str, list[dict[str, Any]]]:
+def run(nursery: Nursery, folder: Path, *runs: str) -> dict[str, list[dict[str, Any]]]:
     """Start runs of kill_run.py; how the lives of each ended."""
     (folder / "tmp").mkdir()  # Lightning writes there first; dead runs leave much behind
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.kill_run", str(folder), *runs],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    done = nursery.run("tests.callbacks.kill_run:main", folder, *runs, limit=1200, TMPDIR=str(folder / "tmp"))
+    assert done.codes == [0], done.text[-3000:]
     lives: dict[str, list[dict[str, Any]]] = {}
-    for line in map(json.loads, result.stdout.splitlines()):
+    for line in map(json.loads, done.text.splitlines()):
         lives.setdefault(line["run"], []).append(line)
     return lives
 
@@ -101,12 +91,12 @@ def require_killed_and_resumed(lives: list[dict[str, Any]], folder: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+def few(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
     folder = tmp_path_factory.mktemp("few")
     wholes = [f"whole {model}={model}" for model in FEW_KILLS]
     killed = [f"killed {model}={model},{kills.replace(' ', ',')}" for model, kills in FEW_KILLS.items()]
     interrupted = [f"interrupted {model}={model},{kills.replace(' ', ',')}" for model, kills in CTRL_C.items()]
-    return folder, run(folder, *wholes, *killed, *interrupted)
+    return folder, run(nursery, folder, *wholes, *killed, *interrupted)
 
 
 @pytest.mark.parametrize("model", FEW_KILLS)
@@ -156,12 +146,13 @@ def test_a_run_interrupted_by_ctrl_c_ends_exactly_like_one_that_was_not(few: Any
     require_the_same_run(few[0] / "whole resnet*1", few[0] / "interrupted resnet*1", ranks=1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("model", ["resnet*1", "vit*1", "resnet*2", "vit*2"])
-def test_a_run_killed_at_every_moment_of_every_step_ends_like_one_that_was_not(tmp_path: Path, model: str):
-    lives = run(
-        tmp_path, f"whole={model}", *(f"{name}={model},{','.join(kills)}" for name, kills in EVERY_KILL.items())
-    )
+def test_a_run_killed_at_every_moment_of_every_step_ends_like_one_that_was_not(
+    nursery: Nursery, tmp_path: Path, model: str
+):
+    killed = [f"{name}={model},{','.join(kills)}" for name, kills in EVERY_KILL.items()]
+    lives = run(nursery, tmp_path, f"whole={model}", *killed)
     for name, kills in EVERY_KILL.items():
         assert len(lives[name]) == len(kills) + 1
         require_killed_and_resumed(lives[name], tmp_path / name)

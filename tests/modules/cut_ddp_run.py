@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -40,7 +39,8 @@ def made() -> TaskModule:
     return module
 
 
-def main(folder: Path) -> None:
+def main(path: str) -> None:
+    folder = Path(path)
     fabric = make_fabric(devices=2, strategy="ddp", precision="32-true")
     fabric.launch()
     data = datamodule()
@@ -65,8 +65,3 @@ def main(folder: Path) -> None:
     except RuntimeError as error:
         said["problem"] = str(error)
     (folder / f"{fabric.global_rank}.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +23,8 @@ from lightning_mvp.modules.fit import EntryFacts, fit_quietly
 from lightning_mvp.voting import voted_backbone
 
 from ..backbones.recipes import recipe
+from ..nursery import Nursery
 from .conftest import RECIPES, task
-from .two_ranks import ROOT, TORCHRUN
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
 STEPS = 10
@@ -213,16 +210,10 @@ def test_storage_is_checked_at_once(make: Make, tmp_path: Path) -> None:
         MVPCallback(task=facts, zoo=tmp_path, storage="float16")  # type: ignore[arg-type]
 
 
-def test_two_ranks_cut_alike_and_fail_alike(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, *TORCHRUN, "-m", "tests.modules.cut_ddp_run", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ran.returncode == 0, ran.stderr
+@pytest.mark.slow
+def test_two_ranks_cut_alike_and_fail_alike(nursery: Nursery, tmp_path: Path) -> None:
+    ran = nursery.run("tests.modules.cut_ddp_run:main", tmp_path, ranks=2, limit=240)
+    assert ran.well, ran.text
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["world_size"] == 2
     assert first["masks"] == second["masks"] == first["zeroed"]

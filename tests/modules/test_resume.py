@@ -17,6 +17,7 @@ from lightning_mvp import MetaVoteModule, ModelZoo, MVPCallback, TaskDataModule,
 from lightning_mvp.modules.fit import make_trainer
 
 from ..callbacks.user import FACTS, RECIPE
+from ..nursery import Nursery
 from .conftest import task
 from .two_ranks import run
 from .vote_ddp_run import QUIET, SaveAt, datamodule
@@ -78,10 +79,11 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(make: Make, kind: str, zo
         assert again.report == whole.report
 
 
-def test_two_processes_resume_as_exactly(zoo_of: ZooOf, tmp_path: Path):
+@pytest.mark.slow
+def test_two_processes_resume_as_exactly(nursery: Nursery, zoo_of: ZooOf, tmp_path: Path):
     shutil.copytree(zoo_of("resnet").path, tmp_path / "zoo")
-    result = run(tmp_path, "resume")
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run(nursery, tmp_path, "resume")
+    assert result.well, result.text[-3000:]
     prints = [json.loads((tmp_path / f"resumed-{rank}.json").read_text()) for rank in (0, 1)]
     assert prints[0]["parameters"] == prints[1]["parameters"]
     for of_rank in prints:

@@ -17,16 +17,24 @@ from lightning_mvp.modules.decision import Decision, is_first_process
 from lightning_mvp.modules.fit import fit_quietly
 
 from ..callbacks.user import FACTS, RECIPE, VIT_RECIPE
+from ..nursery import Nursery
 from .two_ranks import run, seen
 
 ZooOf = Callable[[str], ModelZoo]
 
 
-@pytest.mark.parametrize(("how", "kind"), [("ddp", "resnet"), ("ddp_spawn", "resnet"), ("torchrun", "vit")])
-def test_rank_0_votes_and_the_other_gets_all_of_it_without_a_zoo(how: str, kind: str, zoo_of: ZooOf, tmp_path: Path):
+SLOW = [("ddp", "resnet"), ("ddp_spawn", "resnet"), ("torchrun", "vit")]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"), [("forked", "resnet"), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
+)
+def test_rank_0_votes_and_the_other_gets_all_of_it_without_a_zoo(
+    how: str, kind: str, nursery: Nursery, zoo_of: ZooOf, tmp_path: Path
+):
     shutil.copytree(zoo_of(kind).path, tmp_path / "zoo")
-    result = run(tmp_path, "vote", how)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run(nursery, tmp_path, "vote", how)
+    assert result.well, result.text[-3000:]
 
     first, other = seen(tmp_path, "configured")
     # Processes that are spawned get the module that their parent had voted.
@@ -50,10 +58,11 @@ def test_rank_0_votes_and_the_other_gets_all_of_it_without_a_zoo(how: str, kind:
         assert [of_rank["weights"] for of_rank in seen(tmp_path, "again")] == [rank["weights"] for rank in trained]
 
 
-def test_ranks_that_voted_each_by_itself_take_rank_0s_vote(zoo_of: ZooOf, tmp_path: Path):
+@pytest.mark.slow
+def test_ranks_that_voted_each_by_itself_take_rank_0s_vote(nursery: Nursery, zoo_of: ZooOf, tmp_path: Path):
     shutil.copytree(zoo_of("resnet").path, tmp_path / "zoo")
-    result = run(tmp_path, "unaware")
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run(nursery, tmp_path, "unaware")
+    assert result.well, result.text[-3000:]
     first, other = seen(tmp_path, "configured")
     assert first == other
     halves = {group: size // 2 for group, size in zoo_of("resnet").group_sizes.items()}
@@ -62,6 +71,7 @@ def test_ranks_that_voted_each_by_itself_take_rank_0s_vote(zoo_of: ZooOf, tmp_pa
     assert seen(tmp_path, "pruned") == [[halves, quarters]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scene", "has_zoo", "message"),
     [
@@ -71,14 +81,14 @@ def test_ranks_that_voted_each_by_itself_take_rank_0s_vote(zoo_of: ZooOf, tmp_pa
     ],
 )
 def test_what_goes_wrong_on_one_rank_ends_all_with_its_message(
-    scene: str, has_zoo: bool, message: str, zoo_of: ZooOf, tmp_path: Path
+    scene: str, has_zoo: bool, message: str, nursery: Nursery, zoo_of: ZooOf, tmp_path: Path
 ):
     if has_zoo:
         shutil.copytree(zoo_of("resnet").path, tmp_path / "zoo")
     start = time.perf_counter()
-    result = run(tmp_path, scene)
-    assert result.returncode != 0
-    assert message in result.stderr
+    result = run(nursery, tmp_path, scene)
+    assert 0 not in result.codes
+    assert message in result.text
     assert time.perf_counter() - start < 120, "a rank hung until it was timed out"
 
 

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+from ..nursery import Ended, Nursery, launched
 
 
-def run(folder: Path, scene: str, how: str = "torchrun") -> subprocess.CompletedProcess[str]:
-    """``how``: "ddp" (Lightning starts a second process), "ddp_spawn", or "torchrun" (which starts both)."""
-    launcher = TORCHRUN if how == "torchrun" else []
-    strategy = "ddp" if how == "torchrun" else how
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.modules.vote_ddp_run", str(folder), scene, strategy],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def run(nursery: Nursery, folder: Path, scene: str, launcher: str = "forked") -> Ended:
+    """Forked as if a launcher had started them, or really by a launcher."""
+    if launcher == "forked":
+        return nursery.run("tests.modules.vote_ddp_run:main", folder, scene, ranks=2, limit=240)
+    return launched(launcher, "tests.modules.vote_ddp_run", folder, scene)
 
 
 def seen(folder: Path, moment: str) -> list[dict[str, Any]]:

@@ -141,7 +141,13 @@ def resume(folder: Path, strategy: str) -> None:
     (folder / f"resumed-{trainer.global_rank}.json").write_text(json.dumps(said))
 
 
+SCENES = {scene.__name__: scene for scene in (vote, touch, unaware, nobody, resume)}
+
+
+def main(folder: str, scene: str, strategy: str = "ddp") -> None:
+    SCENES[scene](Path(folder), strategy)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenes = {scene.__name__: scene for scene in (vote, touch, unaware, nobody, resume)}
-    scenes[sys.argv[2]](Path(sys.argv[1]), sys.argv[3])
+    main(*sys.argv[1:])
