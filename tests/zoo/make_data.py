@@ -1,5 +1,7 @@
 """Write a small zoo: `python -m tests.zoo.make_data tests/zoo/data/zoo-version-N` when the format gets a new version.
 
+`--vit` makes one of a vision transformer, as `tests/zoo/data/zoo-vit-version-1` was made before issue 15.
+
 The folders written by earlier versions are never written again: they prove that later versions read them.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,13 @@ RECIPE = {
     "input_size": 16,
     "in_chans": 3,
 }
+VIT_RECIPE = {
+    "model": "vit_tiny_patch16_224",
+    "arguments": {"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 0},
+    "replace": {},
+    "input_size": 16,
+    "in_chans": 3,
+}
 CLASSES = ("red", "grün", "blue", "grey")
 COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200), (120, 120, 120))
 
@@ -52,13 +62,13 @@ def images_of(*classes: str, each: int = 12) -> tuple[torch.Tensor, torch.Tensor
     return images, torch.arange(len(classes)).repeat_interleave(each)
 
 
-def make_zoo(folder: Path) -> ModelZoo:
+def make_zoo(folder: Path, recipe: dict[str, Any] = RECIPE) -> ModelZoo:
     """Two tasks of one pruning config with all parts, and one of another config with masks and weights only."""
     torch.manual_seed(0)
-    backbone = create_backbone(RECIPE).eval()
+    backbone = create_backbone(recipe).eval()
     groups = find_groups(backbone, torch.zeros(1, 3, 16, 16))
     theta0 = {name: tensor.numpy() for name, tensor in backbone.state_dict().items()}
-    zoo = ModelZoo.create(folder, RECIPE, theta0, groups.sizes)
+    zoo = ModelZoo.create(folder, recipe, theta0, groups.sizes)
     for seed, (name, classes, ratio) in enumerate(
         [
             ("warm", ("red", "grey"), 0.5),
@@ -97,4 +107,6 @@ def make_zoo(folder: Path) -> ModelZoo:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    print(make_zoo(parser.parse_args().folder))
+    parser.add_argument("--vit", action="store_true")
+    options = parser.parse_args()
+    print(make_zoo(options.folder, VIT_RECIPE if options.vit else RECIPE))

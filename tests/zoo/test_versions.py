@@ -71,6 +71,33 @@ def test_version_1_still_votes(similarity) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in small.state_dict().values())
 
 
+# Of a vote by prototypes whose statistics are not re-estimated: its weights are float64 sums, the same on any machine.
+MERGED = {
+    "zoo-version-1": (
+        "78a783e12f1047d227ed4d4fad84588475c943b687b038b0226eaa4e04f5ffef",
+        "0f9b9b4e2d28a5a68c8be10fc5a0d0ef990df63de557a9619d4d3950d93eed53",
+    ),
+    "zoo-vit-version-1": (
+        "8453fda802e9b15a6d47d76328a2c2391240fe0909609782eaf7726206a33508",
+        "efac21e197ad6f309718847754967728f22fc01776e85e61e2c9a220b79cc280",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_stored_zoos_of_both_kinds_vote_to_the_last_bit_as_they_did(name: str) -> None:
+    images, labels = images_of(*CLASSES)
+    small, report = voted_backbone(
+        ModelZoo(VERSION_1.with_name(name)),
+        [(images, labels)],
+        neighbours=2,
+        config="02d23488",
+        similarity="prototypes",
+        reestimate_batches=0,
+    )
+    assert (fingerprint(small.state_dict()), fingerprint(dict(report.masks.items()))) == MERGED[name]
+
+
 def test_version_1_is_added_to(tmp_path: Path) -> None:
     zoo, old = ModelZoo(VERSION_1), ModelZoo(VERSION_1)["cold--02d23488"]
     new = ModelZoo.create(tmp_path / "zoo", zoo.recipe, zoo.theta0(), zoo.group_sizes)
