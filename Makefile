@@ -4,42 +4,55 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # One thread per process is fastest when both cores are busy, and makes runs repeatable.
 export OMP_NUM_THREADS ?= 1
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(COVERAGE)
 
-.PHONY: install demo test test-all lint format clean
+.PHONY: demo lint test test-more test-all format clean install install-demo install-test
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then the whole method on rendered characters (about 5 minutes on two cores)"
-	@echo "make test       install, then lint, types, doctests and tests"
-	@echo "make test-all   the same with the slow tests"
+	@echo "make test       install, then lint, types, doctests and tests (under 5 minutes)"
+	@echo "make test-more  install, then the slow tests (under 20 minutes)"
+	@echo "make test-all   test and test-more, with coverage"
 	@echo "VENV=/some/venv with any of them uses that environment"
 
-# What the environment was installed from; unchanged means nothing to do.
+# What an environment was installed from, and for what; unchanged means nothing to do. Who has more has enough.
 WANTED = $(CURDIR) $$(cat setup.cfg pyproject.toml | cksum)
-install:
-	@if [ "$$(cat $(VENV)/.lightning-mvp 2>/dev/null)" != "$(WANTED)" ]; then \
+define install
+	@if ! grep -qsE "^$(WANTED) ($(2))$$" $(VENV)/.lightning-mvp; then \
 		set -e; \
 		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
 		$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed"'; \
-		$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'; \
-		echo "$(WANTED)" > $(VENV)/.lightning-mvp; \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -e '$(1)'; \
+		echo "$(WANTED) $(firstword $(subst |, ,$(2)))" >> $(VENV)/.lightning-mvp; \
 	fi
+endef
+install-demo:
+	$(call install,.,demo|test|all)
+install-test:
+	$(call install,.[test],test|all)
+install:
+	$(call install,.[dev],all)
 
-demo: install
+demo: install-demo
 	$(BIN)/mvp-compare experiment=demo
 
-lint: install
+lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow and not full"
 
-test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
+test-more: install
+	$(PYTEST) -m "slow and not full"
 
-format: install
+test-all: install
+	$(MAKE) test COVERAGE="--cov --cov-report="
+	$(MAKE) test-more COVERAGE="--cov --cov-append --cov-report=term:skip-covered"
+
+format: install-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

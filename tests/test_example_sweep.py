@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lightning_mvp.zoo.zoo import ModelZoo
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "04_sweep.sh"
 TASKS = 12

@@ -16,6 +16,7 @@ from lightning_mvp import files
 from lightning_mvp.files import UnseenFileError, read_listed, write_whole
 from lightning_mvp.zoo.leftovers import leftovers, remove_leftovers
 
+slow = pytest.mark.slow
 both = pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 
 
@@ -109,8 +110,8 @@ def _killed_at_line(number: int, act: Callable[[], object]) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-@both
+@pytest.mark.parametrize("overwrite", [False, pytest.param(True, marks=slow)], ids=["new", "overwrite"])
+@pytest.mark.parametrize("links", [True, pytest.param(False, marks=slow)], ids=["hard links", "no hard links"])
 def test_killed_before_any_line_nothing_half_is_visible_and_what_is_left_goes_away(
     links: bool, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float]
 ) -> None:

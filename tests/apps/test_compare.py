@@ -18,7 +18,7 @@ from lightning_mvp.study.methods import METHODS
 
 from .conftest import TINY_COMPARE, Run, modified
 
-pytestmark = pytest.mark.xdist_group("compare")  # one process makes what several tests look at
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compare")]  # one process makes what several tests look at
 SMOKE = ("experiment=study_smoke",)
 RUNS = 2 * len(METHODS) + 2 + 1  # mvp@0 on both targets, taylor@20 on one
 # pre-training and parent; sources and generic models; rankings of sources and their overlap; rankings of targets, runs;

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
+# Launchers of packages that only `make test-all` installs.
+OPTIONAL = {"joblib": "joblib", "ray": "ray", "submitit": "submitit", "slurm": "submitit"}
+GROUPS["launcher"] = [name for name in GROUPS["launcher"] if name not in OPTIONAL or find_spec(OPTIONAL[name])]
 INTO = {"strategy": "trainer"}  # groups whose options fill another one
 USES = {
     "pretrain": set(GROUPS) - {"vote"},
@@ -109,6 +113,7 @@ def test_pre_training_has_a_learning_rate_of_its_optimizer() -> None:
     assert compose_for("compare", "optim=adamw")["pretrain"]["learning_rate"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "launcher"), [("basic", "Basic"), ("joblib", "Joblib"), ("submitit", "Local"), ("ray", "Ray")]
 )
@@ -118,6 +123,7 @@ def test_each_launcher_is_hydras(option: str, launcher: str) -> None:
     assert config.hydra.launcher._target_.endswith(f".{launcher}Launcher")
 
 
+@pytest.mark.slow
 def test_slurm_is_asked_for_one_task_a_device() -> None:
     with initialize_config_module("lightning_mvp.conf", version_base="1.3"):
         overrides = ["launcher=slurm", "strategy=ddp", "trainer.devices=4", "hydra.sweep.dir=sweep"]
@@ -144,6 +150,7 @@ def test_a_weighted_vote_keeps_what_the_default_says() -> None:
     assert weighted == {**compose_for("vote")["vote"], "temperature": 0.05}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["run.sh", "second.sh"])
 def test_every_command_of_the_studys_scripts_is_a_study_or_a_report(script: str, tmp_path: Path) -> None:
     """Hours pass before a wrong word in the middle of one would be found."""

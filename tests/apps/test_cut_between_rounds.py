@@ -44,6 +44,7 @@ def test_it_fills_the_same_zoo_and_a_vote_takes_from_it(weights: Path, tmp_path:
     assert voted.code == 0, voted.text
 
 
+@pytest.mark.slow
 def test_ranks_of_its_own_train_one_entry(weights: Path, tmp_path: Path, run: Run) -> None:
     own = (f"weights={weights}", f"zoo={tmp_path / 'zoo'}")
     done = run("prune", *CUT, *own, "trainer.devices=2", "strategy=ddp_cpu", home=tmp_path)

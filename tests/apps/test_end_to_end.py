@@ -94,6 +94,7 @@ def test_a_vote_writes_its_four_files_and_says_what_it_did(voted: Path) -> None:
     assert report["parameters"] < 0.2 * report["dense_parameters"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_votes_skips_what_is_done_and_refuses_what_is_another(home: Path, zoo: Path, run: Run) -> None:
     command = ("-m", *TINY, "vote.neighbours=2", "split.task=0,1", f"output={home}/swept/${{split.task}}")
     assert run("vote", *command, home=home).code == 0
@@ -108,6 +109,7 @@ def test_a_sweep_of_votes_skips_what_is_done_and_refuses_what_is_another(home: P
     assert modified(home / "swept") == before
 
 
+@pytest.mark.slow
 def test_a_vote_that_was_killed_while_it_wrote_leaves_nothing_in_the_way(home: Path, zoo: Path, run: Run) -> None:
     partial = home / "killed" / ".0.partial"
     partial.mkdir(parents=True)
@@ -138,6 +140,7 @@ def test_weights_and_recipe_rebuild_the_same_function(voted: Path) -> None:
     assert ours.std() > 0
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_vote_once_and_nothing_of_lightnings_own(home: Path, zoo: Path) -> None:
     command = [sys.executable, "-m", "lightning_mvp.apps.vote", *TINY, "vote.neighbours=2", f"output={home}/shown"]
     environment = {**os.environ, "LIGHTNING_MVP_HOME": str(home)}
@@ -148,6 +151,7 @@ def test_a_terminal_shows_the_vote_once_and_nothing_of_lightnings_own(home: Path
         assert noise not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app", [pytest.param("prune", marks=pytest.mark.slow), "vote"])
 def test_under_ddp_one_rank_writes_and_speaks(app: str, home: Path, zoo: Path) -> None:
     own = ("split.seed=2", f"zoo={home}/ddp") if app == "prune" else ("vote.neighbours=2", f"output={home}/ddp-voted")
@@ -224,6 +228,7 @@ def test_a_zoo_without_entries_is_refused(home: Path, zoo: Path, tmp_path: Path,
     assert f"The zoo at {tmp_path}/zoo is empty. Fill it with `mvp-prune`." in done.line
 
 
+@pytest.mark.slow
 def test_a_zoo_of_a_parent_that_is_pruned_already(home: Path, pretrained: Path, run: Run) -> None:
     parent, zoo = home / "parent.safetensors", home / "kin"
     ratio = ("pruning.pruning_ratio=0.5", *TINY_ROUNDS)

@@ -35,6 +35,7 @@ def voted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_mvp_vote_becomes_every_format(voted: Path, tmp_path: Path, run: Run) -> None:
     done = run("export", f"folder={voted}", *QUICK, home=tmp_path)
     assert done.code == 0, done.text

@@ -34,7 +34,7 @@ from .sweeps import (
 )
 
 ZOO = Path("zoos", "glyphs-resnet_mini")
-pytestmark = pytest.mark.xdist_group("sweep")  # one process makes what several tests look at
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]  # one process makes what several tests look at
 
 
 @pytest.fixture(scope="module")

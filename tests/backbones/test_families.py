@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,18 @@ from .families import SMALL, build_listed, build_small, coverage, found, small_r
 
 Built = tuple[nn.Module, Groups, Tensor]
 Builder = Callable[[str], Built]
-MODELS = [pytest.param(build_small, model, id=f"small-{model}") for model in SMALL]
+# One of each kind of structure: plain, grouped, depthwise with factors, concatenated, MLPs, heads with a bias table.
+QUICK = {"resnet18", "resnext50_32x4d", "mobilenetv3_small_050", "densenet121", "vit_tiny_patch16_224"}
+QUICK |= {"convnext_atto", "swin_tiny_patch4_window7_224"}
+
+
+def small(model: str, *values: Any, **options: Any) -> Any:
+    """A parameter that is slow unless it is of a quick model."""
+    marks = () if model in QUICK else pytest.mark.slow
+    return pytest.param(*values, model, marks=marks, **options)
+
+
+MODELS = [small(model, build_small, id=f"small-{model}") for model in SMALL]
 MODELS += [
     pytest.param(build_listed, model, id=model, marks=pytest.mark.slow)
     for model in (*coverage.CONVOLUTIONAL, *coverage.TRANSFORMERS)
@@ -67,7 +79,7 @@ def test_the_cut_model_is_built_again_from_its_recipe_and_weights(build: Builder
             assert getattr(module, attribute, None) == getattr(again.get_submodule(name), attribute, None)
 
 
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("model", map(small, SMALL))
 def test_the_classifiers_outputs_are_never_pruned(model: str) -> None:
     backbone, groups, example = found(small_recipe(model, num_classes=10))
     assert groups.feature_groups == []
@@ -124,10 +136,10 @@ def test_every_convolution_of_a_batch_normed_network_is_in_a_group(model: str) -
 
 # Models that nobody listed --------------------------------------------------------------------------------------------
 
-UNLISTED = ["lcnet_050", "tinynet_e", "ghostnet_050", "edgenext_xx_small"]
-UNLISTED_SLOW = ["repvgg_a0", "hrnet_w18_small", "dla34", "inception_v3", "xcit_nano_12_p16_224", "levit_128s"]
-UNLISTED_SLOW += ["poolformer_s12", "convnextv2_atto", "mobileone_s0", "fastvit_t8", "rexnet_100", "nf_regnet_b0"]
-UNLISTED_SLOW += ["gernet_s", *coverage.HARD]
+UNLISTED = ["lcnet_050", "edgenext_xx_small"]
+UNLISTED_SLOW = ["tinynet_e", "ghostnet_050", "repvgg_a0", "hrnet_w18_small", "dla34", "inception_v3", "gernet_s"]
+UNLISTED_SLOW += ["xcit_nano_12_p16_224", "levit_128s", "poolformer_s12", "convnextv2_atto", "mobileone_s0"]
+UNLISTED_SLOW += ["fastvit_t8", "rexnet_100", "nf_regnet_b0", *coverage.HARD]
 NAMELESS = pytest.mark.xfail(strict=True, reason="Torch-Pruning fails on a concatenation after a split: no layer known")
 
 

@@ -70,6 +70,7 @@ def test_a_name_says_where_the_units_are_and_what_they_are(model: str) -> None:
         assert group.name.endswith(".heads") == (group.kind == "heads")
 
 
+@pytest.mark.slow
 def test_names_and_sizes_are_the_same_in_a_process_of_another_hash_seed_and_with_larger_images() -> None:
     code = (
         "import json; from tests.backbones.test_names import SIZES, sizes_of;"

@@ -62,6 +62,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_finite_and_positive(report: dict[str, Any]) -> None:
     row = report["models"][0]
     times = [row[name] for name in ("find_seconds", "check_seconds", "step_seconds", "latency_ms")]
@@ -73,6 +74,7 @@ def test_what_is_measured_is_finite_and_positive(report: dict[str, Any]) -> None
     assert 0 < row["macs"]["0.9"] < row["macs"]["0.5"] < 1
 
 
+@pytest.mark.slow
 def test_a_refused_model_has_a_row_with_the_reason(report: dict[str, Any]) -> None:
     row = coverage.Row(**report["models"][1])
     assert "blocks.0.attn" in row.refusal
@@ -83,6 +85,7 @@ def test_a_refused_model_has_a_row_with_the_reason(report: dict[str, Any]) -> No
     assert f"\n  - {told[0]}" in coverage.markdown([row])
 
 
+@pytest.mark.slow
 def test_the_json_says_versions_and_no_path(report: dict[str, Any]) -> None:
     assert set(report["versions"]) == {"lightning-mvp", "torch", "timm", "torch-pruning"}
     assert str(Path.home()) not in json.dumps(report)

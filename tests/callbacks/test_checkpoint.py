@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_mvp import PrunedCheckpoint
+from lightning_mvp import PrunedCheckpoint, PrunedEarlyStopping
 
+from ..nursery import Nursery
 from .user import UserModule, callback, loader, make_trainer, removed_entries
 
 ROOT = Path(__file__).parents[2]
@@ -326,32 +324,20 @@ def test_its_arguments_are_those_of_lightning():
     assert own == lightnings
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-from lightning_mvp import PrunedCheckpoint, PrunedEarlyStopping
-from tests.callbacks.test_checkpoint import Measured, callback, fit
-folder = Path(sys.argv[1])
-best = PrunedCheckpoint(folder, monitor="val_loss", every_n_train_steps=1, save_top_k=2)
-stop = PrunedEarlyStopping("val_loss", patience=2)
-trainer = fit(callback(head="classifier"), best, stop, module=Measured((0.1, 0.2, 0.6, 0.5, 0.7, 0.8)), batches=4,
-    max_steps=20, devices=2, strategy="ddp")
-said = f"{trainer.global_step} {stop.wait_count} {Path(best.best_model_path).name} {len(best.best_k_models)}"
-(folder / f"rank{trainer.global_rank}").write_text(said)
-"""
+def two_ranks(folder: str) -> None:
+    """What the next test forks."""
+    best = PrunedCheckpoint(folder, monitor="val_loss", every_n_train_steps=1, save_top_k=2)
+    stop = PrunedEarlyStopping("val_loss", patience=2)
+    module = Measured((0.1, 0.2, 0.6, 0.5, 0.7, 0.8))
+    options = {"batches": 4, "max_steps": 20, "devices": 2, "strategy": "ddp"}
+    trainer = fit(callback(head="classifier"), best, stop, module=module, **options)
+    said = f"{trainer.global_step} {stop.wait_count} {Path(best.best_model_path).name} {len(best.best_k_models)}"
+    (Path(folder) / f"rank{trainer.global_rank}").write_text(said)
 
 
-def test_all_ranks_decide_alike(tmp_path: Path):
-    (tmp_path / "run.py").write_text(TWO_PROCESSES)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "run.py"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_all_ranks_decide_alike(nursery: Nursery, tmp_path: Path):
+    done = nursery.run("tests.callbacks.test_checkpoint:two_ranks", tmp_path, ranks=2, limit=200)
+    assert done.well, done.text[-3000:]
     said = [path.read_text() for path in sorted(tmp_path.glob("rank*"))]
     assert len(said) == 2
     assert said[0] == said[1]
-    assert said[0].split()[:2] == ["12", "2"]  # both stopped where patience ran out

@@ -90,6 +90,22 @@ def require_killed_and_resumed(lives: list[dict[str, Any]], folder: Path) -> Non
     assert "images come in another order" not in log(folder)
 
 
+QUICK = "2:half 3:round 7:step 12:entry"  # of resnet*1; every other model, kind of moment and Ctrl-C is slow
+
+
+@pytest.fixture(scope="module")
+def quick(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    folder = tmp_path_factory.mktemp("quick")
+    return folder, run(nursery, folder, "whole=resnet*1", f"killed=resnet*1,{QUICK.replace(' ', ',')}")
+
+
+def test_a_killed_run_ends_like_one_that_was_not(quick: Any):
+    folder, lives = quick
+    require_killed_and_resumed(lives["killed"], folder / "killed")
+    require_the_same_run(folder / "whole", folder / "killed", ranks=1)
+    require_it_prunes_and_learns_until_the_end(folder / "whole")
+
+
 @pytest.fixture(scope="module")
 def few(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
     folder = tmp_path_factory.mktemp("few")
@@ -99,17 +115,18 @@ def few(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, run(nursery, folder, *wholes, *killed, *interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FEW_KILLS)
 def test_a_run_killed_anywhere_ends_like_one_that_was_not(few: Any, model: str):
     folder, lives = few
     require_killed_and_resumed(lives[f"killed {model}"], folder / f"killed {model}")
     require_the_same_run(folder / f"whole {model}", folder / f"killed {model}", ranks=int(model[-1]))
+    require_it_prunes_and_learns_until_the_end(folder / f"whole {model}")
 
 
-@pytest.mark.parametrize("model", FEW_KILLS)
-def test_the_runs_compared_prune_and_learn_until_the_end(few: Any, model: str):
+def require_it_prunes_and_learns_until_the_end(folder: Path) -> None:
     """Else equality would say nothing."""
-    lines = trace(few[0] / f"whole {model}", 0)
+    lines = trace(folder, 0)
     changes = [now["step"] for before, now in pairwise(lines) if before["masks"] != now["masks"]]
     assert changes == [STEPS_PER_ROUND * round_ for round_ in range(1, ROUNDS + 1)]
     assert len({line["optimizer"] for line in lines}) == STEPS
@@ -117,6 +134,7 @@ def test_the_runs_compared_prune_and_learn_until_the_end(few: Any, model: str):
     assert len({line["sums"] for line in lines}) > 2 * ROUNDS
 
 
+@pytest.mark.slow
 def test_ranks_have_equal_masks_and_parameters_after_every_step(few: Any):
     folder, _ = few
     for name in ("whole resnet*2", "killed resnet*2"):
@@ -126,6 +144,7 @@ def test_ranks_have_equal_masks_and_parameters_after_every_step(few: Any):
             assert by_step[0] == by_step[1], what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", CTRL_C)
 def test_ctrl_c_saves_says_how_to_go_on_and_leaves_the_zoo_to_the_resumed_run(few: Any, model: str):
     folder, lives = few[0] / f"interrupted {model}", few[1][f"interrupted {model}"]
@@ -141,6 +160,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_the_zoo_to_the_resumed_run(fe
     assert said.count(f"Restored all states from the checkpoint at {path}") == len(interrupted)
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_by_ctrl_c_ends_exactly_like_one_that_was_not(few: Any):
     """On one process; over several only rank 0 can be asked for its random state, then."""
     require_the_same_run(few[0] / "whole resnet*1", few[0] / "interrupted resnet*1", ranks=1)

@@ -274,6 +274,7 @@ class CompiledBackbone(UserModule):
             self.net.compile(backend="eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["module", "backbone", "in place"])
 def test_compiled_modules_are_pruned_as_others_are(what: str):
     plain, mvp = trained(), callback(head="classifier")
@@ -435,6 +436,7 @@ def test_the_learning_rate_finder_leaves_no_trace_in_the_masks(how: str, tmp_pat
     holds(mvp, module)
 
 
+@pytest.mark.slow
 def test_the_batch_size_finder_leaves_no_trace_in_the_steps(tmp_path: Path):
     class Data(L.LightningDataModule):
         batch_size = 2

@@ -61,6 +61,7 @@ def exported(
     return exported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_every_format_computes_the_same_without_lightning_mvp(
     kind: str, exported: Callable[[str], tuple[Path, ExportReport]], source_of: Callable[[str], Source]
@@ -93,6 +94,7 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_the_report_adds_up(
     kind: str, exported: Callable[[str], tuple[Path, ExportReport]], source_of: Callable[[str], Source]
@@ -120,6 +122,7 @@ def test_the_report_adds_up(
     }
 
 
+@pytest.mark.slow
 def test_the_report_is_shown_as_a_table(exported: Callable[[str], tuple[Path, ExportReport]]) -> None:
     _, report = exported("resnet")
     console = Console(width=100, file=io.StringIO(), color_system=None)
@@ -182,6 +185,7 @@ def test_bad_arguments_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_is_exported_and_not_changed(tmp_path: Path) -> None:
     pruning = callback(head="classifier")
     fit(UserModule(), pruning)

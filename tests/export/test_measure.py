@@ -53,6 +53,7 @@ def test_a_timed_training_step_leaves_the_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_memory_grows_by_what_more_images_need(source_of: Callable[[str], Source], tmp_path: Path) -> None:
     source = source_of("efficientnet_b0")
     write_safetensors(source, tmp_path)

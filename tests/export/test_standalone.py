@@ -49,6 +49,7 @@ def folders(source_of: Callable[[str], Source], tmp_path_factory: pytest.TempPat
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECIPES)
 def test_another_process_computes_the_same_bits(
     kind: str, folders: dict[str, Path], source_of: Callable[[str], Source]

@@ -60,7 +60,7 @@ def part_names(workshop: Watched) -> list[str]:
 
 
 # Lightning's own, about its call of torch.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")]
 
 
 @pytest.fixture(scope="module")

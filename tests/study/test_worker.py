@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.worker import start_worker
 
+pytestmark = pytest.mark.slow
+
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     settings = StudySettings({}, {}, {}).to_dict()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,38 +62,16 @@ def test_every_bfloat16_there_is_comes_back_in_every_bit() -> None:
     assert len(finite) == 2**16 - 2**8
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_rounding_is_torchs_on_random_bit_patterns(seed: int) -> None:
-    bits = np.random.default_rng(seed).integers(0, 2**32, 300_000, dtype=np.uint32)
-    # All exponents alike: a hundred thousandth of them are subnormal, and as many are as large as can be.
-    values = bits.view(np.float32)
-    values = values[np.abs(values) < ENDS[0]]
-    assert len(values) > 290_000
-    assert (to_bfloat16(values) == _torchs(values)).all()
-
-
-@pytest.mark.parametrize("kind", ["subnormal", "ties", "beside ties", "large", "of a network"])
-def test_rounding_is_torchs_where_it_is_hard(kind: str) -> None:
+def test_rounding_is_torchs_on_random_bit_patterns_on_ties_and_beside_them() -> None:
     rng = np.random.default_rng(0)
     upper = rng.integers(0, 0x7F7F, 50_000, dtype=np.uint32) << 16 | rng.integers(0, 2, 50_000, dtype=np.uint32) << 31
-    values = {
-        "subnormal": rng.integers(0, 2**23, 50_000, dtype=np.uint32).view(np.float32),
-        "ties": (upper | 0x8000).view(np.float32),
-        "beside ties": np.concatenate([upper | 0x7FFF, upper | 0x8001]).view(np.float32),
-        "large": (from_bfloat16(LARGEST) * rng.uniform(-1, 1, 50_000)).astype(np.float32),
-        "of a network": rng.normal(size=50_000).astype(np.float32),
-    }[kind]
+    # All exponents alike: a hundredth of the random ones are subnormal, and as many are as large as can be.
+    bits = [rng.integers(0, 2**32, 300_000, dtype=np.uint32), upper | 0x7FFF, upper | 0x8000, upper | 0x8001]
+    values = np.concatenate(bits).view(np.float32)
+    values = values[np.abs(values) < ENDS[0]]
+    assert len(values) > 440_000
     assert (to_bfloat16(values) == _torchs(values)).all()
-    if kind == "ties":
-        assert (to_bfloat16(values) & 1 == 0).all(), "to even"
-
-
-def test_rounding_keeps_any_shape() -> None:
-    for values in (np.float32([[1, 2], [3, 4]]).T, np.zeros((3, 0), np.float32), np.array(1.5, np.float32)):
-        bits = to_bfloat16(values)
-        assert bits.dtype == np.uint16
-        assert bits.shape == from_bfloat16(bits).shape == values.shape
-        assert (from_bfloat16(bits) == values).all()
+    assert (to_bfloat16(bits[2].view(np.float32)) & 1 == 0).all(), "ties go to the even one"
 
 
 @pytest.mark.parametrize("value", ENDS)
@@ -105,20 +81,6 @@ def test_what_would_not_be_finite_is_refused(value: float, sign: int) -> None:
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="finite in bfloat16"):
             to_bfloat16(np.array([0, sign * value], np.float32))
-
-
-def test_the_largest_value_that_is_not_refused() -> None:
-    below = np.nextafter(ENDS[0], np.float32(0))
-    assert to_bfloat16(below) == LARGEST == _torchs(np.array([below]))[0]
-    assert _torchs(np.array([ENDS[0]]))[0] == 0x7F80, "infinity"
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.float16, np.uint32])
-def test_other_types_are_refused(dtype: type) -> None:
-    with pytest.raises(ValueError, match=np.dtype(dtype).name):
-        to_bfloat16(np.ones(2, dtype))
-    with pytest.raises(ValueError, match=np.dtype(dtype).name):
-        from_bfloat16(np.ones(2, dtype))
 
 
 # ------------------------------------------------------------------------------------------------------------- entries
@@ -147,15 +109,7 @@ def test_values_that_bfloat16_has_come_back_exactly_and_under_one_sum(entry: Zoo
     assert sums[0] == sums[1]
 
 
-def test_other_types_are_stored_as_they_are(entry: ZooEntry, tmp_path: Path) -> None:
-    head = {"weight": np.full((2, 4), 1 / 3), "bias": np.full(2, 0.1, np.float16)}
-    odd = replace(entry, head=head, prototypes=np.full((2, 9), 1 / 7))
-    found = read_entry(write_entry(tmp_path / f"{odd.name}.safetensors", odd, storage="bfloat16"))
-    assert fingerprint(found.head) == fingerprint(head)
-    assert fingerprint({"": found.prototypes}) == fingerprint({"": odd.prototypes})
-
-
-@pytest.mark.parametrize("storage", ["float16", "BF16", "", None, 7])
+@pytest.mark.parametrize("storage", ["float16", None])
 def test_other_storages_are_refused(storage: object, entry: ZooEntry, fill: Fill, tmp_path: Path) -> None:
     zoo = fill()
     words = rf"`storage` to be one of 'float32', 'bfloat16', but got {storage!r}"
@@ -166,7 +120,7 @@ def test_other_storages_are_refused(storage: object, entry: ZooEntry, fill: Fill
     assert not list(tmp_path.rglob(f"{entry.name}*"))
 
 
-@pytest.mark.parametrize("part", ["weights", "head", "importance"])
+@pytest.mark.parametrize("part", ["weights", "importance"])
 def test_an_entry_that_would_overflow_is_refused_and_named(part: str, entry: ZooEntry, fill: Fill) -> None:
     values = {name: value.copy() for name, value in getattr(entry, part).items()}
     name = next(iter(values))
@@ -177,14 +131,6 @@ def test_an_entry_that_would_overflow_is_refused_and_named(part: str, entry: Zoo
     assert len(zoo) == 0
     zoo.add(large)
     assert zoo.verify() == {entry.name: None}
-
-
-def test_values_of_another_byte_order_are_stored(entry: ZooEntry, tmp_path: Path) -> None:
-    turned = replace(entry, head={name: value.astype(">f4") for name, value in entry.head.items()})
-    for storage in ("float32", "bfloat16"):
-        path = write_entry(tmp_path / storage / f"{entry.name}.safetensors", turned, storage=storage)
-        for name, value in read_entry(path).head.items():
-            assert (value == (entry.head[name] if storage == "float32" else _rounded(entry.head[name]))).all()
 
 
 def test_one_zoo_holds_both_and_verifies(fill: Fill) -> None:
@@ -220,17 +166,6 @@ def test_a_zoo_of_bfloat16_votes_and_merges(tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][name], value, rtol=2**-7, atol=2**-8)
         differ.append(not torch.equal(states[1][name], value))
     assert any(differ)
-
-
-def test_a_zoo_of_bfloat16_is_written_and_read_without_torch(entry: ZooEntry, tmp_path: Path) -> None:
-    code = (
-        "import sys; from tests.zoo.entries import make_entry; from lightning_mvp.zoo import read_entry, write_entry; "
-        f"path = write_entry({str(tmp_path)!r} + '/' + make_entry().name + '.safetensors', make_entry(), "
-        "storage='bfloat16'); print(read_entry(path).name); print('torch' in sys.modules)"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.split() == [entry.name, "False"]
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -269,22 +204,6 @@ def test_any_reader_of_safetensors_reads_bfloat16(entry: ZooEntry, tmp_path: Pat
     assert (found["weight/block.weight"].float().numpy() == read_entry(path).weights["block.weight"]).all()
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
-def test_the_same_entry_gives_the_same_bytes(storage, entry: ZooEntry, tmp_path: Path) -> None:
-    """And so whoever copies zoos by their sums copies nothing twice."""
-    first, second = (
-        write_entry(tmp_path / folder / f"{entry.name}.safetensors", entry, storage=storage) for folder in "ab"
-    )
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_what_cannot_be_stored_is_refused() -> None:
-    with pytest.raises(ValueError, match="complex64"):
-        serialise({"a": np.zeros(2, np.complex64)}, {})
-    with pytest.raises(ValueError, match="bfloat16 as uint16"):
-        serialise({"a": np.zeros(2, np.float32)}, {}, {"a"})
-
-
 def test_old_files_are_written_again_with_the_same_values_under_the_same_sum(tmp_path: Path) -> None:
     """The sum of an entry is over its content, and so would tell any change of what is hashed; JSON is denser now."""
     for old in sorted((VERSION_1 / "tasks").iterdir()):
@@ -299,19 +218,6 @@ def test_old_files_are_written_again_with_the_same_values_under_the_same_sum(tmp
 
 
 # ------------------------------------------------------------------------------------------------------------- hostile
-
-
-def test_every_flipped_byte_and_every_cut_is_found_and_named(entry: ZooEntry, tmp_path: Path) -> None:
-    path = write_entry(tmp_path / f"{entry.name}.safetensors", entry, storage="bfloat16")
-    whole = path.read_bytes()
-    for position in [*range(0, len(whole), 11), len(whole) - 1]:
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
-        with pytest.raises(DamagedEntryError, match=path.name):
-            read_entry(path)
-    for length in range(0, len(whole), 31):
-        path.write_bytes(whole[:length])
-        with pytest.raises(DamagedEntryError, match=path.name):
-            read_entry(path)
 
 
 def test_a_damaged_file_is_refused_or_read_as_it_was(entry: ZooEntry, tmp_path: Path) -> None:
@@ -335,10 +241,8 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(entry: ZooEntry, tmp_path: 
     [
         ({"dtype": "F32"}, "has 24 bytes, but F32 .* has 48"),
         ({"shape": [4, 6]}, "has 24 bytes, but BF16 .* has 48"),
-        ({"shape": [2**40]}, "has 24 bytes, but BF16"),
         ({"shape": [2**47, 2**47]}, "has 24 bytes, but BF16"),
         ({"data_offsets": [0, 2**40]}, "bytes, but BF16"),
-        ({"dtype": "U16"}, "SHA-256"),
         ({"dtype": "F16"}, "SHA-256"),
         ({"dtype": "bf16"}, "'bf16', but known are .*BF16"),
         ({"shape": [6, 2]}, "SHA-256"),
@@ -355,10 +259,7 @@ def test_a_tensor_that_is_not_what_it_claims_is_refused(
         read_entry(path)
 
 
-@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
-@pytest.mark.parametrize(
-    "name", ["weight/block.weight", "importance/stem", "head/weight", "head/bias", "prototype/features"]
-)
+@pytest.mark.parametrize(("name", "bits"), [("weight/block.weight", 0x7F80), ("head/bias", 0xFFFF)])
 def test_infinity_and_nan_under_a_right_sum_are_refused(
     name: str, bits: int, entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,17 +276,6 @@ def test_infinity_and_nan_under_a_right_sum_are_refused(
     path = write_entry(tmp_path / f"{entry.name}.safetensors", entry, storage="bfloat16")
     with pytest.raises(DamagedEntryError, match="to be finite"):
         read_entry(path)
-
-
-def test_masks_cannot_be_bfloat16(entry: ZooEntry, tmp_path: Path) -> None:
-    path = write_entry(tmp_path / f"{entry.name}.safetensors", entry)
-    header, payload = _taken_apart(path)
-    at = header["mask/block"]["data_offsets"]  # two bytes
-    for shape in ([2], [1]):
-        header["mask/block"] = {"dtype": "BF16", "shape": shape, "data_offsets": at}
-        path.write_bytes(with_header(json.dumps(header), payload))
-        with pytest.raises(DamagedEntryError, match=r"bytes|expected tensor 'mask/block' to be uint8"):
-            read_entry(path)
 
 
 def test_the_bound_on_memory_is_on_what_is_read(entry: ZooEntry, tmp_path: Path) -> None:

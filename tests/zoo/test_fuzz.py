@@ -70,7 +70,12 @@ def _harmless(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("files", "seed"), [(1200, 0), pytest.param(10_000, 1, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("files", "seed"),
+    [
+        pytest.param(100, 0, id="few"),
+        pytest.param(1_000, 1, id="some", marks=pytest.mark.slow),
+        pytest.param(10_000, 2, id="many", marks=pytest.mark.full),
+    ],
 )
 def test_a_damaged_entry_is_refused_by_name_or_read_as_it_was(
     files: int, seed: int, fill: Fill, tmp_path: Path

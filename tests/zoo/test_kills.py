@@ -28,7 +28,7 @@ def _require_whole(zoo: ModelZoo, name: str) -> None:
     assert (entry.weights["large"] == entry.info["seed"]).all(), name
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(20, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.full)])
 def test_killed_writers_leave_whole_entries_and_hidden_files_that_are_cleaned_later(kills: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(kills)
     zoo = ModelZoo.create(tmp_path / "zoo", {"model": "mini"}, LARGE, GROUPS)

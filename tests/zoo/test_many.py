@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lightning_mvp.zoo import ModelZoo
 
 from .writer import SHARED
@@ -26,6 +28,7 @@ def _result(process: subprocess.Popen) -> dict:
     return result
 
 
+@pytest.mark.slow
 def test_eight_writers_and_two_readers_at_once_see_whole_entries_only(tmp_path: Path) -> None:
     path, stop = tmp_path / "zoo", tmp_path / "stop"
     readers = [_start(path, "read", stop) for _ in range(READERS)]
