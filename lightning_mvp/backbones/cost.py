@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_mvp.backbones.attention import attention_modules, head_dim
@@ -99,10 +100,12 @@ class CostModel:
     def _trace(self, backbone: nn.Module, groups: Groups, example_input: Tensor | Sequence[Any]) -> None:
         hooks = []
 
-        def watch(name: str, module: nn.Conv2d | nn.Linear) -> None:
+        def watch(name: str, module: _ConvNd | nn.Linear) -> None:
             def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 shape = tuple(module.weight.shape)
-                self._layers.append(_Layer(f"{name}.weight".lstrip("."), shape, output.numel() // shape[0]))
+                # A transposed convolution places its kernel at each input, any other at each output.
+                positions = (inputs[0] if getattr(module, "transposed", False) else output).numel() // shape[0]
+                self._layers.append(_Layer(f"{name}.weight".lstrip("."), shape, positions))
 
             hooks.append(module.register_forward_hook(note))
 
@@ -115,7 +118,7 @@ class CostModel:
             hooks.append(module.register_forward_hook(note))
 
         for name, module in backbone.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (_ConvNd, nn.Linear)):
                 watch(name, module)
         for name, module in attention_modules(backbone)[0].items():
             watch_attention(name, module)

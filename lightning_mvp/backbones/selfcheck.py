@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_mvp.backbones.groups import Groups, cpu_copy
+from lightning_mvp.backbones.copies import cpu_copy, tensors_in, without_checkpointing
 from lightning_mvp.backbones.inputs import as_inputs
-from lightning_mvp.backbones.masks import Masks, apply_masks
+from lightning_mvp.backbones.masks import Masks, apply_masks, random_masks
 from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.units import Groups
 from lightning_mvp.errors import SelfCheckError
 
 TOLERANCE = 1e-9
@@ -51,6 +53,8 @@ def _without_dropout(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(getattr(part, "drop_rate", None), float):  # of models that call F.dropout themselves
             part.drop_rate = 0.0  # type: ignore[assignment]
+        if isinstance(part, (nn.MultiheadAttention, nn.RNNBase)):  # theirs is a number
+            part.dropout = 0.0
         if "drop" in type(part).__name__.lower():
             part.eval()
             if isinstance(part, nn.Dropout):
@@ -58,30 +62,224 @@ def _without_dropout(module: nn.Module) -> nn.Module:
     return module
 
 
-@torch.no_grad()
-def _difference(
-    clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: tuple[Tensor, ...], training: bool
-) -> float:
-    """Largest |zeroed − small| relative to the largest output. Both start from the clone, which is not changed."""
-    small = _without_dropout(shrink(clone, groups, masks).train(training))
-    zeroed = _without_dropout(shrink(clone, groups, Masks.full(groups)).train(training))
-    apply_masks(zeroed, groups, masks)
-    expected, got = zeroed(*images), small(*images)
+def unsymmetrical_masks(groups: Groups, pruning_ratio: float, seed: int) -> Masks:
+    """Random masks none of which reads the same backwards, where its group's size allows: such a one hides a flip.
+
+    Args:
+        groups: of any backbone.
+        pruning_ratio: the fraction removed in each group.
+        seed: of the masks.
+    """
+    masks = dict(random_masks(groups, pruning_ratio, seed))
+    for name, mask in masks.items():
+        for shift in range(len(mask)):
+            turned = mask.roll(shift)
+            if not torch.equal(turned, turned.flip(0)):
+                masks[name] = turned
+                break
+    return Masks(masks)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What zeroing and cutting differ by.
+
+    Args:
+        difference: the largest, relative to the largest output; infinite where a model fails.
+        why: what is known of the cause, as the end of a sentence; may be empty.
+    """
+
+    difference: float
+    why: str = ""
+
+    @property
+    def exact(self) -> bool:
+        return self.difference <= TOLERANCE
+
+
+class SelfCheck:
+    """Compares zeroed and cut copies of one backbone, in float64, with every parameter and statistic random.
+
+    Args:
+        backbone: the dense backbone; not changed.
+        example_input: as in :func:`~lightning_mvp.backbones.groups.find_groups`.
+        keep_hooks: let the copies keep the backbone's hooks.
+
+    Attributes:
+        notes: what could not be compared, and why.
+    """
+
+    def __init__(self, backbone: nn.Module, example_input: Tensor | Sequence[Any], *, keep_hooks: bool = False) -> None:
+        self.clone = cpu_copy(backbone, torch.float64, keep_hooks)
+        randomise(self.clone)
+        self.notes: list[str] = []
+        self._trains = True
+        generator = torch.Generator().manual_seed(1)
+        # Batch norm in train mode divides by how far few values differ, which lifts rounding errors: where the last
+        # maps of small images have one pixel, two samples are too few.
+        examples = as_inputs(example_input)
+        small = all(example.shape[-1] < SMALL for example in examples if example.ndim == 4)
+        samples = 8 if small else 2
+        self.images = tuple(
+            torch.randn(samples, *example.shape[1:], generator=generator, dtype=torch.float64)
+            if example.is_floating_point()
+            else example[:1].expand(samples, *example.shape[1:])
+            for example in (tensor.cpu() for tensor in examples)
+        )
+
+    def _outputs(self, module: nn.Module, seed: int = 0) -> list[Tensor]:
+        """What a module returns; what it draws at random is the same for every module that draws the same shapes."""
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return tensors_in(module(*self.images))
+
+    def _copy(self, groups: Groups, masks: Mapping[str, Any], training: bool) -> nn.Module:
+        return _without_dropout(shrink(self.clone, groups, masks).train(training))
+
+    def compare(self, groups: Groups, masks: Mapping[str, Any], training: bool) -> Finding:
+        """The difference in one mode. Train mode counts for nothing where the dense copy itself can't be compared."""
+        if training and not self._trains:
+            return Finding(0.0)
+        try:
+            finding = self._compare(groups, masks, training)
+        except Exception as error:  # whatever a forward pass raises where shapes don't fit
+            lines = str(error).splitlines() or [type(error).__name__]
+            finding = Finding(float("inf"), f" ({lines[0]})")
+        if training and not finding.exact and not self._can_train(groups):
+            self._trains = False
+            return Finding(0.0)
+        return finding
+
+    def _compare(self, groups: Groups, masks: Mapping[str, Any], training: bool) -> Finding:
+        small = self._copy(groups, masks, training)
+        zeroed = self._copy(groups, Masks.full(groups), training)
+        apply_masks(zeroed, groups, masks)
+        expected, got = self._outputs(zeroed), self._outputs(small)
+        if len(expected) != len(got):
+            return Finding(float("inf"), f" ({len(expected)} outputs become {len(got)})")
+        worst = (
+            max(map(_difference, expected, got))
+            if not groups.feature_groups
+            else _features(expected[0], got[0], groups, masks)
+        )
+        if worst <= TOLERANCE and not training and not self._has_finite_gradients(zeroed, groups):
+            return Finding(
+                float("inf"),
+                " in the backward pass: an operation such as a square root has no finite derivative where removed "
+                "units are zero",
+            )
+        return Finding(worst if worst == worst else float("inf"))
+
+    def _has_finite_gradients(self, zeroed: nn.Module, groups: Groups) -> bool:
+        """Whether gradients are finite with the units zeroed, or are not without, either. On one sample."""
+
+        def finite(module: nn.Module) -> bool:
+            images = [image[:1] for image in self.images]
+            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            with torch.enable_grad(), without_checkpointing():
+                total = torch.stack([output.sum() for output in tensors_in(module(*images))]).sum()
+                gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+
+        return finite(zeroed) or not finite(self._copy(groups, Masks.full(groups), training=False))
+
+    def _can_train(self, groups: Groups) -> bool:
+        """Whether the dense copy computes the same twice in train mode; if not, that is noted."""
+        dense = self._copy(groups, Masks.full(groups), training=True)
+        try:
+            one, two = self._outputs(dense, seed=0), self._outputs(dense, seed=1)
+        except Exception as error:  # of any kind, such as a detector's that wants targets
+            self.notes.append(f"train mode: not compared, the backbone fails in it ({str(error).splitlines()[0]})")
+            return False
+        if max(map(_difference, one, two)) <= TOLERANCE:
+            return True
+        self.notes.append("train mode: not compared, the backbone draws random numbers in it (dropout or noise)")
+        return False
+
+    def worst(self, groups: Groups, masks: Mapping[bool, Mapping[str, Any]]) -> Finding:
+        """The larger difference of eval and train mode, each with masks of its own."""
+        finding = self.compare(groups, masks[False], training=False)
+        return self.compare(groups, masks[True], training=True) if finding.exact else finding
+
+
+def _difference(expected: Tensor, got: Tensor) -> float:
+    """Relative to the largest output."""
+    if expected.shape != got.shape:
+        return float("inf")
+    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-300)) if expected.numel() else 0.0
+
+
+def _features(expected: Tensor, got: Tensor, groups: Groups, masks: Mapping[str, Any]) -> float:
+    """Of features on axis 1 of which some were removed: those must be zero."""
     axis = 1 if expected.ndim > 1 else 0
     kept = torch.from_numpy(groups.kept_features(masks, expected.shape[axis]))
-    difference = (expected.index_select(axis, kept) - got).abs().max() if len(kept) else torch.zeros(())
     gone = torch.ones(expected.shape[axis], dtype=torch.bool).index_fill(0, kept, False)
+    left = expected.index_select(axis, kept)
+    if left.shape != got.shape:
+        return float("inf")
     leaked = expected[:, gone].abs().max() if gone.any() else torch.zeros(())
-    result = float(torch.maximum(difference, leaked) / expected.abs().max().clamp_min(1e-300))
-    return result if result == result else float("inf")
+    return float(torch.maximum((left - got).abs().max(), leaked) / expected.abs().max().clamp_min(1e-300))
 
 
-def _worst(clone: nn.Module, groups: Groups, masks: Mapping[str, Any], images: tuple[Tensor, ...]) -> tuple[float, str]:
-    """The larger difference of eval and train mode, and the error where the small model does not even run."""
-    try:
-        return max(_difference(clone, groups, masks, images, training) for training in (False, True)), ""
-    except (RuntimeError, IndexError, ValueError) as error:  # what torch raises for shapes that don't fit
-        return float("inf"), f" ({str(error).splitlines()[0]})"
+def exact_groups(
+    backbone: nn.Module, groups: Groups, example_input: Tensor | Sequence[Any], *, keep_hooks: bool = False
+) -> Groups:
+    """The groups whose zeroed and cut versions agree, all at once; each other one becomes a note.
+
+    Half of the units are removed in eval mode, four fifths in train mode, by masks that no flip maps to themselves.
+
+    Args:
+        backbone: the dense backbone; not changed.
+        groups: its groups.
+        example_input: as in :func:`~lightning_mvp.backbones.groups.find_groups`.
+        keep_hooks: let the copies keep the backbone's hooks.
+
+    Returns:
+        Those that are exact, in the same order, which may be none.
+    """
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+        check = SelfCheck(backbone, example_input, keep_hooks=keep_hooks)
+        masks = {
+            training: unsymmetrical_masks(groups, ratio, seed=0) for training, ratio in ((False, 0.5), (True, 0.8))
+        }
+
+        def finding(names: Sequence[str]) -> Finding:
+            part = Groups([groups[name] for name in names])
+            return check.worst(part, {mode: {name: masks[mode][name] for name in names} for mode in masks})
+
+        def inexact(names: list[str]) -> dict[str, Finding]:
+            """Of these groups those to blame, found by halving."""
+            found = finding(names)
+            if found.exact:
+                return {}
+            if len(names) == 1:
+                return {names[0]: found}
+            first, second = names[: len(names) // 2], names[len(names) // 2 :]
+            blamed = inexact(first) | inexact(second)
+            if blamed:
+                return blamed
+            for name in second:  # exact apart, but not together
+                found = finding([*first, name])
+                if found.exact:
+                    first.append(name)
+                else:
+                    blamed[name] = found
+            return blamed
+
+        names, notes = groups.names, []
+        while names and (blamed := inexact(names)):
+            notes += [_note(name, found) for name, found in blamed.items()]
+            names = [name for name in names if name not in blamed]
+        return Groups([groups[name] for name in names], [*groups.skipped, *notes, *check.notes])
+
+
+def _note(name: str, found: Finding) -> str:
+    if found.difference == float("inf"):
+        return f"{name}: left out, the zeroed or the cut backbone fails{found.why}"
+    return (
+        f"{name}: left out, zeroed and cut backbone differ by {found.difference:.1e} of the largest output: something "
+        "after its units turns zero into another value, or mixes them"
+    )
 
 
 def check_exact(
@@ -112,32 +310,24 @@ def check_exact(
         True
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-        clone = cpu_copy(backbone, torch.float64)
-        randomise(clone)
-        generator = torch.Generator().manual_seed(1)
-        # Batch norm in train mode divides by how far few values differ, which lifts rounding errors: where the last
-        # maps of small images have one pixel, two samples are too few.
-        small = all(example.shape[-1] < SMALL for example in as_inputs(example_input) if example.ndim == 4)
-        samples = 8 if small else 2
-        images = tuple(
-            torch.randn(samples, *example.shape[1:], generator=generator, dtype=torch.float64)
-            if example.is_floating_point()
-            else example[:1].expand(samples, *example.shape[1:])
-            for example in (tensor.cpu() for tensor in as_inputs(example_input))
-        )
-        worst, error = _worst(clone, groups, masks, images)
-        if worst <= TOLERANCE:
-            return worst
+        check = SelfCheck(backbone, example_input)
+
+        def finding(masks: Mapping[str, Any]) -> Finding:
+            both = [check.compare(groups, masks, training) for training in (False, True)]
+            return max(both, key=lambda found: found.difference)
+
+        worst = finding(masks)
+        if worst.exact:
+            return worst.difference
         for group in groups:  # which one is it? mask each alone
-            alone = Masks({**Masks.full(groups), group.name: masks[group.name]})
-            difference, reason = _worst(clone, groups, alone, images)
-            if difference > TOLERANCE:
+            found = finding(Masks({**Masks.full(groups), group.name: masks[group.name]}))
+            if not found.exact:
                 raise SelfCheckError(
                     f"Self-check failed in group `{group.name}` ({group.kind}, {group.size} units): zeroed and cut "
-                    f"backbone differ by {difference:.1e} of the largest output{reason}. It can't be pruned exactly; "
-                    f"leave the group out: `find_groups(..., check=False).select(exclude=[{group.name!r}])`."
+                    f"backbone differ by {found.difference:.1e} of the largest output{found.why}. It can't be pruned "
+                    f"exactly; leave the group out: `groups.select(exclude=[{group.name!r}])`."
                 )
         raise SelfCheckError(
-            f"Self-check failed: zeroed and cut backbone differ by {worst:.1e} of the largest output{error}, though "
-            "each group alone is exact. This architecture can't be pruned exactly."
+            f"Self-check failed: zeroed and cut backbone differ by {worst.difference:.1e} of the largest output"
+            f"{worst.why}, though each group alone is exact. This architecture can't be pruned exactly."
         )

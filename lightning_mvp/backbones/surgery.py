@@ -6,17 +6,18 @@ self-check should prove the very index maps by which masks, zoo entries and merg
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_mvp.backbones.attention import set_heads
-from lightning_mvp.backbones.features import classifier_name
+from lightning_mvp.backbones.copies import detached_copy
+from lightning_mvp.backbones.features import classifier_name, evaluating
 from lightning_mvp.backbones.masks import require_masks_fit
 from lightning_mvp.backbones.units import Groups
 
@@ -74,7 +75,10 @@ def _replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _update_sizes(module: nn.Module) -> None:
     """Make a layer's attributes say what its tensors' shapes are."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, _ConvNd) and module.transposed:  # of several conv groups it is never cut
+        if module.groups == 1:
+            module.in_channels, module.out_channels = module.weight.shape[:2]
+    elif isinstance(module, _ConvNd):
         if module.groups > 1:  # whole conv groups go, each with its outputs
             module.groups = module.weight.shape[0] // (module.out_channels // module.groups)
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
@@ -132,7 +136,7 @@ def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.
         )
     """
     require_masks_fit(groups, masks)
-    small = copy.deepcopy(backbone)
+    small = detached_copy(backbone)
     small.zero_grad(set_to_none=True)
     state = {name: tensor for name, tensor in small.state_dict(keep_vars=True).items() if name in groups.layout}
     resize(small, groups, masks, slice_state(state, groups, masks))
@@ -169,10 +173,15 @@ def _widths(masks: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(torch.as_tensor(mask).sum()) for name, mask in masks.items()}
 
 
-def without_sync(module: nn.Module) -> nn.Module:
+def without_sync(module: nn.Module, inputs: Sequence[Tensor] = ()) -> nn.Module:
     """Turn synchronised batch norms, which train only under DDP on GPUs, into plain ones in place.
 
     timm's, with an activation inside, stay: in eval mode they compute the same anywhere.
+
+    Args:
+        module: any; changed in place.
+        inputs: of one forward pass, which shows whether a norm gets ``(N, C)`` or ``(N, C, L)``, images or volumes.
+            Without, images are assumed.
 
     Returns:
         The module, or its replacement if it is a batch norm itself.
@@ -181,13 +190,25 @@ def without_sync(module: nn.Module) -> nn.Module:
         >>> type(without_sync(nn.Sequential(nn.SyncBatchNorm(4)))[0]).__name__
         'BatchNorm2d'
     """
-    if type(module) is nn.SyncBatchNorm:
-        plain = nn.BatchNorm2d(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        ).train(module.training)
-        # The very tensors, so that dtype, device and memory stay.
-        plain._parameters, plain._buffers = module._parameters, module._buffers
-        return plain
-    for name, child in module.named_children():
-        module.add_module(name, without_sync(child))
-    return module
+    synchronised = [part for part in module.modules() if type(part) is nn.SyncBatchNorm]
+    axes: dict[nn.Module, int] = {}
+    if synchronised and len(inputs):
+        note = lambda part, given: axes.update({part: given[0].ndim})  # noqa: E731
+        hooks = [part.register_forward_pre_hook(note) for part in synchronised]
+        with evaluating(module):
+            module(*inputs)
+        for hook in hooks:
+            hook.remove()
+
+    def plain(part: nn.Module) -> nn.Module:
+        if isinstance(part, nn.SyncBatchNorm) and type(part) is nn.SyncBatchNorm:
+            kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(axes.get(part, 4), nn.BatchNorm2d)
+            norm = kind(part.num_features, part.eps, part.momentum, part.affine, part.track_running_stats)
+            # The very tensors, so that dtype, device and memory stay.
+            norm._parameters, norm._buffers = part._parameters, part._buffers
+            return norm.train(part.training)
+        for name, child in part.named_children():
+            part.add_module(name, plain(child))
+        return part
+
+    return plain(module)

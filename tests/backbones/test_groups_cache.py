@@ -28,12 +28,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The backbones that were really looked into."""
     seen: list[nn.Module] = []
 
-    class Counting(groups._Finder):
+    class Counting(groups.Tracer):
         def __init__(self, clone: nn.Module, inputs: Any) -> None:
             seen.append(clone)
             super().__init__(clone, inputs)
 
-    monkeypatch.setattr(groups, "_Finder", Counting)
+    monkeypatch.setattr(groups, "Tracer", Counting)
     return seen
 
 

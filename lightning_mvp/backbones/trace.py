@@ -1,0 +1,412 @@
+"""Read groups of units off the dependency graph of one traced copy of a backbone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_mvp.backbones.attention import attention_modules, heads_group, projections
+from lightning_mvp.backbones.conv_groups import Labels, block_labels, joined
+from lightning_mvp.backbones.copies import tensors_in, without_checkpointing
+from lightning_mvp.backbones.features import classifier_names
+from lightning_mvp.backbones.strands import OUTPUT, Item, Strand, Unsupported, channels_of, dependency_graph, strand_of
+from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
+
+Part = Literal["producer", "norm", "consumer", "features"]
+
+
+def conv_groups_of(module: Any) -> int:
+    """The number of conv groups of a grouped or depthwise convolution, 0 for anything else."""
+    return int(module.groups) if isinstance(module, _ConvNd) and module.groups > 1 else 0
+
+
+def is_depthwise(module: Any) -> bool:
+    """Torch-Pruning takes inputs and outputs of such a convolution for one."""
+    return isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels
+
+
+class _Outputs(nn.Module):
+    """A model that returns all its tensors in one list, in the mode in which it returns most.
+
+    Auxiliary classifiers, as GoogLeNet has, run in train mode only; Torch-Pruning traces in eval mode.
+    """
+
+    shapes: list[tuple[int, ...]]
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.model, self.mode = model, False
+        with torch.no_grad():
+            output = model.eval()(*inputs)
+            self.plain = isinstance(output, Tensor)
+            self.shapes = [tuple(tensor.shape) for tensor in tensors_in(output)]
+            more = self._train_outputs(inputs)
+        if len(more) > len(self.shapes):
+            self.mode, self.plain, self.shapes = True, False, more
+        model.train(self.mode)
+
+    def _train_outputs(self, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+        """Shapes in train mode; none where one sample can't train, or training needs more than images."""
+        try:
+            return [tuple(tensor.shape) for tensor in tensors_in(self.model.train()(*inputs))]
+        except Exception:  # of any kind: eval mode, which has passed, is enough
+            return []
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        self.model.train(self.mode)
+        return tensors_in(self.model(*inputs))
+
+
+class Tracer:
+    """One traced copy of a backbone.
+
+    Args:
+        clone: on the CPU, free to be spoilt.
+        inputs: of one forward pass.
+
+    Raises:
+        ValueError: the copy does not take these inputs, or its graph can't be read.
+    """
+
+    def __init__(self, clone: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.clone = clone
+        self.names = {module: name for name, module in clone.named_modules()}
+        try:
+            self.outputs = _Outputs(clone, inputs)
+        except Exception as error:  # whatever a forward pass raises
+            raise ValueError(
+                f"Expected argument `example_input` to be what the backbone takes in one forward pass, but "
+                f"{type(clone).__name__} fails on {shapes_of(inputs)} ({first_line(error)}). Give a batch as your "
+                "data loader has it, of the right size and number of channels."
+            ) from error
+        self.calls = self._trace_order(inputs)
+        self.attention, self.skipped = attention_modules(clone)
+        self.classifiers, self.projections = set(classifier_names(clone)), set(projections(clone))
+        self.shared = _shared_tensors(clone)
+        with torch.inference_mode(False), torch.enable_grad(), without_checkpointing():
+            inputs = tuple(t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs)
+            try:
+                self.graph = dependency_graph(self.outputs, inputs)
+            except Exception as error:  # of any kind: Torch-Pruning checks little
+                notes = "; ".join(self.skipped) or "no attention that it can't follow is known"
+                raise ValueError(
+                    f"Expected a backbone whose channels can be followed, but Torch-Pruning fails on "
+                    f"{type(clone).__name__} ({first_line(error)}). Use another backbone, such as those in "
+                    f"docs/coverage.md. What is known of this one: {notes}."
+                ) from error
+
+    def _trace_order(self, inputs: tuple[Tensor, ...]) -> dict[str, list[int]]:
+        """Module name → when it is done in the forward pass, once for each call."""
+        calls: dict[str, list[int]] = {}
+        clock = iter(range(1 << 30))
+
+        def note(module: nn.Module, *_: Any) -> None:
+            calls.setdefault(self.names[module], []).append(next(clock))
+
+        hooks = [m.register_forward_hook(note) for m in self.clone.modules()]
+        with torch.no_grad():
+            self.outputs(*inputs)
+        for hook in hooks:
+            hook.remove()
+        return calls
+
+    # From strands to groups -------------------------------------------------------------------------------------------
+
+    def _index(self, item: Item, size: int, entries_there: int | None = None) -> np.ndarray:
+        """``(units, span)``: the entries that each of the strand's channels owns."""
+        name = self.names.get(item.module, "output")
+        span = len(item.entries) // size
+        if not np.array_equal(np.sort(item.units), np.repeat(np.arange(size), span)):
+            raise Unsupported(f"its units own unequal parts of `{name}`")
+        if entries_there is not None and item.entries.max() >= entries_there:
+            raise Unsupported(f"the index map of `{name}` does not fit it")
+        return item.entries[np.argsort(item.units, kind="stable")].reshape(size, span)
+
+    def _ends_in_norm(self, layer: nn.Module) -> bool:
+        """Whether a producer's output goes to a batch norm and nowhere else."""
+        outputs = self.graph.module2node[layer].outputs
+        return len(outputs) == 1 and isinstance(outputs[0].module, _BatchNorm)
+
+    def _is_factor(self, layer: nn.Module) -> bool:
+        """Whether a sigmoid makes a producer's output a factor, as in squeeze-and-excitation."""
+        ahead = list(self.graph.module2node[layer].outputs)
+        for node in ahead:  # it grows
+            if "igmoid" in str(node.name):
+                return True
+            if not isinstance(node.module, (_ConvNd, nn.Linear, _BatchNorm, OUTPUT)):
+                ahead += [output for output in node.outputs if output not in ahead]
+        return False
+
+    def _produces(self, item: Item) -> bool:
+        return bool(self.graph.is_out_channel_pruning_fn(item.handler))
+
+    def _strand(self, layer: Any, outputs: bool = True) -> Strand:
+        try:
+            return strand_of(self.graph, layer, outputs)
+        except Unsupported:
+            raise
+        except Exception as error:  # whatever goes wrong in Torch-Pruning means that it can't follow the channels
+            raise Unsupported(f"Torch-Pruning can't follow its channels ({first_line(error)})") from error
+
+    def _strands_of(self, layer: nn.Module) -> list[Strand]:
+        """The strand of a layer's outputs, and those that grouped convolutions tie to it by their other side."""
+        strands = [self._strand(layer)]
+        while True:
+            sides = {
+                (item.module, self._produces(item))
+                for strand in strands
+                for item in strand.items
+                if conv_groups_of(item.module) and not is_depthwise(item.module)
+            }
+            missing = sorted(
+                ((module, not outputs) for module, outputs in sides if (module, not outputs) not in sides),
+                key=lambda side: self.names[side[0]],
+            )
+            if not missing:
+                return strands
+            strands.append(self._strand(*missing[0]))
+
+    def _producers_of(self, strands: Sequence[Strand]) -> list[str]:
+        """Names of the layers whose outputs are the units, in forward order."""
+        names = {
+            self.names[item.module]
+            for strand in strands
+            for item in strand.items
+            if isinstance(item.module, (_ConvNd, nn.Linear)) and self._produces(item)
+        }
+        return sorted(names, key=lambda name: self.calls[name][0])
+
+    def _part(self, item: Item) -> tuple[Part, int | None]:
+        """What an item does with the units, and how many entries there are of which units own some.
+
+        Raises:
+            Unsupported: it can't be masked or cut exactly.
+        """
+        module = item.module
+        if isinstance(module, OUTPUT):
+            return self._output(int(item.entries.max()) + 1), None
+        name = self.names[module]
+        if name in self.shared:
+            raise Unsupported(f"`{self.shared[name][0]}` and `{self.shared[name][1]}` share one tensor or module")
+        if len(self.calls.get(name, ())) != 1:
+            raise Unsupported(f"`{name}` is called {len(self.calls.get(name, ()))} times")
+        if isinstance(module, _BatchNorm):
+            return "norm", int(module.num_features)
+        if not isinstance(module, (_ConvNd, nn.Linear)):
+            raise Unsupported(f"`{name}` ({type(module).__name__}) mixes channels or can't be masked exactly")
+        own = [parameter for parameter, _ in module.named_parameters() if parameter not in ("weight", "bias")]
+        if own:
+            raise Unsupported(f"`{name}` ({type(module).__name__}) has a parameter of its own, `{own[0]}`")
+        if getattr(module, "transposed", False) and conv_groups_of(module):
+            raise Unsupported(f"`{name}` ({type(module).__name__}) has conv groups")
+        if not self._produces(item):
+            return "consumer", channels_of(module, outputs=False)
+        if name in self.classifiers | self.projections:
+            raise Unsupported(f"`{name}` fixes the size")
+        return "producer", channels_of(module, outputs=True)
+
+    def _output(self, reached: int) -> Part:
+        """Whether units are the features of a backbone that returns one tensor with its features on axis 1."""
+        if not self.outputs.plain:
+            raise Unsupported("it is one of the backbone's outputs, and nobody knows who reads it")
+        shape: Any = self.outputs.shapes[0]
+        if len(shape) == 3 and (reached > shape[1] or shape[1] == shape[2]):
+            raise Unsupported("it is the backbone's output, tokens, and nobody knows who reads it")
+        return "features"
+
+    def _group_of(self, strands: Sequence[Strand], names: list[str]) -> UnitGroup:
+        """The group of units that the layers called ``names`` produce.
+
+        Raises:
+            Unsupported: the group can't be masked or cut exactly.
+        """
+        found: list[tuple[Any, Part, np.ndarray, int]] = []
+        blocks: dict[str, list[tuple[int, Labels]]] = {}
+        for number, strand in enumerate(strands):
+            for item in strand.items:
+                module = item.module
+                if isinstance(module, nn.Parameter):
+                    bare = next((n for n, p in self.clone.named_parameters() if p is module), "a parameter")
+                    raise Unsupported(f"`{bare}`, no layer's weight, is added to or scales these channels")
+                if not isinstance(module, OUTPUT) and not self.names.get(module):
+                    continue  # an activation, addition, pooling or reshape: it owns nothing
+                part, channels = self._part(item)
+                index = self._index(item, strand.size, channels)
+                conv_groups = conv_groups_of(module)
+                if conv_groups and channels is not None:
+                    labels = block_labels(index, channels, conv_groups)
+                    blocks.setdefault(self.names[module], []).append((number, labels))
+                if part != "consumer" or not conv_groups:  # a grouped one has no axis of inputs that units could own
+                    found.append((module, part, index, number))
+        if len({(id(module), part) for module, part, _, _ in found}) != len(found):
+            raise Unsupported("a grouped convolution ties its channels to themselves")
+        units = [np.arange(strand.size)[:, None] for strand in strands]
+        if blocks:
+            whole = joined([strand.size for strand in strands], list(blocks.values()))
+            if whole is None or len(whole[0]) == 1:
+                raise Unsupported(f"the conv groups of `{next(iter(blocks))}` leave no units to choose from")
+            units = whole
+        size = len(units[0])
+        parts = [(module, part, index[units[number]].reshape(size, -1)) for module, part, index, number in found]
+        return self._record(parts, names, size)
+
+    def _record(self, parts: list[tuple[Any, Part, np.ndarray]], names: list[str], size: int) -> UnitGroup:
+        features = [index for _, part, index in parts if part == "features"]
+        parts = [item for item in parts if item[1] != "features"]
+        is_mlp = not features and self._is_mlp([module for module, _, _ in parts], names)
+        ends_in_norm = {module for module, part, _ in parts if part == "producer" and self._ends_in_norm(module)}
+        gated_norms = {self.graph.module2node[module].outputs[0].module for module in ends_in_norm}
+
+        parts.sort(key=lambda item: (self.calls[self.names[item[0]]][0], item[1] == "consumer"))
+        members = []
+        for module, part, index in parts:
+            prefix, transposed = self.names[module], getattr(module, "transposed", False)
+            if part == "norm":
+                gate = module in gated_norms
+                members += _members(prefix, module, ("weight", "bias"), 0, index, "norm", gate)
+                members += _members(prefix, module, ("running_mean", "running_var"), 0, index, "statistic", False)
+            elif part == "producer":
+                gate = not is_mlp and module not in ends_in_norm and not self._is_factor(module)
+                members += _members(prefix, module, ("weight",), int(transposed), index, "producer", gate)
+                members += _members(prefix, module, ("bias",), 0, index, "producer", gate)
+            else:
+                members += _members(prefix, module, ("weight",), int(not transposed), index, "consumer", is_mlp)
+        sources = self._sources(names)
+        kind: Kind = "mlp" if is_mlp else "residual" if len(sources) > 1 else "conv"
+        return UnitGroup(_group_name(sources, kind), kind, size, tuple(members), features[0] if features else None)
+
+    def _sources(self, names: list[str]) -> list[str]:
+        """The producers that begin units: no factors, and no grouped convolutions, which go on with them."""
+        layers = {name: self.clone.get_submodule(name) for name in names}
+        return [n for n in names if not conv_groups_of(layers[n]) and not self._is_factor(layers[n])] or names
+
+    def _is_mlp(self, layers: Sequence[Any], names: list[str]) -> bool:
+        """Whether it is the hidden layer between two linear layers, or two 1×1 convolutions of a module called MLP."""
+        if len(names) != 1 or len(layers) < 2:
+            return False
+        if all(isinstance(layer, nn.Linear) for layer in layers):
+            return True
+        owner = self.clone.get_submodule(names[0].rpartition(".")[0])
+        return "mlp" in type(owner).__name__.lower() and all(
+            isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in layers
+        )
+
+    def find(self) -> Groups:
+        """All groups in forward order, and notes on every layer with parameters that is in none."""
+        found: list[tuple[int, UnitGroup]] = []
+        done: set[str] = set()
+        layers = [(name, module) for name, module in self.clone.named_modules() if name in self.calls]
+        for name, module in sorted(layers, key=lambda layer: self.calls[layer[0]][0]):
+            fixed = name in self.classifiers | self.projections
+            if not isinstance(module, (_ConvNd, nn.Linear)) or name in done or fixed:
+                continue
+            producers = [name]
+            try:
+                if module not in self.graph.module2node:
+                    raise Unsupported("the output does not depend on it")
+                strands = self._strands_of(module)
+                producers = self._producers_of(strands)
+                group = self._group_of(strands, producers)
+            except Unsupported as reason:
+                others = f" and {len(producers) - 1} layers coupled to it" if len(producers) > 1 else ""
+                listed = f"; they are {', '.join(other for other in producers if other != name)}" if others else ""
+                self.skipped.append(f"{name}{others}: left out, {reason}{listed}")
+                continue
+            finally:
+                done.update(producers)
+            found.append((self.calls[producers[0]][0], group))
+        for name, attention in self.attention.items():
+            found.append((self.calls.get(f"{name}.qkv".lstrip("."), [0])[0], heads_group(name, attention)))
+        groups = self._distinct([group for _, group in sorted(found, key=lambda pair: pair[0])])
+        return Groups(groups, [*self.skipped, *unaccounted(self.clone, groups, self.skipped, self._why_left)])
+
+    def _why_left(self, name: str, module: nn.Module) -> str:
+        """Why a layer is in no group, where nothing was said of it yet."""
+        if name in self.classifiers:
+            return "it is the classifier, whose outputs are the classes"
+        if name in self.projections:
+            return "its outputs are queries, keys and values, of whole heads"
+        if name not in self.calls:
+            return "the forward pass does not call it"
+        return f"a {type(module).__name__} goes with the channels that it reads, which are left whole"
+
+    def _distinct(self, groups: list[UnitGroup]) -> list[UnitGroup]:
+        """Groups that would share a name are called by a smaller part of the backbone, or by their first layer."""
+        names = [group.name for group in groups]
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            alike = [i for i, other in enumerate(names) if other == name]
+            layers = {i: _producers(groups[i]) for i in alike}
+            smaller = {i: _group_name(self._sources(layers[i]), groups[i].kind, deeper=1) for i in alike}
+            distinct = len(set(smaller.values())) == len(alike) and not set(smaller.values()) & set(names)
+            for i in alike:
+                names[i] = smaller[i] if distinct else f"{layers[i][0]}.{groups[i].kind}"
+        return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
+
+
+def unaccounted(
+    backbone: nn.Module, groups: Sequence[UnitGroup], notes: Sequence[str], why: Any = lambda name, module: "not found"
+) -> list[str]:
+    """A note for each reason why modules with parameters are in no group and in no note, naming all of them."""
+    named = {word for note in notes for word in re.findall(r"[\w.]+", note)}
+    owners = {member.tensor.rpartition(".")[0] for group in groups for member in group.members}
+    left: dict[str, list[str]] = {}
+    for name, module in backbone.named_modules():
+        if name and name not in owners and name not in named and any(True for _ in module.parameters(recurse=False)):
+            left.setdefault(why(name, module), []).append(name)
+    return [f"{', '.join(names)}: left out, {reason}" for reason, names in left.items()]
+
+
+def _shared_tensors(backbone: nn.Module) -> dict[str, tuple[str, str]]:
+    """Module → two names of a parameter of its that has several: tied weights, and modules registered twice."""
+    first: dict[int, str] = {}
+    shared: dict[str, tuple[str, str]] = {}
+    for name, parameter in backbone.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if other != name:
+            for owner in (name.rpartition(".")[0], other.rpartition(".")[0]):
+                shared.setdefault(owner, (other, name))
+    return shared
+
+
+def _members(
+    prefix: str, module: nn.Module, attributes: Sequence[str], axis: int, index: np.ndarray, role: Role, gate: bool
+) -> list[Member]:
+    present = [name for name in attributes if getattr(module, name, None) is not None]
+    return [Member(f"{prefix}.{name}".lstrip("."), axis, index, role, gate) for name in present]
+
+
+def _producers(group: UnitGroup) -> list[str]:
+    """The layers that produce a group's units, in forward order."""
+    weights = [member.tensor for member in group.members if member.role == "producer"]
+    return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in weights))
+
+
+def _group_name(producers: list[str], kind: Kind, deeper: int = 0) -> str:
+    """``layer1.residual`` by the stage of the last layer that adds to it, ``blocks.3.mlp``, or the layer's own name."""
+    parts = producers[-1].split(".")
+    if kind == "residual":
+        stage = next((i for i, part in enumerate(parts) if i and part[-1].isdigit()), len(parts) - 1)
+        if parts[stage].isdigit() and not parts[stage - 1][-1].isdigit():  # stages.1, where others say layer1
+            stage += 1
+        return ".".join([*parts[: stage + deeper], "residual"])
+    if kind == "mlp" and len(parts) > 1 and not parts[-1].isdigit():
+        return ".".join(parts[:-1])
+    return producers[0]
+
+
+def shapes_of(inputs: Sequence[Tensor]) -> str:
+    """The inputs' types and shapes, for a message."""
+    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in inputs)
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
