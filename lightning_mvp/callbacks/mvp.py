@@ -185,7 +185,7 @@ class MVPCallback(Readout):
         self._module = pl_module
         if not is_overridden("configure_model", pl_module):  # else the backbone may not be there yet
             self._prepare(trainer, pl_module)
-            if self.zoo is not None and trainer.ckpt_path is not None:  # its weights come after this
+            if self.zoo is not None:  # a run that goes on may begin with its θ⁰; the checkpoint's weights come later
                 self.zoo.capture(self._backbone(pl_module))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
