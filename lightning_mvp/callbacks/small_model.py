@@ -84,8 +84,8 @@ def small_model_from(
     backbone, head = backbone or state.get("backbone"), head or state.get("head")
     if backbone is None:
         raise ValueError(
-            f"Expected argument `backbone` to be given, because {named} is of an older version and doesn't name it. Pass "
-            "the dotted name that MVPCallback had, and `head` likewise."
+            f"Expected argument `backbone` to be given, because {named} is of an older version and doesn't name it. "
+            "Pass the dotted name that MVPCallback had, and `head` likewise."
         )
     _load(module, saved, named)
     own, linear = resolve_module(module, backbone, "backbone"), None
