@@ -74,8 +74,10 @@ def run(config: DictConfig) -> float:
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
-    callbacks = [] if pruning is None else [pruning]
-    trainer = make_trainer(config.steps, callbacks, network=module, **trainer_options(config))
+    options = trainer_options(config)
+    if pruning is not None:
+        options["callbacks"] = [*options.get("callbacks", ()), pruning]
+    trainer = make_trainer(config.steps, network=module, **options)
     trainer.fit(module, datamodule=datamodule)
     accuracy = module.accuracy_on(*datamodule.val_images())
     if trainer.is_global_zero:

@@ -206,6 +206,9 @@ def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
     What has a ``_target_``, such as each of ``+trainer.callbacks=[{_target_: …}]``, is made.
     """
     options: dict[str, Any] = hydra.utils.instantiate(plain(config.trainer), _convert_="all")
+    if "callbacks" in options:
+        given = options["callbacks"]
+        options["callbacks"] = given if isinstance(given, list) else [] if given is None else [given]
     if str(options["devices"]) == "1" and options["strategy"] == "ddp" and options.get("num_nodes", 1) == 1:
         options["strategy"] = "auto"  # the same, without a process to start and to wait for
     if logger and "_target_" in (config.get("logger") or {}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"Expected a checkpoint of tensors and plain containers at {path}, but it can't be read with "
-            f"weights_only=True: {str(error).splitlines()[0]} Where its hyper-parameters hold other objects and you "
-            "trust it, load it yourself, and hand what torch.load gives to MVPCallback.small_model_from."
-        ) from error
+        foreign = re.search(r"Unsupported (?:global|class).*", str(error))
+        why = (
+            "it is damaged, or something else"
+            if foreign is None
+            else f"it holds other objects ({foreign[0][:200]}). If you trust it, load it yourself with "
+            "weights_only=False, and hand what torch.load gives to MVPCallback.small_model_from"
+        )
+        raise ValueError(f"Expected a checkpoint of tensors and plain containers at {path}, but {why}.") from error
     if not isinstance(saved, dict) or "state_dict" not in saved:
         raise ValueError(f"Expected a checkpoint of Lightning's at {path}, but it has no `state_dict`.")
     return saved

@@ -154,16 +154,14 @@ def make_trainer(
 
     Args:
         steps: of the optimizer.
-        callbacks: after :class:`~lightning_mvp.callbacks.finite_loss.FiniteLoss`, and after those among ``options``.
+        callbacks: after :class:`~lightning_mvp.callbacks.finite_loss.FiniteLoss`.
         network: what it will train, for ``precision="auto"``; see :func:`resolve_precision`. Of the same kind on all
             ranks, so not a :class:`~lightning_mvp.modules.meta_vote.MetaVoteModule` that waits for rank 0.
         options: the Trainer's own; ``precision`` may be ``"auto"``, the default.
     """
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
     options["precision"] = resolve_precision(options.get("precision", "auto"), options["accelerator"], network)
-    others = options.pop("callbacks", None) or ()
-    others = [others] if isinstance(others, L.Callback) else others
-    return L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *others, *callbacks], **options)
+    return L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks], **options)
 
 
 def fit_quietly(

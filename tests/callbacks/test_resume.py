@@ -123,7 +123,7 @@ def test_a_checkpoint_holds_no_theta0_and_its_zoo_is_needed_to_go_on(tmp_path: P
     make_trainer(callback(head="classifier", task=FACTS, zoo=tmp_path / "foreign")).fit(other, loader())
     with pytest.raises(ValueError, match=r"foreign is of another θ⁰\. Name that zoo"):
         resume(checkpoint, other, task=FACTS, zoo=tmp_path / "foreign")
-    with pytest.raises(ValueError, match="written without one.* Resume without `zoo`"):
+    with pytest.raises(ValueError, match=r"written without one.* Resume without `zoo`"):
         resume(without, UserModule(), task=FACTS, zoo=zoo)
     resume(checkpoint, other)
     assert len(ModelZoo(zoo)) == 0
