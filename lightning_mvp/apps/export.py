@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hydra
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
 from lightning_mvp.apps.runtime import console, plain, refuse_existing
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from lightning_mvp.export.source import Source
 
 
@@ -21,6 +26,7 @@ def source_of(config: DictConfig) -> Source:
         ValueError: none of them is given, or more than one.
     """
     from lightning_mvp.export.source import from_checkpoint, from_folder, from_zoo
+    from lightning_mvp.tasks.facts import TaskFacts
 
     given = [name for name in ("checkpoint", "folder", "zoo") if config[name] is not None]
     if len(given) != 1:
@@ -29,10 +35,50 @@ def source_of(config: DictConfig) -> Source:
             f"{' and '.join(given) or 'none of them'}."
         )
     if config.checkpoint is not None:
-        return from_checkpoint(config.checkpoint)
+        module = None if config.module is None else module_of(config.module, config.checkpoint)
+        facts = None if config.facts is None else TaskFacts.from_dict(plain(config.facts))
+        return from_checkpoint(config.checkpoint, module, facts)
     if config.folder is not None:
         return from_folder(config.folder)
     return from_zoo(config.zoo, config.entry)
+
+
+def module_of(named: str | DictConfig, checkpoint: str) -> L.LightningModule:
+    """A LightningModule of one's own, made with the hyper-parameters that its checkpoint holds.
+
+    Args:
+        named: the class as ``package.Class``, importable from here or from the present folder; or a mapping with that
+            as ``_target_`` and arguments besides, which may be objects with a ``_target_`` of their own.
+        checkpoint: its file.
+
+    Raises:
+        ImportError: there is no such class.
+        ValueError: it is no LightningModule, or can't be made of what is known.
+    """
+    import lightning as L
+
+    from lightning_mvp.callbacks.small_model import read_checkpoint
+
+    read_checkpoint(checkpoint)  # refused before anything is imported or made
+    if os.getcwd() not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, os.getcwd())
+    arguments = (
+        {} if isinstance(named, str) else dict(hydra.utils.instantiate({**plain(named), "_target_": "builtins.dict"}))
+    )
+    target = named if isinstance(named, str) else named.get("_target_")
+    kind = hydra.utils.get_object(target) if isinstance(target, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, L.LightningModule):
+        raise ValueError(
+            f"Expected `module` to name the class of a LightningModule, as module=package.Class or 'module={{_target_: "
+            f"package.Class, argument: 1}}', but got {target!r}."
+        )
+    try:
+        return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **arguments)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected {target} to be made of the hyper-parameters in {checkpoint}, but: {error}. Give what is "
+            f"missing: 'module={{_target_: {target}, argument: 1}}'."
+        ) from error
 
 
 def run(config: DictConfig) -> None:

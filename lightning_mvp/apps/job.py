@@ -7,6 +7,7 @@ the process it was made in.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from lightning_mvp.apps.arguments import quoted
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
 from lightning_mvp.files import write_json
@@ -181,6 +183,7 @@ def command(app: str) -> Any:
 
     @wraps(entry)
     def main() -> None:
+        sys.argv[1:] = quoted(sys.argv[1:])
         with report_sweep(app):
             entry()
 

@@ -67,7 +67,6 @@ def pruning_of(config: DictConfig) -> MVPCallback | None:
 def run(config: DictConfig) -> float:
     """Pre-train, write safetensors, return the accuracy on validation images."""
     from lightning_mvp.backbones.create import recipe_of
-    from lightning_mvp.backbones.surgery import shrink
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.files import write_json
     from lightning_mvp.modules.fit import make_trainer
@@ -75,14 +74,16 @@ def run(config: DictConfig) -> float:
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
-    callbacks = [] if pruning is None else [pruning]
-    trainer = make_trainer(config.steps, callbacks, network=module, **trainer_options(config))
+    options = trainer_options(config)
+    if pruning is not None:
+        options["callbacks"] = [*options.get("callbacks", ()), pruning]
+    trainer = make_trainer(config.steps, network=module, **options)
     trainer.fit(module, datamodule=datamodule)
     accuracy = module.accuracy_on(*datamodule.val_images())
     if trainer.is_global_zero:
         backbone = module.backbone
         if pruning is not None:
-            backbone = shrink(backbone, pruning.groups, pruning.masks)
+            backbone = pruning.small_model().get_submodule("0")  # its head is another one's
             write_json(recipe_path(output), recipe_of(backbone))
         save_weights(backbone, output)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")

@@ -151,7 +151,8 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     backbone = backbone_of(config, config.weights)
     trainer = make_trainer(config.steps, network=backbone, **trainer_options(config))
     datamodule, pruning, name = pruning_of(config, trainer.world_size)
-    trainer.callbacks += [EntryFacts(pruning, datamodule), pruning]  # type: ignore[attr-defined]
+    # Before those that save checkpoints, which must have what a round has done.
+    trainer.callbacks[1:1] = [EntryFacts(pruning, datamodule), pruning]  # type: ignore[attr-defined]
     trainer.fit(module_of(config, backbone, datamodule), datamodule=datamodule)
     return name, pruning.info["val_accuracy"], trainer.is_global_zero
 

@@ -201,8 +201,14 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
 
 
 def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
-    """The Trainer's arguments from the ``trainer`` group, which ``strategy`` fills, and ``logger``, if asked for."""
-    options = plain(config.trainer)
+    """The Trainer's arguments from the ``trainer`` group, which ``strategy`` fills, and ``logger``, if asked for.
+
+    What has a ``_target_``, such as each of ``+trainer.callbacks=[{_target_: …}]``, is made.
+    """
+    options: dict[str, Any] = hydra.utils.instantiate(plain(config.trainer), _convert_="all")
+    if "callbacks" in options:
+        given = options["callbacks"]
+        options["callbacks"] = given if isinstance(given, list) else [] if given is None else [given]
     if str(options["devices"]) == "1" and options["strategy"] == "ddp" and options.get("num_nodes", 1) == 1:
         options["strategy"] = "auto"  # the same, without a process to start and to wait for
     if logger and "_target_" in (config.get("logger") or {}):

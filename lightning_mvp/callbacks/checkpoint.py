@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -14,17 +15,22 @@ from lightning_mvp.callbacks.pruned_metric import WaitsForPruning
 
 
 class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint`` that ignores everything before MVPCallback's last round.
+    """Lightning's ``ModelCheckpoint`` whose best model is a pruned one.
 
     The best model of a run is often one from before pruning, and a plain ``ModelCheckpoint(monitor=...)`` keeps that.
     Here ``best_model_path`` is the best *pruned* model: only values of the monitored metric count that were measured
-    after the last round. Nothing is written before it, ``last.ckpt`` of ``save_last`` included: to be able to resume
-    a run that is killed, add a plain ``ModelCheckpoint()`` without ``monitor``. Only ``save_on_exception`` writes
-    whatever there is. If a run ends without a best model, a warning says why and what to do.
+    after MVPCallback's last round. If a run ends without a best model, a warning says why and what to do.
+
+    What serves resuming waits for nothing. ``save_last=True`` writes ``last.ckpt`` whenever a save is due, from the
+    beginning of the run on, and also where the metric is not among the best: ``ckpt_path="last"`` goes on after a kill.
+    (``"link"`` does so until there is a best model, and then links to the latest of those.) Without ``monitor`` saves
+    that ``every_n_train_steps`` or ``train_time_interval`` asks for are done from the beginning on, too.
+    ``save_on_exception`` writes whatever there is.
 
     Each fit starts without a best model, as MVPCallback starts anew; a resumed one goes on with its checkpoint's.
 
-    Args: those of ``lightning.pytorch.callbacks.ModelCheckpoint``, with the same defaults. Without ``monitor`` the
+    Args: those of ``lightning.pytorch.callbacks.ModelCheckpoint``, with the same defaults, but for ``filename``:
+    without one files are called ``epoch1-step20.ckpt``, which no command line has to quote. Without ``monitor`` the
     latest pruned model is kept.
 
     Raises:
@@ -41,6 +47,8 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
     """
 
     _withheld = False
+    _unpruned_path = ""
+    _last_saved_at = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -51,6 +59,9 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
             self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
             self._last_global_step_saved = 0
             self._defer_save_until_validation = False
+            self._unpruned_path, self._last_saved_at = "", -1
+
+    # When a save is due -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -61,9 +72,20 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.pruned:
-            self._withheld = not self._counts("batch", trainer)
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        counts, deferred = self._counts("batch", trainer), self._defer_save_until_validation
+        self._defer_save_until_validation = False
+        decide = super().on_train_batch_end
+        self._decide(counts, lambda: decide(trainer, pl_module, outputs, batch, batch_idx))
+        if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
+            # The best waits for the metric; the last need not.
+            self._save_last_checkpoint(trainer, super()._monitor_candidates(trainer))
+        self._defer_save_until_validation |= deferred
+
+    def _decide(self, counts: bool, decide: Callable[[], None]) -> None:
+        self._withheld = not counts
+        try:
+            decide()
+        finally:
             self._withheld = False
 
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
@@ -73,11 +95,68 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
             candidates.pop(self.monitor, None)
         return candidates
 
+    # What is saved ----------------------------------------------------------------------------------------------------
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        # Lightning asks for this whenever a save is due, and for the last one only sometimes.
+        if not self._withheld:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        elif self.monitor is None and self.save_top_k != 0 and not self._every_n_epochs:
+            self._save_unpruned(trainer, monitor_candidates)
+        if self.save_last != "link" or not self.best_model_path:
+            self._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_none_monitor_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        previous, self._unpruned_path = self._unpruned_path, ""
+        super()._save_none_monitor_checkpoint(trainer, monitor_candidates)
+        self._replace(trainer, previous, self.best_model_path)
+
+    def _save_unpruned(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """The latest model, to go on from; ``best_model_path`` doesn't name it."""
+        previous = self._unpruned_path
+        self._unpruned_path = self._get_metric_interpolated_filepath_name(monitor_candidates, trainer, previous)
+        self._save_checkpoint(trainer, self._unpruned_path)
+        self._replace(trainer, previous, self._unpruned_path)
+
+    def _replace(self, trainer: L.Trainer, previous: str, current: str) -> None:
+        if previous and self.save_top_k == 1 and self._should_remove_checkpoint(trainer, previous, current):
+            self._remove_checkpoint(trainer, previous)
+
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self._last_saved_at == trainer.global_step and self._last_checkpoint_saved == self.last_model_path:
+            return  # nothing was saved since
+        wanted, step = self.save_last, self._last_global_step_saved
+        if wanted and not self.best_model_path:  # there is nothing to link to
+            self.save_last = True
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self.save_last = wanted
+        if wanted:
+            self._last_saved_at = trainer.global_step
+            self._last_global_step_saved = step  # a best model of this step may still come
+
+    def _format_checkpoint_name(
+        self,
+        filename: str | None,
+        metrics: dict[str, Tensor],
+        prefix: str | None = None,
+        auto_insert_metric_name: bool = True,
+    ) -> str:
+        if not filename:  # a name that needs no quotes on a command line
+            filename, auto_insert_metric_name = "epoch{epoch}-step{step}", False
+        return super()._format_checkpoint_name(filename, metrics, prefix, auto_insert_metric_name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "unpruned_path": self._unpruned_path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.dirpath == state_dict["dirpath"]:
+            self._unpruned_path = state_dict.get("unpruned_path", "")  # older checkpoints have none
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.pruned:
-            super().on_train_end(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
         if not self.best_model_path and self.save_top_k != 0:
             rank_zero_warn(f"{type(self).__name__} has no best model: {self._why_there_is_none()}")
 

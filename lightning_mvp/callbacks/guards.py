@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.callbacks.readout import Readout
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.zeros import masks_from_zeros
 
@@ -31,6 +32,10 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
             f"{type(trainer.strategy).__name__}, which splits them. Use strategy='ddp'."
         )
     callbacks: Sequence[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if sum(isinstance(callback, Readout) for callback in callbacks) > 1:
+        raise ValueError(
+            "Expected one MVPCallback in the Trainer, but got several: they would undo each other's masks."
+        )
     for callback in callbacks:
         name = type(callback).__name__
         if getattr(callback, "waits_for_pruning", False):

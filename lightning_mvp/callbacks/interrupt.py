@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 NAME = "interrupted.ckpt"
@@ -83,8 +84,12 @@ def save_interrupted(trainer: L.Trainer, interrupt: Interrupt, moment: str) -> N
         moment: how far the run came, in words.
     """
     checkpoints = trainer.checkpoint_callback
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar):  # its display is live, and would be drawn over what is said now
+        bar.on_exception(trainer, trainer.lightning_module, KeyboardInterrupt())
     folder = getattr(checkpoints, "dirpath", None)
-    path = getattr(checkpoints, "last_model_path", "") or getattr(checkpoints, "best_model_path", "")
+    names = ("last_model_path", "_last_checkpoint_saved", "best_model_path")
+    path = next((path for name in names if (path := getattr(checkpoints, name, ""))), "")
     if folder and interrupt.between_steps:
         path = str(Path(folder) / NAME)
         if trainer.is_global_zero:

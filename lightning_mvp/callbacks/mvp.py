@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import apply_masks
-from lightning_mvp.callbacks.averaging import restart_averages
+from lightning_mvp.callbacks.averaging import holds_average, restart_averages
 from lightning_mvp.callbacks.finite_loss import LossWatch
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
@@ -40,10 +40,10 @@ from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.callbacks.random_state import random_states, set_random_states
 from lightning_mvp.callbacks.readout import Readout
-from lightning_mvp.callbacks.resolve import check_head, resolve_module
+from lightning_mvp.callbacks.resolve import check_head
 from lightning_mvp.callbacks.settings import Criterion, PruningSettings
 from lightning_mvp.callbacks.time_limit import TimeLimit
-from lightning_mvp.callbacks.zoo_export import ZooTarget, as_stored, on_rank_zero, own_state
+from lightning_mvp.callbacks.zoo_export import ZooTarget, on_rank_zero
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.tasks.facts import TaskFacts
@@ -156,7 +156,6 @@ class MVPCallback(Readout):
     def _reset(self) -> None:
         self.step = 0
         self.schedule: Schedule | None = None
-        self.theta0: dict[str, Tensor] | None = None
         self._module: L.LightningModule | None = None
         self._pruner: Pruner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -177,17 +176,17 @@ class MVPCallback(Readout):
         if not self._fitting:
             return
         self._reset()
+        if self.zoo is not None:
+            self.zoo.forget()
         self._dev_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if trainer.world_size > 1:
             close_process_group_at_exit()
         refuse_what_cannot_work(trainer)
-        if sum(isinstance(callback, MVPCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ValueError(
-                "Expected one MVPCallback in the Trainer, but got several: they would undo each other's masks."
-            )
         self._module = pl_module
         if not is_overridden("configure_model", pl_module):  # else the backbone may not be there yet
             self._prepare(trainer, pl_module)
+            if self.zoo is not None:  # a run that goes on may begin with its θ⁰; the checkpoint's weights come later
+                self.zoo.capture(self._backbone(pl_module))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if is_overridden("configure_model", pl_module):
@@ -202,9 +201,9 @@ class MVPCallback(Readout):
         elif not self._dev_run:
             require_time_for(self.schedule, steps)
         self._time_limit = TimeLimit(trainer, self.step, self.schedule.last_step)
-        if self.theta0 is None:  # a resumed run has it from its checkpoint
-            self.theta0 = {name: as_stored(tensor) for name, tensor in own_state(backbone).items()}
         if self.zoo is not None and not self._dev_run:
+            if self._resumed is None:
+                self.zoo.capture(backbone)
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
             self.zoo.reserve({**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round})
@@ -218,8 +217,7 @@ class MVPCallback(Readout):
         """Refuse what can't be pruned, as far as it is known already."""
         backbone, example = self._backbone(pl_module), self._first_example(pl_module)
         refuse_lossy_sync_batch_norm(trainer, backbone)
-        if self.head_name is not None:
-            resolve_module(pl_module, self.head_name, "head")
+        self._head(pl_module)
         if example is not None:
             self._bind(pl_module, backbone, example)
 
@@ -230,8 +228,8 @@ class MVPCallback(Readout):
 
     def _bind(self, pl_module: L.LightningModule, backbone: nn.Module, example: tuple[Tensor, ...]) -> None:
         """Find the groups and refuse what can't be pruned."""
-        if self.head_name is not None:
-            head = resolve_module(pl_module, self.head_name, "head")
+        head = self._head(pl_module)
+        if head is not None:
             check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
         self._pruner = Pruner(backbone, example, self.settings, keep_features=self.head_name is None)
         if self._resumed is not None:
@@ -245,8 +243,7 @@ class MVPCallback(Readout):
             warn_of_dead_units(backbone, self.groups)
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
         if self.zoo is not None and not self._dev_run:
-            assert self.theta0 is not None
-            self.zoo.open(backbone, self.theta0, self.pruner.all_groups)
+            self.zoo.open(backbone, self.pruner.all_groups)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
@@ -350,18 +347,14 @@ class MVPCallback(Readout):
                 + (" Nothing was added to the zoo." if self.zoo is not None else "")
             )
             return
-        apply_masks(self._backbone(pl_module), self.groups, self.masks)  # averaged weights may have come in
+        if holds_average(trainer, pl_module):  # whose callback may take it before removed units are zeroed
+            apply_masks(self._backbone(pl_module), self.groups, self.masks)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             rich.print(self.table())
         if self.zoo is not None and not self._dev_run:
-            on_rank_zero(trainer, lambda: self._write_entry(trainer, pl_module))
-
-    def _write_entry(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.zoo is not None
-        assert self.theta0 is not None
-        head = None if self.head_name is None else resolve_module(pl_module, self.head_name, "head")
-        info = {"steps": self.step, "seed": self.settings.seed, **self.info}
-        self.zoo.write(trainer, self.pruner, self._backbone(pl_module), head, self.theta0, info)
+            zoo, backbone, head = self.zoo, self._backbone(pl_module), self._head(pl_module)
+            info = {"steps": self.step, "seed": self.settings.seed, **self.info}
+            on_rank_zero(trainer, lambda: zoo.write(trainer, self.pruner, backbone, head, info))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -372,7 +365,10 @@ class MVPCallback(Readout):
             "step": self.step,
             "peak_rate": self._peak_rate,
             "pruner": self._resumed if self._pruner is None else self._pruner.state_dict(),
-            "theta0": self.theta0,
+            "backbone": self.backbone_name,
+            "head": self.head_name,
+            "task": None if self.task is None else self.task.to_dict(),
+            "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
         }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -392,16 +388,11 @@ class MVPCallback(Readout):
             self._bind(self._module, self._backbone(self._module), example)
         if not state_dict["step"]:  # nothing to go on from; the learning-rate finder saves and restores such a state
             return
-        saved, own = asdict(PruningSettings(**state_dict["settings"])), asdict(self.settings)
-        differing = [f"{name}={saved[name]!r}, not {own[name]!r}" for name in own if saved[name] != own[name]]
-        if differing:
-            raise ValueError(
-                f"Expected the settings of the run that is resumed, but it had {', '.join(differing)}. Pass the same "
-                "to MVPCallback, or start anew from the weights alone."
-            )
+        self.settings.require_same(state_dict["settings"])
         self.schedule = Schedule(**state_dict["schedule"])
         self.step, self._peak_rate = state_dict["step"], state_dict["peak_rate"]
-        self.theta0 = dict(state_dict["theta0"])
+        if self.zoo is not None:
+            self.zoo.resume(state_dict.get("theta0") or state_dict.get("theta0_fingerprint"))
         self._resumed = state_dict["pruner"]
         if self._pruner is not None:
             self._pruner.load_state_dict(state_dict["pruner"])

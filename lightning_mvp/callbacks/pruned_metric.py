@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -56,12 +58,18 @@ class WaitsForPruning(L.Callback):
             self._begin("validation", trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if _validates_in_fit(trainer) and (self._counts("validation", trainer) or self._missing(trainer)):
-            super().on_validation_end(trainer, pl_module)
+        if _validates_in_fit(trainer):
+            counts = self._counts("validation", trainer) or self._missing(trainer)
+            self._decide(counts, partial(super().on_validation_end, trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._counts("epoch", trainer) or self._missing(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
+        counts = self._counts("epoch", trainer) or self._missing(trainer)
+        self._decide(counts, partial(super().on_train_epoch_end, trainer, pl_module))
+
+    def _decide(self, counts: bool, decide: Callable[[], None]) -> None:
+        """What to do at the end of a span, whether or not the value counts."""
+        if counts:
+            decide()
 
     def _begin(self, span: str, trainer: L.Trainer) -> None:
         self._began.pop(span, None)

@@ -101,6 +101,7 @@ class Pruner:
     ) -> None:
         require_plain(backbone)
         self.settings = settings
+        self._inputs = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in example]
         self.all_groups = find_groups(backbone, example)
         features = [group.name for group in self.all_groups.feature_groups]
         if features and keep_features:
@@ -208,6 +209,7 @@ class Pruner:
         """Plain containers of tensors and numbers."""
         return {
             "round": self.round,
+            "inputs": self._inputs,  # for whoever finds the groups again
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "importance": dict(self.importance),
             **self.scores.state_dict(),

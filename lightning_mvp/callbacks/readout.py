@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,13 +14,13 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
 from lightning_mvp.callbacks.settings import PruningSettings, RoundPlan, plan_rounds
+from lightning_mvp.callbacks.small_model import cut, small_model_from
 from lightning_mvp.callbacks.table import pruning_table
-from lightning_mvp.callbacks.zoo_export import small_head
 from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.pruning.zeros import require_zeroed
 
 
 class Readout(L.Callback):
@@ -84,15 +85,47 @@ class Readout(L.Callback):
 
         Raises:
             RuntimeError: before fit.
+            ValueError: other weights than those that were pruned have been loaded since.
         """
         masks = self.masks
         assert self._module is not None, "it was seen before its groups were"
-        small = without_sync(shrink(self._backbone(self._module), self.groups, masks)).cpu().eval()
-        if self.head_name is None:
-            return small
-        head = resolve_module(self._module, self.head_name, "head")
-        assert isinstance(head, nn.Linear)
-        return nn.Sequential(small, small_head(head, self.groups, masks)).eval()
+        backbone = self._backbone(self._module)
+        require_zeroed(backbone, self.groups, masks)
+        return cut(backbone, self._head(self._module), self.groups, masks)
+
+    @staticmethod
+    def small_model_from(
+        checkpoint: str | Path | Mapping[str, Any],
+        module: L.LightningModule,
+        *,
+        example_input: Any = None,
+        backbone: str | None = None,
+        head: str | None = None,
+    ) -> nn.Module:
+        """What :meth:`small_model` gives after fit, from a checkpoint of the run, in any process.
+
+        Args:
+            checkpoint: of a run whose last pruning round had happened: a file, which is loaded with
+                ``weights_only=True``, or what was loaded from it.
+            module: a new module, made as the one that was trained was; its weights become the checkpoint's.
+            example_input: a batch of images or its shape; default: of the shape that the run's was.
+            backbone: dotted name of the backbone; default: the run's. Needed for older checkpoints, which don't say it.
+            head: dotted name of the linear layer that follows it, likewise.
+
+        Returns:
+            The small backbone, followed by the small head if there is one, on the CPU in eval mode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such checkpoint, or the module isn't made as the one that was trained; says how.
+
+        Example:
+            >>> Readout.small_model_from({"state_dict": {}}, L.LightningModule())
+            Traceback (most recent call last):
+            ...
+            ValueError: Expected a checkpoint of a run with MVPCallback, but the checkpoint has no state of one. ...
+        """
+        return small_model_from(checkpoint, module, example_input, backbone, head)
 
     def preview(
         self, module: L.LightningModule, example_input: Any = None, steps: int | None = None
@@ -124,6 +157,9 @@ class Readout(L.Callback):
             steps: the run's optimizer steps.
         """
         return {**self.settings.config(steps), **({"training": dict(self.training)} if self.training else {})}
+
+    def _head(self, module: nn.Module) -> nn.Module | None:
+        return None if self.head_name is None else resolve_module(module, self.head_name, "head")
 
     def _backbone(self, module: nn.Module) -> nn.Module:
         return resolve_module(module, self.backbone_name, "backbone")

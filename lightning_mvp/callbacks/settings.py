@@ -89,6 +89,23 @@ class PruningSettings:
         """As plain JSON types. What came later is left out at its default: older ids and checkpoints stay valid."""
         return {name: value for name, value in asdict(self).items() if LATER.get(name, ...) != value}
 
+    def require_same(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with other settings than a checkpoint has.
+
+        Args:
+            saved: of :meth:`to_dict`.
+
+        Raises:
+            ValueError: they differ; says in what.
+        """
+        before, own = asdict(PruningSettings(**saved)), asdict(self)
+        differing = [f"{name}={before[name]!r}, not {own[name]!r}" for name in own if before[name] != own[name]]
+        if differing:
+            raise ValueError(
+                f"Expected the settings of the run that is resumed, but it had {', '.join(differing)}. Pass the same "
+                "to MVPCallback, or start anew from the weights alone."
+            )
+
     def choose(
         self, scores: Mapping[str, Tensor], masks: Masks, kept_fraction: float, groups: Groups, cost: CostModel
     ) -> Masks:

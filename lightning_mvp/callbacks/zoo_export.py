@@ -23,14 +23,17 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import slice_state
 from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.files import with_words
+from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.pruning.zeros import require_zeroed
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.recall import class_means
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
+from lightning_mvp.zoo.rebuild import as_tensors
 from lightning_mvp.zoo.zoo import ModelZoo
 
 PROTOTYPE_IMAGES = 500
@@ -249,7 +252,51 @@ class ZooTarget:
         self.path, self.task, self.storage = path, task, storage
         self.config: dict[str, Any] = {}
         self.decided = False  # somebody has looked already whether the zoo has such an entry
+        self.forget()
+
+    def forget(self) -> None:
+        """A new fit begins: θ⁰ is not known yet, and the zoo is not open."""
         self._zoo: ModelZoo | None = None
+        self._theta0: dict[str, Tensor] | None = None
+        self._saved: str | None = None
+
+    @property
+    def theta0_fingerprint(self) -> str | None:
+        """What a checkpoint says of θ⁰, which the zoo holds."""
+        return self._saved if self._zoo is None else self._zoo.theta0_fingerprint
+
+    def capture(self, backbone: nn.Module) -> None:
+        """Take the backbone as it is now for θ⁰."""
+        self._theta0 = {name: as_stored(tensor) for name, tensor in own_state(backbone).items()}
+
+    def resume(self, saved: str | Mapping[str, Tensor] | None) -> None:
+        """θ⁰ of a run that goes on: what was captured if it has this fingerprint, else the zoo's.
+
+        Args:
+            saved: θ⁰'s fingerprint as the checkpoint has it; older checkpoints hold θ⁰ itself.
+
+        Raises:
+            ValueError: the checkpoint says nothing of θ⁰, or there is no zoo with that θ⁰ here.
+        """
+        if isinstance(saved, Mapping):
+            self._theta0 = dict(saved)
+            return
+        if saved is None:
+            raise ValueError(
+                "Expected a checkpoint of a run with `zoo`, but it was written without one, so it doesn't say which "
+                "weights the run began with. Resume without `zoo`, or start anew."
+            )
+        self._saved = saved
+        if self._theta0 is not None and fingerprint(self._theta0) == saved:
+            return
+        zoo = ModelZoo(self.path) if (self.path / "zoo.json").exists() else None
+        if zoo is None or zoo.theta0_fingerprint != saved:
+            raise ValueError(
+                "Expected argument `zoo` to be the zoo of the run that is resumed, from which it takes its θ⁰, but "
+                + (f"there is none at {self.path}." if zoo is None else f"{self.path} is of another θ⁰.")
+                + f" Name that zoo, or start with a backbone of those weights (fingerprint {saved[:8]}…)."
+            )
+        self._theta0 = as_tensors(zoo.theta0())
 
     def reserve(self, config: Mapping[str, Any]) -> None:
         """Refuse an entry that the zoo has already, before any work; nothing is written.
@@ -261,9 +308,16 @@ class ZooTarget:
         if not self.decided:
             require_new_entry(self.path, self.task, self.config)
 
-    def open(self, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> None:
+    def open(self, backbone: nn.Module, groups: Groups) -> None:
         """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
-        self._zoo = open_zoo(self.path, backbone, theta0, groups)
+        self._zoo = open_zoo(self.path, backbone, self.theta0, groups)
+        self._theta0 = as_tensors(self._zoo.theta0())  # which is in memory anyway
+
+    @property
+    def theta0(self) -> dict[str, Tensor]:
+        """The weights that the run began with."""
+        assert self._theta0 is not None, "it was captured, or found by its fingerprint"
+        return self._theta0
 
     def write(
         self,
@@ -271,15 +325,16 @@ class ZooTarget:
         pruner: Pruner,
         backbone: nn.Module,
         head: nn.Module | None,
-        theta0: Mapping[str, Tensor],
         info: Mapping[str, Any],
     ) -> None:
         """Add the entry. A timm classifier inside the backbone is the head if ``head`` is not a linear layer.
 
         Raises:
             OSError: the zoo can't be written, or is gone; the entry is kept in the Trainer's ``default_root_dir``.
+            ValueError: other weights than those that were pruned have been loaded.
         """
-        groups, (masks, importance) = pruner.all_groups, pruner.for_zoo()
+        require_zeroed(backbone, pruner.groups, pruner.masks)
+        groups, theta0, (masks, importance) = pruner.all_groups, self.theta0, pruner.for_zoo()
         state = slice_state(backbone.state_dict(), groups, masks)
         inner = f"{classifier_name(backbone)}."
         small = {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}

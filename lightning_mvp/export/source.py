@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.create import create_backbone, load_weights, recipe_of
 from lightning_mvp.backbones.features import evaluating
 from lightning_mvp.backbones.groups import find_groups
-from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.backbones.surgery import shrink, without_sync
-from lightning_mvp.callbacks.zoo_export import small_head
+from lightning_mvp.backbones.surgery import without_sync
+from lightning_mvp.callbacks.small_model import pruning_state, read_checkpoint, small_model_from
 from lightning_mvp.modules.meta_vote import MetaVoteModule
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.tasks.facts import TaskFacts
@@ -44,7 +43,16 @@ class Source:
 
     @classmethod
     def of(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
-        """From a backbone that carries its recipe."""
+        """From a backbone that carries its recipe.
+
+        Raises:
+            ValueError: the head has another number of outputs than the task has classes.
+        """
+        if head is not None and head.out_features != len(facts.classes):
+            raise ValueError(
+                f"Expected task facts with one class for each of the head's {head.out_features} outputs, but got "
+                f"{len(facts.classes)} classes."
+            )
         model = nn.Sequential(without_sync(backbone), *([] if head is None else [head]))
         return cls(name, model.cpu().to(memory_format=torch.contiguous_format).eval(), backbone.recipe, facts)
 
@@ -82,41 +90,46 @@ class Source:
         return nn.Sequential(backbone, *head).eval()
 
 
-def from_checkpoint(path: str | Path) -> Source:
-    """The model of a checkpoint of a `TaskModule` or `MetaVoteModule`; units that an `MVPCallback` removed are cut out.
+def from_checkpoint(
+    path: str | Path, module: L.LightningModule | None = None, facts: TaskFacts | None = None
+) -> Source:
+    """The model of a checkpoint; units that an `MVPCallback` removed are cut out.
+
+    Args:
+        path: of a `TaskModule` or `MetaVoteModule`, or of a module of one's own that an `MVPCallback` has pruned.
+        module: of the latter, made as the one that was trained was; its weights become the checkpoint's.
+        facts: of its task; default: what the callback was told.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a checkpoint of something else.
+        ValueError: it is a checkpoint of something else, or of unfinished pruning, or the module doesn't fit it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file. `mvp-vote` writes one.")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    hparams = saved.get("hyper_parameters") or {}
+    saved = read_checkpoint(path)
+    state, hparams = pruning_state(saved), saved.get("hyper_parameters") or {}
+    name = path.parent.name if path.stem == "model" else path.stem
+    if module is not None:
+        told = (state or {}).get("task")
+        if facts is None and told is None:
+            raise ValueError(
+                f"Expected argument `facts` to be the task's TaskFacts, because {path} doesn't tell: MVPCallback had "
+                "no `task`. With mvp-export: 'facts={name: pets, classes: [cat, dog], input_size: 64, mean: [0.5, 0.5, "
+                "0.5], std: [0.25, 0.25, 0.25]}'."
+            )
+        facts = TaskFacts.from_dict(told) if facts is None else facts  # type: ignore[arg-type]
+        source = Source.of_module(small_model_from(path, module), facts)
+        return replace(source, name=name)
     if "recipe" not in hparams or "facts" not in hparams:
         raise ValueError(
             f"Expected a checkpoint of TaskModule or MetaVoteModule at {path}, but its hyper-parameters are "
-            f"{sorted(hparams) or 'none'}. Of a module of your own, hand MVPCallback.small_model() to export_model."
+            f"{sorted(hparams) or 'none'}. Of a module of your own, name its class, as mvp-export module=package.Class "
+            "does, or hand MVPCallback.small_model_from(checkpoint, module) to export_model."
         )
     kind = MetaVoteModule if "report" in hparams else TaskModule
-    module = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    name = path.parent.name if path.stem == "model" else path.stem
-    masks = _masks_of(saved)
-    if masks is None:
-        return Source.of(name, module.backbone, module.head, module.facts)
-    assert isinstance(module.example_input_array, Tensor)
-    groups = find_groups(module.backbone, module.example_input_array)
-    chosen = Masks({**Masks.full(groups), **masks})
-    small = shrink(module.backbone, groups, chosen)
-    return Source.of(name, small, small_head(module.head, groups, chosen), module.facts)
-
-
-def _masks_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The masks of the checkpoint's `MVPCallback`, if it has one that has begun."""
-    state = (checkpoint.get("callbacks") or {}).get("MVPCallback") or {}
-    pruner = state.get("pruner")
-    return None if pruner is None else dict(pruner["masks"])
+    own = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    if state is None or state["pruner"] is None:
+        return Source.of(name, own.backbone, own.head, own.facts)
+    return replace(Source.of_module(small_model_from(path, own, None, "backbone", "head"), own.facts), name=name)
 
 
 def from_folder(path: str | Path) -> Source:

@@ -19,11 +19,9 @@ from lightning_mvp.callbacks.pruner import Pruner, fractions_kept, of_all_groups
 from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.zoo_export import (
     PROTOTYPE_IMAGES,
-    as_stored,
     entry_of,
     means_of_features,
     on_rank_zero,
-    own_state,
 )
 from lightning_mvp.modules.cutting import OwnCutter, prune_and_cut
 from lightning_mvp.modules.task import TaskModule, one_cycle
@@ -89,10 +87,10 @@ def prune_into_zoo(
     schedule = settings.schedule(steps)
     require_time_for(schedule, steps)
     zoo.reserve(pruning.config(steps))
-    theta0 = {name: as_stored(tensor) for name, tensor in own_state(module.backbone).items()}
+    zoo.capture(module.backbone)
     assert isinstance(module.example_input_array, Tensor)
     pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
-    zoo.open(module.backbone, theta0, pruner.all_groups)
+    zoo.open(module.backbone, pruner.all_groups)
     images, labels = data.scoring_images(PROTOTYPE_IMAGES)
     prototypes = means_of_features(module.backbone, preprocess(images, facts), labels, len(facts.classes))
 
@@ -113,7 +111,7 @@ def prune_into_zoo(
             zoo.config,
             masks,
             importance,
-            {name: tensor for name, tensor in small.backbone.state_dict().items() if name in theta0},
+            {name: tensor for name, tensor in small.backbone.state_dict().items() if name in zoo.theta0},
             small.head.state_dict(),
             prototypes,
             {

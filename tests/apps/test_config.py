@@ -17,9 +17,11 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from lightning_mvp.apps.compare import settings_of
+from lightning_mvp.apps.runtime import trainer_options
+from lightning_mvp.modules.fit import make_trainer
 
 CONF = Path(str(files("lightning_mvp.conf")))
 ROOTS = ("pretrain", "prune", "vote", "compare", "export")
@@ -169,3 +171,18 @@ def test_every_command_of_the_studys_scripts_is_a_study_or_a_report(script: str,
         config = compose_for("compare", *overrides)
         if not config["reports"]:
             settings_of(OmegaConf.create(config))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_the_trainer_group_describes_is_made(several: bool) -> None:
+    described = "{_target_: lightning.pytorch.callbacks.TQDMProgressBar, refresh_rate: 3}"
+    override = f"+trainer.callbacks=[{described}]" if several else f"+trainer.callbacks={described}"
+    profiler = "+trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler}"
+    config = OmegaConf.create(compose_for("prune", override, profiler))
+    options = trainer_options(config)
+    bar, made = make_trainer(1, **options).progress_bar_callback, options["profiler"]
+    assert (type(bar).__name__, bar.refresh_rate) == ("TQDMProgressBar", 3)
+    assert type(made).__name__ == "SimpleProfiler"
+    assert isinstance(config.trainer.callbacks, ListConfig if several else DictConfig), (
+        "still plain, for the entry's id"
+    )

@@ -273,3 +273,28 @@ def test_a_vote_says_what_to_expect_and_how_to_prune_from_scratch_instead(home: 
     silent = run("vote", *command, "vote.similarity=prototypes", f"output={home}/silent", home=home)
     assert silent.code == 0
     assert "explains" not in silent.line
+
+
+def test_callbacks_of_ones_own_are_made_and_a_checkpoint_has_what_a_round_did(tmp_path: Path, run: Run) -> None:
+    saving = f"dirpath: {tmp_path}/saved, every_n_train_steps: 1, save_top_k: -1"
+    saving = f"+trainer.callbacks=[{{_target_: lightning_mvp.PrunedCheckpoint, {saving}}}]"
+    options = (saving, "trainer.enable_checkpointing=true", "weights=null")
+    done = run("prune", *TINY, *TINY_ROUNDS, *options, home=tmp_path / "home")
+    assert done.code == 0, done.text
+    # 60 % of 4 steps over 2 rounds: one after each of the first two.
+    rounds = {}
+    for path in (tmp_path / "saved").iterdir():
+        saved = torch.load(path, weights_only=True)
+        rounds[saved["global_step"]] = saved["callbacks"]["MVPCallback"]["pruner"]["round"]
+    assert rounds == {1: 1, 2: 2, 3: 2, 4: 2}
+
+
+def test_a_parent_is_pruned_beside_callbacks_of_ones_own(tmp_path: Path, run: Run) -> None:
+    average = "+trainer.callbacks={_target_: lightning.pytorch.callbacks.EMAWeightAveraging}"
+    output = tmp_path / "parent.safetensors"
+    options = ("pruning.pruning_ratio=0.5", average, f"output={output}")
+    done = run("pretrain", *TINY, *TINY_ROUNDS, *options, home=tmp_path / "home")
+    assert done.code == 0, done.text
+    recipe = json.loads(output.with_suffix(".json").read_text())
+    assert sum(recipe["kept"].values()) == 448 / 2
+    create_backbone(recipe, weights=output)

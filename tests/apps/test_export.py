@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
+from lightning_mvp.apps.arguments import quoted
+from lightning_mvp.apps.export import source_of
 from lightning_mvp.backbones import create_backbone, find_groups, random_masks, shrink
 from lightning_mvp.export.formats import write_safetensors
 from lightning_mvp.export.source import Source
 from lightning_mvp.export.standalone import load
+from lightning_mvp.tasks.facts import TaskFacts
 
-from ..callbacks.user import FACTS, RECIPE
+from ..callbacks.user import FACTS, RECIPE, UserModule, callback, fit
 from .conftest import Run, modified
 
 QUICK = ("measure.batch_sizes=[1]", "measure.seconds=0.01", "device=cpu")
@@ -54,6 +59,76 @@ def test_a_folder_of_mvp_vote_becomes_every_format(voted: Path, tmp_path: Path, 
     assert again.code == 1
     assert f"{folder} exists already and is not overwritten" in again.line
     assert modified(folder) == before
+
+
+FACTS_GIVEN = f"facts={json.dumps(FACTS.to_dict())}".replace('"', "")
+OWN = """
+import torch
+from torch import nn
+from tests.callbacks.user import UserModule, create_backbone
+class Own(UserModule):
+    def __init__(self, classes, backbone):
+        super().__init__(create_backbone(backbone), nn.Linear(16, classes))
+        self.save_hyperparameters(*KEPT)
+"""
+
+
+def source(*overrides: str) -> Source:
+    """What a command with these overrides would export."""
+    with initialize_config_module("lightning_mvp.conf", version_base="1.3"):
+        return source_of(compose("export", quoted(overrides)))
+
+
+@pytest.mark.parametrize("task", [FACTS, None], ids=["task known", "task given"])
+@pytest.mark.parametrize("kept", [("classes", "backbone"), ("backbone",)], ids=["known", "one argument given"])
+def test_a_module_of_ones_own_is_made_of_its_checkpoint_and_cut(
+    task: TaskFacts | None, kept: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_own_code", raising=False)
+    (tmp_path / "my_own_code.py").write_text(OWN.replace("KEPT", repr(list(kept))))
+    made = runpy.run_path("my_own_code.py")["Own"](3, RECIPE)
+    pruning = callback(head="classifier", task=task)
+    fit(made, pruning).save_checkpoint("epoch=1-step=12.ckpt")
+    small = pruning.small_model()
+
+    checkpoint = "checkpoint=epoch=1-step=12.ckpt"
+    named = "my_own_code.Own" if len(kept) == 2 else "{_target_: my_own_code.Own, classes: 3}"
+    facts = [] if task else [FACTS_GIVEN]
+    if task is None:
+        with pytest.raises(ValueError, match=r"TaskFacts, because epoch=1-step=12\.ckpt doesn't tell"):
+            source(checkpoint, f"module={named}")
+        with pytest.raises(ValueError, match="each of the head's 3 outputs, but got 2 classes"):
+            source(checkpoint, f"module={named}", FACTS_GIVEN.replace("red, ", ""))
+    if len(kept) < 2:
+        with pytest.raises(ValueError, match=r"made of the hyper-parameters in .*12\.ckpt, but: .* 'classes'\. Give"):
+            source(checkpoint, *facts, "module=my_own_code.Own")
+    found = source(checkpoint, *facts, f"module={named}")
+    assert (found.name, found.facts) == ("epoch=1-step=12", FACTS)
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(images), small(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("torch.nn.Linear", "`module` to name the class of a LightningModule, as module=package.Class or"),
+        ("nowhere.Own", "No module named 'nowhere'"),
+        ("tests.callbacks.user.UserModule", "with MVPCallback, but plain.ckpt has no state of one."),
+    ],
+)
+def test_a_module_of_ones_own_that_can_not_be_made_is_refused(
+    module: str, words: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    fit(UserModule(), max_steps=1).save_checkpoint("plain.ckpt")
+    done = run("export", "checkpoint=plain.ckpt", f"module={module}", FACTS_GIVEN, home=tmp_path / "home")
+    assert done.code == 1
+    assert words in done.line
+    assert "Traceback" not in done.text
 
 
 @pytest.mark.parametrize(

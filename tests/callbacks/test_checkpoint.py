@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_the_best_pruned_model_is_kept_where_lightning_keeps_an_unpruned_one(tmp
     with pytest.warns(UserWarning, match="PrunedCheckpoint with the same arguments"):
         fit(mvp, plain, best)
     names = [Path(checkpoint.best_model_path).name for checkpoint in (plain, best)]
-    assert names == ["epoch=0-step=2.ckpt", "epoch=4-step=10.ckpt"]
+    assert names == ["epoch=0-step=2.ckpt", "epoch4-step10.ckpt"]
     assert best.best_model_score == torch.tensor(0.3)
     states = [
         {
@@ -169,18 +170,85 @@ def test_a_value_that_is_not_logged_again_does_not_begin_to_count(tmp_path: Path
     assert saves(tmp_path, module=Seldom(), **options) == [(10, 9.0), (11, 9.0), (12, 9.0)]
 
 
-def test_nothing_is_written_before_the_last_round_but_a_plain_checkpoint_serves_resuming(tmp_path: Path):
-    class Look(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            if trainer.global_step == 6:
-                files.extend(path.name for path in tmp_path.rglob("*.ckpt"))
+class Files(L.Callback):
+    """What lies in a folder when the last round begins, and what ``best_model_path`` says then."""
 
-    files: list[str] = []
-    best = PrunedCheckpoint(tmp_path / "best", monitor="val_loss", save_last=True)
-    fit(callback(head="classifier"), best, ModelCheckpoint(tmp_path / "any"), Look())
-    assert files == ["epoch=1-step=4.ckpt"]
-    assert Path(best.last_model_path).name == "last.ckpt"
-    assert torch.load(best.last_model_path, weights_only=True)["global_step"] == 10  # where it saved
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen, self.best = folder, {}, ""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 5:
+            self.best = trainer.checkpoint_callback.best_model_path
+            for path in self.folder.iterdir():
+                self.seen[path.name] = torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "after"),
+    [
+        ({"monitor": "val_loss"}, {"last.ckpt": 4}, {"epoch4-step10.ckpt": 10, "last.ckpt": 12}),
+        ({"monitor": "val_loss", "every_n_train_steps": 1}, {"last.ckpt": 5}, {"last.ckpt": 12}),
+        ({"monitor": "val_loss", "train_time_interval": timedelta(0)}, {"last.ckpt": 5}, {"last.ckpt": 12}),
+        ({"monitor": "val_loss", "save_last": "link"}, {"last.ckpt": 4}, {"last.ckpt": 10}),
+        ({"monitor": "val_loss", "save_top_k": 0}, {"last.ckpt": 4}, {"last.ckpt": 12}),
+        ({}, {"last.ckpt": 4}, {"epoch5-step12.ckpt": 12, "last.ckpt": 12}),
+        ({"save_last": None, "monitor": "val_loss"}, {}, {"epoch4-step10.ckpt": 10}),
+        ({"save_last": None}, {}, {"epoch5-step12.ckpt": 12}),
+        (
+            {"save_last": None, "train_time_interval": timedelta(0)},
+            {"epoch2-step5.ckpt": 5},
+            {"epoch5-step12.ckpt": 12},
+        ),
+        (
+            {"save_last": "link", "every_n_train_steps": 2},
+            {"epoch1-step4.ckpt": 4, "last.ckpt": 4},
+            {"epoch5-step12.ckpt": 12, "last.ckpt": 12},
+        ),
+    ],
+    ids=str,
+)
+def test_what_serves_resuming_is_written_from_the_beginning_and_the_best_after_the_last_round(
+    tmp_path: Path, options: Any, before: dict[str, int], after: dict[str, int]
+):
+    files, best = Files(tmp_path), PrunedCheckpoint(tmp_path, **{"save_last": True, **options})
+    fit(callback(head="classifier"), best, files)
+    assert (files.best, files.seen) == ("", before)
+    left = {path.name: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.iterdir()}
+    assert after.items() <= left.items()
+    assert len(left) <= 2
+    assert not [name for name in left if "=" in name]
+
+
+@pytest.mark.parametrize("stop", [2, 5, 6, 9])
+def test_a_run_that_dies_goes_on_from_the_last_checkpoint_and_ends_the_same(tmp_path: Path, stop: int):
+    class Die(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            starts.append(trainer.global_step)
+            if len(starts) == stop + 1:
+                raise OSError("killed")
+
+    def life(folder: Path, *others: L.Callback) -> tuple[Any, Any, Any]:
+        mvp = callback(head="classifier")
+        best = PrunedCheckpoint(folder, monitor="val_loss", save_last=True, every_n_epochs=1)
+        fit(mvp, best, *others, batches=1, ckpt_path="last", module=ByEpoch())
+        return mvp.masks, Path(best.best_model_path).name, {Path(k).name: v for k, v in best.best_k_models.items()}
+
+    class ByEpoch(Measured):
+        def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.log("val_loss", 1 / (1 + self.trainer.global_step))
+
+    starts: list[int] = []
+    whole = life(tmp_path / "whole")
+    with pytest.raises(OSError, match="killed"):
+        life(tmp_path / "killed", Die())
+    assert life(tmp_path / "killed", Die()) == whole
+    assert starts == list(range(stop + 1)) + list(range(stop, 12))
+
+
+def test_explicit_file_names_are_lightnings(tmp_path: Path):
+    best = PrunedCheckpoint(tmp_path, monitor="val_loss", filename="{epoch}-{val_loss:.1f}")
+    fit(callback(head="classifier"), best)
+    assert Path(best.best_model_path).name == "epoch=4-val_loss=0.3.ckpt"
 
 
 def test_on_an_exception_whatever_there_is_can_be_written_but_is_not_the_best(tmp_path: Path):
@@ -201,7 +269,7 @@ def test_without_monitor_the_latest_pruned_model_is_kept(tmp_path: Path):
     best = PrunedCheckpoint(tmp_path, save_top_k=-1)
     fit(callback(head="classifier"), best)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"epoch={epoch}-step={2 * epoch + 2}.ckpt" for epoch in (2, 3, 4, 5)
+        f"epoch{epoch}-step{2 * epoch + 2}.ckpt" for epoch in (2, 3, 4, 5)
     ]
 
 
@@ -231,7 +299,8 @@ def test_a_run_that_ends_before_the_last_round_says_so(tmp_path: Path):
     best = PrunedCheckpoint(tmp_path, monitor="val_loss", save_last=True)
     with pytest.warns(UserWarning, match="no best model: the last pruning round had not happened"):
         fit(callback(head="classifier"), best, Stop())
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert best.best_model_path == ""
 
 
 def test_a_run_with_a_best_model_has_nothing_to_warn_of(tmp_path: Path, recwarn: pytest.WarningsRecorder):
@@ -286,7 +355,7 @@ def test_a_second_fit_starts_without_a_best_model(tmp_path: Path):
     assert best.best_model_score == torch.tensor(0.3)
     fit(mvp, best, module=Measured((0.1, 0.2, 0.9, 0.8, 0.7, 0.6)))
     assert best.best_model_score == torch.tensor(0.6)
-    assert Path(best.best_model_path).name == "epoch=5-step=12.ckpt"
+    assert Path(best.best_model_path).name == "epoch5-step12.ckpt"
 
 
 def test_validating_and_testing_afterwards_keeps_the_best_model(tmp_path: Path):

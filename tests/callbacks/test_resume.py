@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(tmp_path: Path, st
 
     resumed = callback(head="classifier", task=FACTS, zoo=tmp_path / "resumed", example_input=example)
     again = UserModule(optimizer="adamw")
-    with torch.no_grad():
-        for parameter in again.parameters():
-            parameter += 1.0  # only the checkpoint knows θ⁰ and the weights
+    if step == 2:  # a zoo of its own, for which the module begins with θ⁰
+        assert not (tmp_path / "resumed").exists()
+    else:  # only the zoo knows θ⁰
+        spoil(again)
+        shutil.copytree(tmp_path / "whole", tmp_path / "resumed", ignore=shutil.ignore_patterns("tasks"))
     trainer = make_trainer(resumed)
     trainer.fit(again, loader(), ckpt_path=tmp_path / "some.ckpt", weights_only=True)
 
@@ -61,6 +64,87 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(tmp_path: Path, st
     assert one.names == two.names
     entries = [zoo[zoo.names[0]] for zoo in (one, two)]
     assert all((entries[0].importance[name] == entries[1].importance[name]).all() for name in entries[0].importance)
+
+
+class Stop(L.Callback):
+    """Ends the run early."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step
+
+
+def names_of_tensors(state: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of those among them that are as large as weights."""
+    names = []
+    for key, value in state.items():
+        if isinstance(value, dict):
+            names += names_of_tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor) and value.numel() > 1:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def spoil(module: L.LightningModule) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 1.0
+
+
+def pruning_state(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)["callbacks"]["MVPCallback"]
+
+
+def resume(path: Path, module: L.LightningModule, **options: Any) -> None:
+    mvp = callback(head="classifier", **options)
+    make_trainer(mvp).fit(module, loader(), ckpt_path=path, weights_only=True)
+
+
+def test_a_checkpoint_holds_no_theta0_and_its_zoo_is_needed_to_go_on(tmp_path: Path):
+    checkpoint, without, zoo = tmp_path / "some.ckpt", tmp_path / "without.ckpt", tmp_path / "zoo"
+    # A step before the first decision: no entry comes of it.
+    mvp = callback(head="classifier", task=FACTS, zoo=zoo)
+    with pytest.warns(UserWarning, match="Nothing was added to the zoo"):
+        make_trainer(mvp, SaveAt(5, checkpoint), Stop(5)).fit(UserModule(), loader())
+    make_trainer(callback(head="classifier"), SaveAt(5, without), Stop(5)).fit(UserModule(), loader())
+    state = pruning_state(checkpoint)
+    assert state["theta0_fingerprint"] == ModelZoo(zoo).theta0_fingerprint
+    assert pruning_state(without)["theta0_fingerprint"] is None
+    tensors = [name for path in (checkpoint, without) for name in names_of_tensors(pruning_state(path))]
+    assert tensors
+    assert all(name.startswith(("pruner.masks", "pruner.importance", "pruner.sums")) for name in tensors)
+
+    other = UserModule()
+    spoil(other)
+    with pytest.raises(ValueError, match=r"zoo of the run that is resumed.* there is none at .*elsewhere"):
+        resume(checkpoint, other, task=FACTS, zoo=tmp_path / "elsewhere")
+    make_trainer(callback(head="classifier", task=FACTS, zoo=tmp_path / "foreign")).fit(other, loader())
+    with pytest.raises(ValueError, match=r"foreign is of another θ⁰\. Name that zoo"):
+        resume(checkpoint, other, task=FACTS, zoo=tmp_path / "foreign")
+    with pytest.raises(ValueError, match=r"written without one.* Resume without `zoo`"):
+        resume(without, UserModule(), task=FACTS, zoo=zoo)
+    resume(checkpoint, other)
+    assert len(ModelZoo(zoo)) == 0
+    resume(checkpoint, other, task=FACTS, zoo=zoo)
+    assert len(ModelZoo(zoo)) == 1
+
+
+def test_a_checkpoint_that_holds_theta0_still_resumes(tmp_path: Path):
+    """As it was written before fingerprints were."""
+    path, module = tmp_path / "some.ckpt", UserModule()
+    theta0 = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
+    make_trainer(callback(head="classifier"), SaveAt(5, path)).fit(module, loader())
+    saved = torch.load(path, weights_only=True)
+    state = saved["callbacks"]["MVPCallback"]
+    for key in ("backbone", "head", "task", "theta0_fingerprint"):
+        del state[key]
+    del state["pruner"]["inputs"]
+    torch.save({**saved, "callbacks": {"MVPCallback": {**state, "theta0": theta0}}}, path)
+    resume(path, module, task=FACTS, zoo=tmp_path / "zoo")
+    stored = ModelZoo(tmp_path / "zoo").theta0()
+    assert all((tensor.numpy() == stored[name]).all() for name, tensor in theta0.items())
 
 
 def test_a_resumed_longer_run_keeps_its_schedule(tmp_path: Path):
