@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,22 @@ from torch_pruning.dependency import index_mapping
 
 # Of one strand: where reshapes multiply index maps, the walk would go on for ever. The largest networks of timm that
 # can be followed take a hundredth of it.
-MOST_ENTRIES = 4_000_000
-MOST_ITEMS = 20_000
+MOST_ENTRIES = 1_000_000
+MOST_ITEMS = 5_000
+ENDLESS = "its channels pass through reshapes that can't be followed"
 
 
 class Unsupported(Exception):
-    """A group that can't be masked or cut exactly; the message says why."""
+    """A group that can't be masked or cut exactly; the message says why.
+
+    Args:
+        why: the end of a sentence.
+        items: what had been found of it.
+    """
+
+    def __init__(self, why: str, items: Sequence[Item] = ()) -> None:
+        super().__init__(why)
+        self.items = items
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ def strand_of(graph: Any, layer: Any, outputs: bool = True) -> Strand:
             seen.add(key)
             entries_seen += len(there)
             if entries_seen > MOST_ENTRIES or len(seen) > MOST_ITEMS:
-                raise Unsupported("its channels pass through reshapes that can't be followed")
+                raise Unsupported(ENDLESS, found)
             found.append(Item(dependency.target.module, dependency.handler, there, owners))
             stack.append((dependency.target, dependency.handler, there, owners))
     return Strand(size, _merged(found))
@@ -115,7 +125,7 @@ def _mapped(mapping: Any, entries: np.ndarray, units: np.ndarray) -> tuple[np.nd
             pairs = np.unique(np.stack([entries // stride, units], axis=1), axis=0)
             return pairs[:, 0], pairs[:, 1]
         if len(entries) * stride > MOST_ENTRIES:
-            raise Unsupported("its channels pass through reshapes that can't be followed")
+            raise Unsupported(ENDLESS)
         return (entries[:, None] * stride + np.arange(stride)).ravel(), np.repeat(units, stride)
     if kind in (index_mapping._ConcatIndexMapping, index_mapping._SplitIndexMapping):
         first, last = mapping.offset[:2]

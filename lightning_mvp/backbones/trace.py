@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -174,15 +174,10 @@ class Tracer:
                 return strands
             strands.append(self._strand(*missing[0]))
 
-    def _producers_of(self, strands: Sequence[Strand]) -> list[str]:
+    def _producers_of(self, items: Iterable[Item]) -> list[str]:
         """Names of the layers whose outputs are the units, in forward order."""
-        names = {
-            self.names[item.module]
-            for strand in strands
-            for item in strand.items
-            if isinstance(item.module, (_ConvNd, nn.Linear)) and self._produces(item)
-        }
-        return sorted(names, key=lambda name: self.calls[name][0])
+        producing = (item for item in items if isinstance(item.module, (_ConvNd, nn.Linear)) and self._produces(item))
+        return sorted({self.names[item.module] for item in producing}, key=lambda name: self.calls[name][0])
 
     def _part(self, item: Item) -> tuple[Part, int | None]:
         """What an item does with the units, and how many entries there are of which units own some.
@@ -313,9 +308,10 @@ class Tracer:
                 if module not in self.graph.module2node:
                     raise Unsupported("the output does not depend on it")
                 strands = self._strands_of(module)
-                producers = self._producers_of(strands)
+                producers = self._producers_of(item for strand in strands for item in strand.items)
                 group = self._group_of(strands, producers)
             except Unsupported as reason:
+                producers = self._producers_of(reason.items) or producers  # they would fail alike
                 others = f" and {len(producers) - 1} layers coupled to it" if len(producers) > 1 else ""
                 listed = f"; they are {', '.join(other for other in producers if other != name)}" if others else ""
                 self.skipped.append(f"{name}{others}: left out, {reason}{listed}")
