@@ -35,9 +35,10 @@ class Sample:
 
 def read_sample(
     loader: Iterable[Any],
-    batches: int,
-    wanted: int,
     *,
+    wanted: int,
+    batches: int = MOST_BATCHES,
+    first_images: int | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
     labels_matter: bool = True,
@@ -51,8 +52,9 @@ def read_sample(
 
     Args:
         loader: gives ``(images, labels)`` and perhaps more.
-        batches: how many are read of a loader in shuffled order.
         wanted: number of images that are needed.
+        batches: how many are read of a loader in shuffled order, at most,
+        first_images: or until so many images are there; None: as many as the batches have.
         classes: names of all classes, in the order of their indices, if they are known.
         seed: of the sample.
         labels_matter: whether anything is decided by labels; where not, any labels will do.
@@ -65,19 +67,23 @@ def read_sample(
         >>> loader = [(torch.zeros(4, 3, 2, 2), torch.full((4,), label)) for label in (0, 0, 0, 1, 2)]
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("ignore")
-        ...     read_sample(loader, 1, 12).labels.bincount()
+        ...     read_sample(loader, batches=1, wanted=12).labels.bincount()
         tensor([4, 4, 4])
     """
     rest = _iterated(loader, argument)
-    first = [_pair(batch, argument) for batch in itertools.islice(rest, batches)]
-    if not sum(len(images) for images, _ in first):
+    first: list[tuple[Tensor, Tensor]] = []
+    for batch in itertools.islice(rest, batches):
+        first.append(_pair(batch, argument))
+        if first_images is not None and sum(len(labels) for _, labels in first) >= first_images:
+            break
+    if not sum(len(labels) for _, labels in first):
         raise ValueError(
             f"Expected argument `{argument}` to give at least one batch of training data, but it gave none."
         )
     shapes = sorted({tuple(labels.shape[1:]) for _, labels in first})
     if len(shapes) > 1:
         raise ValueError(f"Expected argument `{argument}` to give labels of one shape per image, but got {shapes}.")
-    images, raw = (torch.cat(parts) for parts in zip(*first, strict=True))
+    images, raw = (torch.cat(parts)[:first_images] for parts in zip(*first, strict=True))
     try:
         labels = as_labels(raw)
     except ValueError:
@@ -211,7 +217,7 @@ def _iterated(loader: Any, argument: str) -> Iterator[Any]:
         ) from error
 
 
-def _pair(batch: Any, argument: str) -> tuple[Tensor, Any]:
+def _pair(batch: Any, argument: str) -> tuple[Tensor, Tensor]:
     """Images and labels of a batch, on the CPU; what has another form is refused with the way to wrap its loader."""
     if isinstance(batch, Mapping):
         raise ValueError(

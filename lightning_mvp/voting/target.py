@@ -70,7 +70,7 @@ class Target:
             names = class_names(loader) if classes is None else classes
             n = max(n, 2 * len(names or ()))
             matter = similarity not in (None, "random")
-            sample = read_sample(loader, batches, n, classes=names, seed=seed, labels_matter=matter)
+            sample = read_sample(loader, wanted=n, batches=batches, classes=names, seed=seed, labels_matter=matter)
             images, labels = sample.images, sample.labels
             if similarity is not None:
                 require_content(labels, similarity)
