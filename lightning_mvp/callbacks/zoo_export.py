@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def class_prototypes(
 ) -> Tensor | None:
     """Class means of θ⁰'s features on :data:`PROTOTYPE_IMAGES` training images, ``(classes, features)``.
 
-    None, with a warning, where the Trainer's batches don't begin with float images and class indices, a class is not
+    None, with a warning, where the Trainer's batches are not pairs of float images and class indices, a class is not
     among them, or the backbone can't take the loader's images, because the module changes them first.
     """
     datamodule = getattr(trainer, "datamodule", None)
@@ -109,7 +109,7 @@ def class_prototypes(
             images, labels = prototype_images(datamodule)
         else:
             sample = read_sample(
-                trainer.train_dataloader,
+                _pairs(trainer.train_dataloader or ()),
                 first_images=PROTOTYPE_IMAGES,
                 wanted=PROTOTYPE_IMAGES,
                 classes=classes,
@@ -117,17 +117,25 @@ def class_prototypes(
             )
             images, labels = sample.images, sample.labels
             if not images.is_floating_point() or labels.ndim != 1:
-                raise ValueError(
-                    f"Expected float images with class indices, but got {images.dtype} and {labels.dtype}."
-                )
+                raise ValueError(f"expected float images with class indices, but got {images.dtype}, {labels.dtype}.")
         dense = copy.deepcopy(backbone).cpu().float()
         dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
         if classifier_name(dense) is not None:
             dense.reset_classifier(0)  # type: ignore[operator]  # timm's
-        return means_of_features(dense, images, labels, len(classes))
+        prototypes = means_of_features(dense, images, labels, len(classes))
+        if prototypes is None:
+            raise ValueError("not every class has an image among those read, or the features are not (N, D).")
+        return prototypes
     except Exception as error:  # of any kind: no training is lost to what only helps to find its entry
         rank_zero_warn(f"The zoo entry has no prototypes, by which entries of a large zoo are found: {error}")
         return None
+
+
+def _pairs(loader: Iterable[Any]) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, (tuple, list)) and len(batch) > 2:  # which of them is the class?
+            raise ValueError(f"expected batches of images and their classes, but got {len(batch)} parts.")
+        yield batch
 
 
 def prototype_images(data: TaskDataModule) -> tuple[Tensor, Tensor]:

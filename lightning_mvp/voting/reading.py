@@ -115,7 +115,7 @@ def read_sample(
     if missing:
         warnings.warn(
             f"No image of {len(missing)} class(es) was seen in the {read} batches that were read of `{argument}`: "
-            f"{_few(missing)}. They decide nothing.",
+            f"{_few(missing)}.",
             stacklevel=4,
         )
     return Sample(images, labels, missing)

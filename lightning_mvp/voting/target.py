@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.voting.labels import require_content
 from lightning_mvp.voting.reading import balanced_subset, class_names, read_sample
 from lightning_mvp.voting.sources import as_input
 
@@ -58,7 +57,7 @@ class Target:
             classes: names of all classes; default: as the loader's data set says.
 
         Raises:
-            ValueError: the loader gives nothing usable, or labels of which the similarity would know nothing.
+            ValueError: the loader gives nothing usable, or labels that are no classes where the similarity needs them.
         """
         facts = None
         if hasattr(loader, "train_images"):  # a TaskDataModule: raw images, no augmentation
@@ -72,8 +71,6 @@ class Target:
             matter = similarity not in (None, "random")
             sample = read_sample(loader, wanted=n, batches=batches, classes=names, seed=seed, labels_matter=matter)
             images, labels = sample.images, sample.labels
-            if similarity is not None:
-                require_content(labels, similarity)
             distinct = len(labels.unique()) if labels.ndim == 1 else 0
             chosen = balanced_subset(labels, max(n, 2 * distinct), seed)
             scoring_images, scoring_labels = images[chosen], labels[chosen]

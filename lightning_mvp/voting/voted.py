@@ -26,6 +26,7 @@ from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.voting.labels import require_content
 from lightning_mvp.voting.merge import Missing, merge
 from lightning_mvp.voting.similarity import (
     SHORTLIST,
@@ -212,6 +213,9 @@ def voted_backbone(
         target = Target.read(loader, scoring_images, max(1, reestimate_batches), seed, asked, classes)
         # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
         example = as_input(target.images[:1], target.facts or _any_facts(zoo, target.images.shape[1]))
+        _require_channels(zoo, example)
+        if asked is not None:
+            require_content(target.scoring_labels, asked)
         dense, groups = _structure(zoo, backbone, groups, example)
     with _timed(seconds, "rank"):
         ranking = (
@@ -274,16 +278,19 @@ def voted_backbone(
     return small.train(), report
 
 
-def _structure(
-    zoo: ModelZoo, backbone: nn.Module | None, groups: Groups | None, example: Tensor
-) -> tuple[nn.Module, Groups]:
-    """The zoo's dense backbone and its groups; refuses images or a backbone that are not the zoo's."""
+def _require_channels(zoo: ModelZoo, example: Tensor) -> None:
     channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
     if example.shape[1] != channels:
         raise ValueError(
             f"Expected argument `loader` to give images with {channels} channels for this backbone, but got "
             f"{example.shape[1]}. Convert them, grey ones by images.expand(-1, 3, -1, -1)."
         )
+
+
+def _structure(
+    zoo: ModelZoo, backbone: nn.Module | None, groups: Groups | None, example: Tensor
+) -> tuple[nn.Module, Groups]:
+    """The zoo's dense backbone and its groups; refuses images or a backbone that are not the zoo's."""
     dense = dense_backbone(zoo, backbone)
     require_takes(dense, example, "loader")
     groups = find_groups(dense, example) if groups is None else groups
