@@ -66,12 +66,12 @@ class Target:
             classes = facts["classes"] if classes is None else classes
             scoring_images, scoring_labels = loader.scoring_images(max(n, 2 * len(facts["classes"])), seed)
         else:
-            names = class_names(loader) if classes is None else classes
-            n = max(n, 2 * len(names or ()))
+            classes = class_names(loader) if classes is None else classes
+            n = max(n, 2 * len(classes or ()))
             matter = similarity not in (None, "random")
-            sample = read_sample(loader, wanted=n, batches=batches, classes=names, seed=seed, labels_matter=matter)
+            sample = read_sample(loader, wanted=n, batches=batches, classes=classes, seed=seed, labels_matter=matter)
             images, labels = sample.images, sample.labels
-            distinct = len(labels.unique()) if labels.ndim == 1 else 0
+            distinct = len(labels.unique()) if matter and labels.ndim == 1 else 0
             chosen = balanced_subset(labels, max(n, 2 * distinct), seed)
             scoring_images, scoring_labels = images[chosen], labels[chosen]
         # Batch statistics need mixed classes, whatever the order the images came in.
