@@ -184,9 +184,7 @@ def test_passes_bring_images_to_the_device_and_features_back(
     for images in (IMAGES, IMAGES.double(), IMAGES.half()):
         assert features_of(there, images, batch_size=3).device.type == "cpu"
     with monkeypatch.context() as patch:
-        patch.setattr(
-            FakeTensor, "__float__", lambda self: 1.0, raising=False
-        )  # batches so far
+        patch.setattr(FakeTensor, "__float__", lambda self: 1.0, raising=False)  # batches so far
         reestimate_batch_norm(there, [IMAGES, IMAGES.double()])
     module = TaskModule.for_task(there, data.facts)
     require_there({name: tensor for name, tensor in module.state_dict().items() if not name.startswith("accuracy")})
