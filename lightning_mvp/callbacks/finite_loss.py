@@ -17,8 +17,8 @@ STEPS_AFTER_ROUND = 3
 RUNAWAY = 100.0
 LOOK_FOR_ZERO_CHANNELS = (
     "look for an operation whose value or slope is not finite where channels are zero, as the removed ones are, such "
-    "as a square root, a logarithm, a norm or a division. Add a small number inside and take it off again, so that zero "
-    "stays zero: (x.pow(2).mean((2, 3)) + 1e-6).sqrt() - 1e-3."
+    "as a square root, a logarithm, a norm or a division. Add a small number inside and take it off again, so that "
+    "zero stays zero: (x.pow(2).mean((2, 3)) + 1e-6).sqrt() - 1e-3."
 )
 
 
