@@ -111,6 +111,12 @@ def read_sample(
             + f", with class(es) {watched.seen()}; any other was not seen. Shuffle it: DataLoader(..., shuffle=True).",
             stacklevel=4,
         )
+    if labels.ndim == 1 and 255 in watched.counts and max({*watched.counts} - {255}, default=255) < 254:
+        warnings.warn(
+            f"Labels of argument `{argument}` hold 255 far above the others: it counts as a class. If it marks images "
+            "whose class is not known, leave these out: ((images[labels != 255], labels[labels != 255]) for ...).",
+            stacklevel=4,
+        )
     missing = watched.missing
     if missing:
         warnings.warn(

@@ -99,6 +99,12 @@ def test_a_loader_read_whole_is_no_trouble_in_any_order() -> None:
     assert said == ["No image of 1 class(es) was seen in the 10 batches that were read of `loader`: c."]
 
 
+def test_255_far_above_the_other_labels_is_said() -> None:
+    _, said = quietly(loader(torch.tensor([0, 1, 255] * 20)), batches=50, wanted=10)
+    assert "255 far above the others: it counts as a class" in said[0]
+    assert not quietly(loader(torch.arange(256).repeat(2)), batches=200, wanted=10)[1]
+
+
 def test_labels_that_decide_nothing_may_be_anything() -> None:
     values = torch.randn(40)
     sample, said = quietly(loader(values), batches=5, wanted=10, labels_matter=False)
