@@ -61,19 +61,22 @@ def features_of(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> T
 
     Args:
         backbone: maps images to features.
-        images: ``(N, C, H, W)`` float, preprocessed.
+        images: ``(N, C, H, W)``, preprocessed; floats of any precision are brought to the backbone's.
         batch_size: images a pass.
 
     Returns:
         ``(N, D)`` float32 on the CPU.
     """
-    device = next(backbone.parameters()).device
     with evaluating(backbone):
-        parts = [
-            backbone(part.to(device).contiguous(memory_format=torch.channels_last)).float().cpu()
-            for part in images.split(batch_size)
-        ]
+        parts = [backbone(_as_taken(part, backbone)).float().cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
+
+
+def _as_taken(images: Tensor, backbone: nn.Module) -> Tensor:
+    """Images on the backbone's device and, where they are of floats, of its dtype; in channels_last where they can."""
+    parameter = next(backbone.parameters(), torch.empty(0))
+    images = images.to(parameter.device, parameter.dtype if images.is_floating_point() else None)
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -92,8 +95,7 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> Non
             norm.reset_running_stats()
             norm.momentum = None  # torch's cumulative average
             norm.train()
-        device = next(backbone.parameters()).device
         for batch in batches:
-            backbone(batch.to(device).contiguous(memory_format=torch.channels_last))
+            backbone(_as_taken(batch, backbone))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

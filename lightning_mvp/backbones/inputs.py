@@ -25,16 +25,49 @@ def as_inputs(example_input: Any, argument: str = "example_input") -> tuple[Tens
         [(2, 3, 32, 32)]
     """
     several = isinstance(example_input, Sequence) and not isinstance(example_input, str)
-    if several and example_input and all(isinstance(length, int) for length in example_input):
-        return (torch.zeros(*example_input),)
+    is_shape = several and bool(example_input) and all(isinstance(length, int) for length in example_input)
+    if is_shape and min(example_input) > 0:
+        example_input = (torch.zeros(*example_input),)
     tensors = tuple(example_input) if several else (example_input,)
-    if not tensors or not all(isinstance(t, Tensor) for t in tensors) or tensors[0].ndim < 2:
-        got = f"a tuple of {', '.join(type(t).__name__ for t in tensors)}" if several else type(example_input).__name__
+    if not tensors or not all(isinstance(t, Tensor) for t in tensors) or tensors[0].ndim < 2 or not len(tensors[0]):
+        if is_shape or isinstance(example_input, Tensor):
+            got = f"shape {tuple(getattr(tensors[0], 'shape', tensors))}"
+        else:
+            kinds = ", ".join(type(t).__name__ for t in tensors)
+            got = f"a tuple of {kinds or 'nothing'}" if several else kinds
         raise ValueError(
             f"Expected argument `{argument}` to be a batch of images (a tensor of shape (N, C, H, W)), its shape, or a "
             f"tuple of all inputs that the backbone takes, but got {got}."
         )
     return tensors
+
+
+def run_example(module: nn.Module, inputs: Sequence[Tensor], argument: str = "example_input") -> Any:
+    """A module's output on its example input.
+
+    Args:
+        module: in eval mode where its statistics must not change.
+        inputs: by :func:`one_sample`.
+        argument: what the example is called, for the error.
+
+    Raises:
+        ValueError: the module fails on it, whatever its own error is.
+
+    Example:
+        >>> run_example(nn.Linear(3, 2), (torch.zeros(1, 4),))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `example_input` to be what Linear takes, but it fails on ...
+    """
+    try:
+        return module(*inputs)
+    except Exception as error:  # of any kind: it is somebody else's
+        shapes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in inputs)
+        raise ValueError(
+            f"Expected argument `{argument}` to be what {type(module).__name__} takes, but it fails on an input "
+            f"of shape {shapes} ({type(error).__name__}: {error}). Give a batch as in training, or its shape; default "
+            "is the module's `example_input_array`, else the first batch."
+        ) from error
 
 
 def one_sample(inputs: Sequence[Tensor], module: nn.Module) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.callbacks.finite_loss import LOOK_FOR_ZERO_CHANNELS
 from lightning_mvp.callbacks.readout import Readout
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.zeros import masks_from_zeros
@@ -121,6 +122,25 @@ def warn_of_guessed_steps(schedule: Schedule, steps: float) -> None:
         f"With manual optimization nobody knows how often an optimizer will step. {steps:.0f} steps of the backbone's "
         f"are assumed, one for each batch; the last pruning round comes with step {schedule.last_step}. Give "
         "`steps_per_round` if that is wrong."
+    )
+
+
+def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored: bool) -> None:
+    """Say that fit ended before the last round, and why if steps since the last one gave no scores.
+
+    Args:
+        done: rounds that have happened, of
+        rounds: all.
+        step: optimizer steps done.
+        zoo: whether an entry was to be written.
+        scored: whether the next round could have been decided.
+    """
+    why = ""
+    if done and not scored:  # the scaler of a mixed precision leaves such steps out, so that no loss tells
+        why = f" Since round {done} no step had finite gradients: {LOOK_FOR_ZERO_CHANNELS}"
+    rank_zero_warn(
+        f"Pruning is not complete: {done} of {rounds} rounds had happened when fit ended, after {step} steps of an "
+        f"optimizer that owns the backbone.{why}" + (" Nothing was added to the zoo." if zoo else "")
     )
 
 

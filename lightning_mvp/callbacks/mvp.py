@@ -12,14 +12,13 @@ import rich
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import holds_average, restart_averages
-from lightning_mvp.callbacks.finite_loss import LossWatch
+from lightning_mvp.callbacks.finite_loss import LossWatch, tell_of_round
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
     loaders_have_workers,
@@ -32,6 +31,7 @@ from lightning_mvp.callbacks.guards import (
     warn_of_forgetful_loaders,
     warn_of_guessed_steps,
     warn_of_low_rate,
+    warn_of_missing_rounds,
 )
 from lightning_mvp.callbacks.interrupt import Interrupt, save_interrupted
 from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, require_owned
@@ -320,6 +320,8 @@ class MVPCallback(Readout):
             self.pruner.prune(backbone, round_, self.schedule.kept_fraction(round_))
         require_equal_on_all_ranks(trainer, self.masks.fingerprint if can_score else "held back", round_)
         if can_score:
+            self._watch.after_round(round_, self.step)
+            tell_of_round(trainer, round_)
             self.pruner.zero_optimizer_state(backbone, self._optimizer)
             restart_averages(trainer, pl_module)
             if self.finished:
@@ -341,11 +343,8 @@ class MVPCallback(Readout):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.finished:
-            rank_zero_warn(
-                f"Pruning is not complete: {self.rounds_done} of {self.settings.rounds} rounds had happened when fit "
-                f"ended, after {self.step} steps of an optimizer that owns the backbone."
-                + (" Nothing was added to the zoo." if self.zoo is not None else "")
-            )
+            scored = self._pruner is None or self.step == self._watch.round_step or self._pruner.can_score()
+            warn_of_missing_rounds(self.rounds_done, self.settings.rounds, self.step, self.zoo is not None, scored)
             return
         if holds_average(trainer, pl_module):  # whose callback may take it before removed units are zeroed
             apply_masks(self._backbone(pl_module), self.groups, self.masks)

@@ -78,7 +78,7 @@ class Readout(L.Callback):
         return self._pruner.round
 
     def small_model(self) -> nn.Module:
-        """The pruned model, physically small, as a plain module on the CPU in eval mode.
+        """The pruned model, physically small, as a plain module on the CPU in eval mode: ``.train()`` it to go on.
 
         Returns:
             The small backbone, followed by the small head where ``head`` was given.

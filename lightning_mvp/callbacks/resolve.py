@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating
-from lightning_mvp.backbones.inputs import as_inputs, one_sample
+from lightning_mvp.backbones.inputs import as_inputs, one_sample, run_example
+
+OTHER_HEAD = "Name the linear layer that follows the backbone directly, or leave `head` out."
 
 
 def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
@@ -52,8 +54,8 @@ def check_head(
     """Refuse a head that is not what turns this backbone's features into the module's output.
 
     Raises:
-        ValueError: the head is not linear, has another number of outputs than there are classes, or
-            ``head(backbone(x))`` is not ``module(x)`` on the example.
+        ValueError: the head is not linear, has another number of outputs than there are classes, the backbone fails on
+            the example, or ``head(backbone(x))`` is not ``module(x)`` on it.
     """
     if not isinstance(head, nn.Linear):
         raise ValueError(
@@ -67,13 +69,27 @@ def check_head(
         )
     with evaluating(module):
         inputs = one_sample(example, backbone)
-        expected, got = module(*inputs), head(backbone(*inputs))
+        features = run_example(backbone, inputs)
+        if not isinstance(features, Tensor) or features.shape[-1] != head.in_features:
+            got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise ValueError(
+                f"Expected argument `head` to name the layer that reads the backbone's output, but it reads "
+                f"{head.in_features} features, and the backbone's output on the example input is {got}. {OTHER_HEAD}"
+            )
+        try:
+            expected = module(*inputs)
+        except Exception as error:  # of any kind: it is the user's
+            raise ValueError(
+                f"Expected {type(module).__name__}.forward to take what its backbone takes, so that "
+                "head(backbone(x)) can be compared with module(x) on the example input, but it fails "
+                f"({type(error).__name__}: {error}). Leave `head` out, or let forward take the backbone's inputs."
+            ) from error
+        outputs = head(features)
         if (
             not isinstance(expected, Tensor)
-            or expected.shape != got.shape
-            or not torch.allclose(expected, got, 1e-4, 1e-4)
+            or expected.shape != outputs.shape
+            or not torch.allclose(expected, outputs, 1e-4, 1e-4)
         ):
             raise ValueError(
-                "Expected head(backbone(x)) to equal module(x) on the example input, but they differ. Name the linear "
-                "layer that follows the backbone directly, or leave `head` out."
+                f"Expected head(backbone(x)) to equal module(x) on the example input, but they differ. {OTHER_HEAD}"
             )

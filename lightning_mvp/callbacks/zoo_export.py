@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lightning_mvp.pruning.zeros import require_zeroed
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.voting.reading import read_sample
 from lightning_mvp.voting.recall import class_means
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
@@ -98,32 +99,52 @@ def open_zoo(path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], grou
 
 
 def class_prototypes(
-    trainer: L.Trainer, backbone: nn.Module, theta0: Mapping[str, Tensor], n_classes: int
+    trainer: L.Trainer, backbone: nn.Module, theta0: Mapping[str, Tensor], classes: Sequence[str]
 ) -> Tensor | None:
-    """Class means of θ⁰'s features on at most :data:`PROTOTYPE_IMAGES` training images, ``(classes, features)``.
+    """Class means of θ⁰'s features on :data:`PROTOTYPE_IMAGES` training images, ``(classes, features)``.
 
-    None where the Trainer's batches are not pairs of images and labels, or a class is not among them.
+    None, with a warning, where the Trainer's batches are not pairs of float images and class indices, a class is not
+    among them, or the backbone can't take the loader's images, because the module changes them first.
     """
     datamodule = getattr(trainer, "datamodule", None)
-    if isinstance(datamodule, TaskDataModule):
-        raw, labels = datamodule.scoring_images(PROTOTYPE_IMAGES)
-        images = preprocess(raw, datamodule.facts)
-    else:
-        batches, seen = [], 0
-        for batch in trainer.train_dataloader or ():
-            pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)
-            if not pair or not batch[0].is_floating_point() or batch[1].ndim != 1:
-                return None
-            batches.append(batch)
-            seen += len(batch[1])
-            if seen >= PROTOTYPE_IMAGES:
-                break
-        images, labels = (torch.cat(parts)[:PROTOTYPE_IMAGES] for parts in zip(*batches, strict=True))
-    dense = copy.deepcopy(backbone).cpu().float()
-    dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
-    if classifier_name(dense) is not None:
-        dense.reset_classifier(0)  # type: ignore[operator]  # timm's
-    return means_of_features(dense, images, labels, n_classes)
+    try:
+        if isinstance(datamodule, TaskDataModule):
+            images, labels = prototype_images(datamodule)
+        else:
+            sample = read_sample(
+                _pairs(trainer.train_dataloader or ()),
+                first_images=PROTOTYPE_IMAGES,
+                wanted=PROTOTYPE_IMAGES,
+                classes=classes,
+                argument="train_dataloaders",
+            )
+            images, labels = sample.images, sample.labels
+            if not images.is_floating_point() or labels.ndim != 1:
+                raise ValueError(f"expected float images with class indices, but got {images.dtype}, {labels.dtype}.")
+        dense = copy.deepcopy(backbone).cpu().float()
+        dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
+        if classifier_name(dense) is not None:
+            dense.reset_classifier(0)  # type: ignore[operator]  # timm's
+        prototypes = means_of_features(dense, images, labels, len(classes))
+        if prototypes is None:
+            raise ValueError("not every class has an image among those read, or the features are not (N, D).")
+        return prototypes
+    except Exception as error:  # of any kind: no training is lost to what only helps to find its entry
+        rank_zero_warn(f"The zoo entry has no prototypes, by which entries of a large zoo are found: {error}")
+        return None
+
+
+def _pairs(loader: Iterable[Any]) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, (tuple, list)) and len(batch) > 2:  # which of them is the class?
+            raise ValueError(f"expected batches of images and their classes, but got {len(batch)} parts.")
+        yield batch
+
+
+def prototype_images(data: TaskDataModule) -> tuple[Tensor, Tensor]:
+    """Images of a task for its prototypes, preprocessed, and their labels."""
+    images, labels = data.scoring_images(max(PROTOTYPE_IMAGES, len(data.facts.classes)))
+    return preprocess(images, data.facts), labels
 
 
 def means_of_features(dense: nn.Module, images: Tensor, labels: Tensor, n_classes: int) -> Tensor | None:
@@ -347,7 +368,7 @@ class ZooTarget:
             importance,
             {name: tensor for name, tensor in state.items() if name in theta0},
             small,
-            class_prototypes(trainer, backbone, theta0, len(self.task.classes)),
+            class_prototypes(trainer, backbone, theta0, self.task.classes),
             info,
             kept=pruner.kept,
             metrics=trainer.callback_metrics,

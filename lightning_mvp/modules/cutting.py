@@ -277,7 +277,7 @@ def prune_and_cut(
     fabric = make_fabric(precision=precision, network=module) if fabric is None else fabric
     if fabric.world_size > 1:
         close_process_group_at_exit()
-    schedule, rounds_done, watch = pruning.schedule(steps), 0, LossWatch()
+    schedule, rounds_done, watch = pruning.schedule(steps), 0, LossWatch(zeroes=False)
     batches = endless(data, fabric.global_rank, fabric.world_size)
     peak, onecycle = module.hparams["learning_rate"], module.hparams["schedule"] == "onecycle"
     elsewhere, now = fabric.device.type != "cpu", _Set(fabric, module)
@@ -305,6 +305,7 @@ def prune_and_cut(
             if cutter.masks is not None:
                 require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, due)
             now, rounds_done = _Set(fabric, smaller, moments, counters), due
+            watch.after_round(due, step + 1)
         if probe is not None:
             probe(step + 1, now.module)
             now.module.train()

@@ -18,15 +18,14 @@ from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.pruner import Pruner, fractions_kept, of_all_groups
 from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.zoo_export import (
-    PROTOTYPE_IMAGES,
     entry_of,
     means_of_features,
     on_rank_zero,
+    prototype_images,
 )
 from lightning_mvp.modules.cutting import OwnCutter, prune_and_cut
 from lightning_mvp.modules.task import TaskModule, one_cycle
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.tasks.preprocessing import preprocess
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ def prune_into_zoo(
     assert isinstance(module.example_input_array, Tensor)
     pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
     zoo.open(module.backbone, pruner.all_groups)
-    images, labels = data.scoring_images(PROTOTYPE_IMAGES)
-    prototypes = means_of_features(module.backbone, preprocess(images, facts), labels, len(facts.classes))
+    prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
 
     own = {name: module.hparams[name] for name in module.own_hparams if name not in ("recipe", "facts")}
     cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)

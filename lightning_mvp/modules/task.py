@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
+from lightning_mvp.backbones.inputs import one_sample
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.ridge import ridge_head
 from lightning_mvp.callbacks.process_group import close_process_group_at_exit
@@ -110,7 +111,9 @@ class TaskModule(L.LightningModule):
         self.backbone.train()
         assert isinstance(self.example_input_array, Tensor)
         n_features = _feature_count(self.backbone, recipe, self.example_input_array)
-        self.head = nn.Linear(n_features, len(self.facts.classes))
+        # Drawn on the CPU, whatever the backbone is on: the same seed, the same head.
+        device = next(self.backbone.parameters()).device
+        self.head = nn.Linear(n_features, len(self.facts.classes)).to(device)
 
     def _lay_out(self) -> None:
         """Bring the backbone's weights into the layout that it trains in."""
@@ -182,13 +185,18 @@ class TaskModule(L.LightningModule):
             images: uint8 ``(N, C, H, W)``.
             labels: int64 ``(N,)`` in 0..classes-1.
         """
-        features = features_of(self.backbone, preprocess(images, self.facts)).to(self.device)
+        features = features_of(self.backbone, preprocess(images, self.facts)).to(self.head.weight)
         with torch.no_grad():
-            return (self.head(features).argmax(1).cpu() == labels).float().mean().item()
+            return (self.head(features).argmax(1).cpu() == labels.cpu()).float().mean().item()
 
     def to_torch(self) -> nn.Module:
-        """The classifier as a plain module in eval mode: backbone, then head."""
-        return nn.Sequential(self.backbone, self.head).eval()
+        """The classifier as a plain module in eval mode: a copy of the backbone, then of the head.
+
+        The module itself stays in train mode, so that it can be trained further.
+        """
+        plain_module = copy.deepcopy(nn.Sequential(self.backbone, self.head)).eval()
+        plain_module.zero_grad(set_to_none=True)
+        return plain_module
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))
@@ -244,7 +252,7 @@ def _feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tens
         )
     try:
         with evaluating(backbone):
-            features = backbone(example)
+            features = backbone(*one_sample((example,), backbone))  # which may be on a GPU already
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"The backbone {recipe['model']} can't take the task's images of {size} × {size} pixels: {error} Load the "

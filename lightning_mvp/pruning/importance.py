@@ -131,7 +131,7 @@ def taylor_importance(
     Args:
         backbone: maps images to features.
         head: maps features to what ``loss`` takes.
-        batches: pairs of images and labels.
+        batches: pairs of images and labels, which are brought to the backbone's device.
         groups: the backbone's groups.
         loss: of logits and labels, averaged over the batch.
 
@@ -143,7 +143,9 @@ def taylor_importance(
     training = backbone.training
     # In eval mode the running statistics are used and kept; the scores are of the network that would be deployed.
     backbone.eval()
+    device = next(backbone.parameters()).device
     for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
         gradients = torch.autograd.grad(
             loss(head(backbone(images)), labels), list(parameters.values()), allow_unused=True
         )

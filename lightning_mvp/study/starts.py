@@ -23,8 +23,9 @@ from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.similarity import Neighbour
+from lightning_mvp.voting.target import reestimation_batches
 from lightning_mvp.voting.vote import coefficients
-from lightning_mvp.voting.voted import reestimation_batches, voted_backbone
+from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo.rebuild import entry_masks
 from lightning_mvp.zoo.zoo import ModelZoo
 

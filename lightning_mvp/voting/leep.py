@@ -29,8 +29,8 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
         (the mean −H of the labels, if there are several per image).
 
     Raises:
-        ValueError: shapes that do not fit, no images, rows that are no probabilities, or multi-hot labels that are not
-            0 or 1 or the same for all images.
+        ValueError: shapes that do not fit, no images, rows that are no probabilities, floats as labels other than 0 and
+            1, or multi-hot labels that are not 0 or 1 or the same for all images.
 
     Example:
         >>> theta = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], dtype=torch.float64)
@@ -49,9 +49,19 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
     # Written so that NaN fails too.
     if not (bool((theta >= 0).all()) and bool(((theta.sum(1) - 1).abs() < 1e-3).all())):
         raise ValueError("Expected rows of `probabilities` to be ≥ 0 and sum to 1, but some are not. Apply a softmax.")
+    if target.ndim == 1:
+        _require_classes(target)
     expected = _expected(theta, target) if target.ndim == 1 else _expected_of_each_label(theta, target)
     # Rounding may lift a perfect source a hair above 0.
     return min(0.0, float(expected.log().mean()))
+
+
+def _require_classes(labels: Tensor) -> None:
+    if labels.is_floating_point() and not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError(
+            f"Expected argument `labels` to be integers, but got {labels.dtype}. Every value would be a class of its "
+            "own: put the targets of a regression into classes first; give classes as labels.long()."
+        )
 
 
 def expected_predictions(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.voting.labels import as_labels, require_content
 from lightning_mvp.voting.leep import covering_order, expected_predictions, label_entropy, leep
 from lightning_mvp.voting.recall import class_means, recalled
-from lightning_mvp.voting.sources import Inputs, probabilities_of, seen_by
+from lightning_mvp.voting.sources import Inputs, probabilities_of, require_takes, seen_by
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.prototypes import prototype_similarity
@@ -80,7 +81,8 @@ def rank_neighbours(
         zoo: at least one sound entry is needed.
         images: uint8 ``(n, C, H, W)``: every source sees them through its *own* preprocessing; or float, preprocessed
             already, for all sources alike.
-        labels: integers ``(n,)``, or multi-hot ``(n, L)``.
+        labels: class indices ``(n,)``, or multi-hot ``(n, L)`` of 0 and 1, as
+            :func:`~lightning_mvp.voting.labels.as_labels` takes them.
         backbone: the dense backbone, for its structure; it is not changed.
         groups: of that backbone.
         similarity: "leep"; "prototypes" (`prototype_similarity` of θ⁰'s features); "cover" (LEEP's likelihoods, chosen
@@ -99,13 +101,17 @@ def rank_neighbours(
             Entries without prototypes are not found then, and said.
 
     Raises:
-        ValueError: an empty zoo, an unknown similarity or config, or nothing left to choose from.
+        ValueError: an empty zoo, an unknown similarity or config, labels that say nothing, float images that the
+            backbone can't take, or nothing left to choose from.
     """
     if similarity not in get_args(Similarity):
         raise ValueError(f"Expected argument `similarity` to be one of {get_args(Similarity)}, but got {similarity!r}.")
     if k is not None and k < 1:
         raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")
-    if similarity == "cover" and torch.as_tensor(labels).ndim != 1:
+    if similarity != "random":
+        labels = as_labels(labels)
+        require_content(labels, similarity)
+    if similarity == "cover" and labels.ndim != 1:
         raise ValueError("Expected one class per image for similarity='cover', but got multi-hot labels. Use 'leep'.")
     if shortlist is not None and shortlist < 1:
         raise ValueError(
@@ -113,6 +119,8 @@ def rank_neighbours(
         )
     excluded = set(exclude)
     names = [name for name in zoo.configs[_one_config(zoo, config)] if name not in excluded]
+    if images.is_floating_point() and similarity != "random":
+        require_takes(backbone, images, "images")
     inputs = Inputs(images)
     candidates, most = names, len(names) if shortlist is None or k is None else max(shortlist, k)
     if len(names) > most:

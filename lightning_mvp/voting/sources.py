@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.features import evaluating, features_of
+from lightning_mvp.backbones.inputs import one_sample
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
@@ -35,6 +36,34 @@ def probabilities_of(
             f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
         )
     return probabilities
+
+
+def require_takes(backbone: nn.Module, images: Tensor, argument: str) -> None:
+    """Refuse images that a backbone can't take, such as those of another size than a vision transformer's.
+
+    Args:
+        backbone: maps images to features.
+        images: ``(n, C, H, W)`` float, preprocessed; the first is tried.
+        argument: where they come from, for the message.
+
+    Raises:
+        ValueError: it fails on them.
+
+    Example:
+        >>> require_takes(nn.Conv2d(3, 8, 1), torch.zeros(2, 1, 4, 4), "loader")
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `loader` to give images that the backbone takes, but Conv2d fails on ...
+    """
+    try:
+        with evaluating(backbone):
+            backbone(*one_sample((images,), backbone))
+    except Exception as error:  # of any kind: it is somebody else's
+        raise ValueError(
+            f"Expected argument `{argument}` to give images that the backbone takes, but {type(backbone).__name__} "
+            f"fails on an image of shape {tuple(images.shape[1:])} ({type(error).__name__}: {error}). Give images of "
+            "its size and channels; raw ones, uint8, are brought to its size by the zoo's own preprocessing."
+        ) from error
 
 
 def as_input(images: Tensor, facts: dict[str, Any]) -> Tensor:

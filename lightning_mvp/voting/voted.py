@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import itertools
-import math
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -29,6 +26,7 @@ from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.voting.labels import require_content
 from lightning_mvp.voting.merge import Missing, merge
 from lightning_mvp.voting.similarity import (
     SHORTLIST,
@@ -38,15 +36,13 @@ from lightning_mvp.voting.similarity import (
     rank_neighbours,
     require_usable,
 )
-from lightning_mvp.voting.sources import as_input
+from lightning_mvp.voting.sources import as_input, require_takes
+from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target
 from lightning_mvp.voting.trust import Evidence, nearest_words
 from lightning_mvp.voting.vote import Ballots, coefficients, require_temperature, vote, vote_widths
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
 from lightning_mvp.zoo.zoo import ModelZoo
-
-REESTIMATION_BATCH = 128
-REESTIMATION_BATCHES = 50
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,8 @@ def voted_backbone(
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
 
     The stages are `rank_neighbours`, `vote`, `merge`, `shrink`, and batch-norm statistics re-estimated on the target.
-    The backbone has no head: put your own on it, or start from `ridge_head`, and fine-tune.
+    The backbone has no head: put your own on it, or start from `ridge_head`, and fine-tune. It is in train mode, since
+    a Trainer trains a module in the mode that it finds; call ``.eval()`` to use it as it is.
 
     Args:
         zoo: a `ModelZoo` or its path.
@@ -162,7 +159,8 @@ def voted_backbone(
             order. Images are uint8 (every source then sees them through its own preprocessing) or float, preprocessed.
             Labels are class indices `(n,)` or multi-hot `(n, L)` of 0 and 1, and serve the similarity only. What a
             batch holds beyond these two (a second head's labels) is not looked at: put first what shall decide.
-            At most `reestimate_batches` batches are read.
+            `reestimate_batches` batches are read; where these lack classes, or come one class after the other, up to
+            1,000, and a warning says which classes were seen.
         neighbours: how many entries vote; None lets all vote; or a ranking already made by `rank_neighbours`, so that
             several votes for one target score the zoo once.
         pruning_ratio: fraction of each group's units removed, in (0, 1); None takes the neighbours' mean widths.
@@ -175,21 +173,28 @@ def voted_backbone(
         backbone: the dense backbone, for its structure; None builds it from the zoo's recipe.
         groups: of that backbone, if they are known already.
         config: hash of the pruning config whose entries may vote.
-        classes: the target's class names, to report shared ones; a `TaskDataModule` knows its own.
+        classes: the target's class names in the order of its labels, to report shared ones and those that no image
+            was seen of; a `TaskDataModule`, or a torchvision data set, knows its own.
         seed: of every random choice.
-        scoring_images: at most that many images, class-balanced, decide the similarity.
+        scoring_images: at most that many images, class-balanced, decide the similarity; two of each class if that is
+            more.
         reestimate_batches: at most that many batches give the batch-norm statistics; 0 keeps the merged ones.
         exclude: names of entries that must not vote.
         round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
         shortlist: of a larger zoo so many entries are read and scored, see `rank_neighbours`; None scores all.
 
     Returns:
-        The voted backbone in eval mode, physically small, and the report.
+        The voted backbone, physically small, in train mode and ready for a Trainer; and the report.
 
     Raises:
         FileNotFoundError: there is no zoo.
         ValueError: the zoo is empty or of another backbone, no entry that should vote is sound, the loader gives no
-            usable batch, or an argument is out of its range.
+            usable batch, labels that say nothing (one class only, the numbers of a regression, nearly as many labels as
+            images), or images that the backbone can't take; or an argument is out of its range.
+
+    Example:
+        >>> small, report = voted_backbone("zoo/", loader, neighbours=5)  # doctest: +SKIP
+        >>> module = YourModule(small)  # doctest: +SKIP
     """
     if pruning_ratio is not None:
         require_ratio(pruning_ratio)
@@ -204,9 +209,13 @@ def voted_backbone(
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        target = _Target.read(loader, scoring_images, max(1, reestimate_batches), seed)
+        asked = None if isinstance(neighbours, Sequence) else similarity
+        target = Target.read(loader, scoring_images, max(1, reestimate_batches), seed, asked, classes)
         # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
         example = as_input(target.images[:1], target.facts or _any_facts(zoo, target.images.shape[1]))
+        _require_channels(zoo, example)
+        if asked is not None:
+            require_content(target.scoring_labels, asked)
         dense, groups = _structure(zoo, backbone, groups, example)
     with _timed(seconds, "rank"):
         ranking = (
@@ -221,7 +230,7 @@ def voted_backbone(
                 similarity=similarity,
                 k=neighbours,
                 config=config,
-                classes=target.classes if classes is None else classes,
+                classes=target.classes,
                 seed=seed,
                 exclude=exclude,
                 shortlist=shortlist,
@@ -266,85 +275,30 @@ def voted_backbone(
         seconds=seconds,
         **(vars(ranking) if isinstance(ranking, Ranking) else {}),
     )
-    return small.eval(), report
+    return small.train(), report
+
+
+def _require_channels(zoo: ModelZoo, example: Tensor) -> None:
+    channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
+    if example.shape[1] != channels:
+        raise ValueError(
+            f"Expected argument `loader` to give images with {channels} channels for this backbone, but got "
+            f"{example.shape[1]}. Convert them, grey ones by images.expand(-1, 3, -1, -1)."
+        )
 
 
 def _structure(
     zoo: ModelZoo, backbone: nn.Module | None, groups: Groups | None, example: Tensor
 ) -> tuple[nn.Module, Groups]:
     """The zoo's dense backbone and its groups; refuses images or a backbone that are not the zoo's."""
-    channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
-    if example.shape[1] != channels:
-        raise ValueError(f"Expected images with {channels} channels for this backbone, but got {example.shape[1]}.")
     dense = dense_backbone(zoo, backbone)
+    require_takes(dense, example, "loader")
     groups = find_groups(dense, example) if groups is None else groups
     if groups.sizes != zoo.group_sizes:
         raise ValueError(
             f"Expected the groups of the zoo at {zoo.path}, {zoo.group_sizes}, but the backbone has {groups.sizes}."
         )
     return dense, groups
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Training images of the target in seeded order, and the class-balanced part of them that decides similarity."""
-
-    images: Tensor
-    scoring_images: Tensor
-    scoring_labels: Tensor
-    facts: dict[str, Any] | None
-    classes: tuple[str, ...] | None
-
-    @classmethod
-    def read(cls, loader: Any, n: int, max_batches: int, seed: int) -> _Target:
-        facts = None
-        if hasattr(loader, "train_images"):  # a TaskDataModule: raw images, no augmentation
-            images, labels = loader.train_images()
-            scoring_images, scoring_labels = loader.scoring_images(n, seed)
-            facts = loader.facts.to_dict()
-        else:
-            images, labels = _collect(loader, max_batches)
-            chosen = balanced_subset(labels, n, seed)
-            scoring_images, scoring_labels = images[chosen], labels[chosen]
-        # Batch statistics need mixed classes, whatever the order the images came in.
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        classes = None if facts is None else tuple(facts["classes"])
-        return cls(images[order], scoring_images, scoring_labels, facts, classes)
-
-    def batches(self, facts: dict[str, Any], most: int) -> Iterator[Tensor]:
-        """Preprocessed batches of equal size: a small last one would count as much as the others."""
-        images = self.images[: most * REESTIMATION_BATCH]
-        for part in images.tensor_split(math.ceil(len(images) / REESTIMATION_BATCH)):
-            yield as_input(part, facts)
-
-
-def reestimation_batches(data: TaskDataModule, seed: int = 0) -> Iterator[Tensor]:
-    """The batches on which `voted_backbone` re-estimates batch-norm statistics, for a fair rival's."""
-    target = _Target.read(data, len(data.facts.classes), REESTIMATION_BATCHES, seed)
-    return target.batches(data.facts.to_dict(), REESTIMATION_BATCHES)
-
-
-def balanced_subset(labels: Tensor, n: int, seed: int = 0) -> Tensor:
-    """Indices of at most `n` images, as equal in number per class as the labels allow, drawn by `seed`.
-
-    Of multi-hot labels ``(N, L)``, an image counts for the rarest label that it has; images without any are one more
-    class.
-
-    Example:
-        >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
-        >>> labels[balanced_subset(labels, 4)].tolist()
-        [0, 0, 1, 1]
-    """
-    if labels.ndim == 2:
-        present = labels > 0
-        rarity = torch.where(present, present.sum(0), len(labels) + 1)
-        labels = torch.where(present.any(1), rarity.argmin(1), labels.shape[1])
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    turn = torch.empty_like(order)  # an image's place among those of its class
-    for label in labels.unique():
-        mine = order[labels[order] == label]
-        turn[mine] = torch.arange(len(mine))
-    return order[turn[order].argsort(stable=True)[:n]].sort().values
 
 
 def _sound_entries(
@@ -376,42 +330,6 @@ def _any_facts(zoo: ModelZoo, channels: int) -> dict[str, Any]:
     if found is not None:
         return found.to_dict()
     raise ValueError(f"No entry of the zoo at {zoo.path} is sound: {zoo.verify()}. Fill it again with `mvp-prune`.")
-
-
-def _collect(loader: Iterable[Any], max_batches: int) -> tuple[Tensor, Tensor]:
-    batches = list(itertools.islice(loader, max_batches))
-    for batch in batches:
-        _require_images_and_labels(batch)
-    if not batches:
-        raise ValueError("Expected argument `loader` to give at least one batch of training data, but it gave none.")
-    shapes = sorted({tuple(batch[1].shape[1:]) for batch in batches})
-    if len(shapes) > 1:
-        raise ValueError(f"Expected argument `loader` to give labels of one shape per image, but got {shapes}.")
-    images, labels = (torch.cat([batch[part].cpu() for batch in batches]) for part in (0, 1))
-    return images, labels
-
-
-def _require_images_and_labels(batch: Any) -> None:
-    """Refuse a batch whose first two parts are not images and their labels, and say how to wrap its loader."""
-    if isinstance(batch, Mapping):
-        raise ValueError(
-            f"Expected argument `loader` to give (images, labels) tensors, but got a dict with keys {list(batch)}. "
-            "Wrap it with your own keys: ((batch['image'], batch['label']) for batch in loader)."
-        )
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(x, Tensor) for x in batch[:2]):
-        got = type(batch).__name__
-        if isinstance(batch, (tuple, list)):
-            got += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
-        raise ValueError(
-            f"Expected argument `loader` to give (images, labels) tensors, but got a {got}. Wrap it so that it does: "
-            "((images, labels) for ... in loader)."
-        )
-    images, labels = batch[:2]
-    if images.ndim != 4 or labels.ndim not in (1, 2) or len(labels) != len(images):
-        raise ValueError(
-            "Expected argument `loader` to give images (n, C, H, W) with labels (n,) or multi-hot (n, L), but got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}."
-        )
 
 
 @contextmanager

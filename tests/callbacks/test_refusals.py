@@ -19,7 +19,7 @@ from torch import nn
 from lightning_mvp import MVPCallback, TaskFacts, create_backbone
 from lightning_mvp.callbacks.guards import refuse_lossy_sync_batch_norm, refuse_what_cannot_work
 
-from .user import EXAMPLE, FACTS, RECIPE, UserModule, callback, content, fit, make_trainer
+from .user import EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, content, fit, make_trainer
 
 
 def refused(error: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any) -> None:
@@ -67,15 +67,47 @@ def test_frozen_units_are_refused_and_named():
     refused(ValueError, r"group `layer2.*frozen.*Unfreeze", module, callback(head="classifier"))
 
 
+def test_an_example_that_the_backbone_cannot_take_is_refused_by_name():
+    vit = {**VIT_RECIPE, "arguments": {**VIT_RECIPE["arguments"], "num_classes": 0}}
+    of_size = r"`example_input` .* VisionTransformer .* \(1, 3, 32, 32\) of torch\.float32 \(AssertionError: .*match"
+    large = callback(head="classifier", example_input=(2, 3, 32, 32))
+    refused(ValueError, of_size, UserModule(create_backbone(vit)), large)
+    grey = callback(head="classifier", example_input=torch.zeros(2, 1, 16, 16))
+    refused(ValueError, r"`example_input` to be what ResNet takes.*\(1, 1, 16, 16\)", UserModule(), grey)
+    raw = callback(head="classifier", example_input=torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    refused(ValueError, r"`example_input` .* of torch\.uint8", UserModule(), raw)
+    module = UserModule()
+    module.example_input_array = torch.zeros(2, 1, 16, 16)
+    refused(ValueError, "`example_input_array`", module, callback(head="classifier", example_input=None))
+    for nothing in ((0, 3, 16, 16), torch.zeros(0, 3, 16, 16)):
+        with pytest.raises(ValueError, match=r"`example_input`.* but got shape \(0, 3, 16, 16\)"):
+            callback(example_input=nothing)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.float64])
+def test_an_example_of_another_precision_is_as_good(precision: torch.dtype):
+    mvp = callback(head="classifier", example_input=EXAMPLE.to(precision))
+    fit(UserModule(), mvp)
+    assert mvp.finished
+
+
 class Doubled(UserModule):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(images)
+
+
+class Batches(UserModule):
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)
 
 
 def test_a_wrong_head_is_refused(zoo: Path):
     refused(ValueError, r"head\(backbone\(x\)\) to equal module\(x\)", Doubled(), callback(head="classifier"))
     facts = TaskFacts("two", ("a", "b"), 16, (0.5,) * 3, (0.25,) * 3)
     refused(ValueError, "2 classes, but it has 3", UserModule(), callback(head="classifier", task=facts, zoo=zoo))
+    wide = UserModule(head=nn.Linear(20, 3))
+    refused(ValueError, r"`head` .* reads 20 features, .* shape \(1, 16\)", wide, callback(head="classifier"))
+    refused(ValueError, r"Batches\.forward .*TypeError.*Leave `head` out", Batches(), callback(head="classifier"))
     deep = UserModule(head=nn.Sequential(nn.Linear(16, 3)))
     refused(ValueError, r"torch\.nn\.Linear, but it names a Sequential", deep, callback(head="classifier"))
     assert not zoo.exists()

@@ -174,6 +174,18 @@ def test_a_loss_that_is_not_finite_stops_it(make: Make, tmp_path: Path) -> None:
     assert len(ModelZoo(tmp_path / "zoo")) == 0
 
 
+def test_a_loss_that_fails_right_after_a_round_says_so(make: Make) -> None:
+    class Spoilt(OwnCutter):
+        def cut(self, module: TaskModule, *args: Any) -> TaskModule:
+            smaller = super().cut(module, *args)
+            smaller.head.bias.data[0] = torch.nan
+            return smaller
+
+    settings = PruningSettings(pruning_ratio=0.5, rounds=2, steps_per_round=2)
+    with pytest.raises(FloatingPointError, match=r"at step 3\. .* right after round 1 of pruning, 1 step.*more rounds"):
+        cut_by_ours(*make(), settings, cutter_class=Spoilt)
+
+
 def test_a_schedule_that_does_not_fit_is_refused(make: Make, tmp_path: Path) -> None:
     module, data = make()
     pruning = MVPCallback(

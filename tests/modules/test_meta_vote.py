@@ -122,3 +122,5 @@ def test_the_plain_module_is_the_same_function(zoo_of: ZooOf, target: TaskDataMo
         predictions = plain(preprocess(images, target.facts)).argmax(1)
     assert (predictions == labels).float().mean().item() == pytest.approx(module.accuracy_on(images, labels))
     assert not any("lightning_mvp" in type(part).__module__ for part in plain.modules())
+    assert not any(part.training for part in plain.modules())
+    assert all(part.training for part in (*module.backbone.modules(), module.head)), "it can be trained further"

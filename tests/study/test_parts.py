@@ -16,7 +16,7 @@ from lightning_mvp.study import check, parts, starts
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.starts import Starts
-from lightning_mvp.voting import voted
+from lightning_mvp.voting import target, voted
 
 from .workshop import images_of, in_memory, settings
 
@@ -44,7 +44,7 @@ def test_all_methods_re_estimate_batch_norm_on_the_same_batches(
 
     monkeypatch.setattr(voted, "reestimate_batch_norm", note)
     monkeypatch.setattr(starts, "reestimate_batch_norm", note)
-    monkeypatch.setattr(voted, "REESTIMATION_BATCH", 20)  # of 30 images
+    monkeypatch.setattr(target, "REESTIMATION_BATCH", 20)  # of 30 images
     data = workshop.datamodule(workshop.split.get("target", 0))
     for method in ("mvp", "dense", "taylor", "oneshot_magnitude"):
         Starts(workshop, workshop.settings).of(method, data)

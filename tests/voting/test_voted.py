@@ -5,16 +5,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_mvp.backbones import create_backbone
 from lightning_mvp.backbones.cost import count_parameters
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.voting.voted import balanced_subset, voted_backbone
+from lightning_mvp.voting import voted
+from lightning_mvp.voting.reading import balanced_subset
+from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ModelZoo, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 
@@ -94,8 +98,35 @@ def test_vote_of_several(world: World, made: ModelZoo) -> None:
     assert report.parameters == count_parameters(small) < report.dense_parameters == count_parameters(world.backbone)
     assert 0 < report.macs < report.dense_macs
     assert sum(report.shares.values()) == pytest.approx(1)
-    assert not small.training
     assert torch.isfinite(features_of(small, preprocess(world.images, world.facts("all", "abd")))).all()
+
+
+class Own(L.LightningModule):
+    """A module that leaves the backbone in the mode that it came in, as most do."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.LazyLinear(3)
+        self.head(features_of(backbone, torch.zeros(1, 3, 16, 16)))
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_a_trainer_trains_it_batch_norm_included(world: World, made: ModelZoo) -> None:
+    small, _ = voted_backbone(made, Module(world, "abd"), neighbours=3)
+    assert all(part.training for part in small.modules())
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    images, labels = world.of(*"abd")
+    data = TensorDataset(preprocess(images, world.facts("target", "abd")), labels)
+    fit_options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = L.Trainer(max_steps=2, enable_progress_bar=False, **fit_options)
+    trainer.fit(Own(small), DataLoader(data, 24, shuffle=True))
+    assert small.bn1.num_batches_tracked == before["bn1.num_batches_tracked"] + 2
+    assert not torch.equal(small.bn1.running_mean, before["bn1.running_mean"])
 
 
 def test_a_ranking_can_be_used_again(world: World, made: ModelZoo) -> None:
@@ -187,6 +218,72 @@ def test_of_a_batch_for_two_heads_the_first_labels_decide(world: World, made: Mo
 def test_batches_of_another_form_are_refused_with_the_way_to_wrap_them(batch: Any, match: str, made: ModelZoo) -> None:
     with pytest.raises(ValueError, match=match):
         voted_backbone(made, [batch])
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (torch.randn(48), "regression"),
+        (torch.zeros(48, dtype=torch.long), "all 48 are of class 0"),
+        (torch.arange(48), "48 different labels"),
+        (torch.ones(48, 2), "always present or always absent"),
+    ],
+)
+def test_labels_that_say_nothing_are_refused_unless_nothing_is_asked_of_them(
+    labels: torch.Tensor, match: str, world: World, made: ModelZoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = list(zip(world.images[:48].split(16), labels.split(16), strict=True))
+    drawn = voted_backbone(made, loader, neighbours=2, similarity="random", reestimate_batches=0)[1].neighbours
+    voted_backbone(made, loader, neighbours=drawn, reestimate_batches=0)
+    with pytest.raises(ValueError, match=match):
+        made.nearest(world.images[:48], labels, backbone=world.backbone, groups=world.groups)
+    monkeypatch.setattr(voted, "find_groups", None)  # before any work
+    with pytest.raises(ValueError, match=match):
+        voted_backbone(made, loader)
+
+
+def test_a_sorted_loader_votes_as_a_shuffled_one(world: World, made: ModelZoo) -> None:
+    images, labels = world.of(*"efg")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+
+    def vote(order: torch.Tensor, batches: int) -> list[str]:
+        loader = [(images[part], labels[part][:, None]) for part in order.split(4)]
+        report = voted_backbone(made, loader, neighbours=4, reestimate_batches=batches)[1]
+        return [neighbour.name for neighbour in report.neighbours]
+
+    with pytest.warns(UserWarning, match=r"one class after the other: its first 2 batches hold class\(es\) 0 only"):
+        in_order = vote(torch.arange(len(images)), 2)
+    assert in_order == vote(order, 50)
+
+
+def test_a_task_of_more_classes_than_scoring_images_has_two_of_each(world: World, made: ModelZoo) -> None:
+    _, report = voted_backbone(made, Module(world, "efg"), neighbours=1, scoring_images=2)
+    assert report.evidence is not None
+    one_each = Module(world, "efg")
+    one_each.images, one_each.labels = (part[[0, 24, 48]] for part in (one_each.images, one_each.labels))
+    with pytest.raises(ValueError, match=r"3 images have 3 different labels.*'prototypes'"):
+        voted_backbone(made, one_each)
+    voted_backbone(made, one_each, similarity="prototypes", neighbours=1, reestimate_batches=0)
+
+
+def test_images_of_any_precision_are_taken_and_of_other_channels_refused(world: World, made: ModelZoo) -> None:
+    images, labels = world.of(*"efg")
+    images = preprocess(images, world.facts("target", "efg"))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+
+    def vote(images: torch.Tensor) -> Any:
+        loader = [(images[part], labels[part]) for part in order.split(36)]
+        return voted_backbone(ModelZoo(made.path), loader, neighbours=2, backbone=world.backbone)
+
+    expected = vote(images)[1]
+    for precision in (torch.float64, torch.float16):
+        other, report = vote(images.to(precision))
+        assert report.masks == expected.masks
+        assert other.bn1.running_var.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"`loader` to give images with 3 channels .*got 1"):
+        vote(images[:, :1])
+    with pytest.raises(ValueError, match=r"`images` .* but .* fails on an image of shape \(1, 16, 16\)"):
+        made.nearest(images[:, :1], labels, backbone=world.backbone, groups=world.groups)
 
 
 def test_batches_whose_labels_differ_in_shape_are_refused(made: ModelZoo) -> None:

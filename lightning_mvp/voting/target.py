@@ -1,0 +1,91 @@
+"""A target task as a vote sees it: training images, and those that decide who is near."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.voting.reading import balanced_subset, class_names, read_sample
+from lightning_mvp.voting.sources import as_input
+
+REESTIMATION_BATCH = 128
+REESTIMATION_BATCHES = 50
+
+
+@dataclass(frozen=True)
+class Target:
+    """Training images of the target in seeded order, and the class-balanced part of them that decides similarity.
+
+    Args:
+        images: ``(n, C, H, W)``, raw uint8 or float and preprocessed.
+        scoring_images: some of them, and
+        scoring_labels: their labels.
+        facts: of the task, where a `TaskDataModule` says them.
+        classes: their names, where they are known.
+    """
+
+    images: Tensor
+    scoring_images: Tensor
+    scoring_labels: Tensor
+    facts: dict[str, Any] | None
+    classes: tuple[str, ...] | None
+
+    @classmethod
+    def read(
+        cls,
+        loader: Any,
+        n: int,
+        batches: int,
+        seed: int,
+        similarity: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Target:
+        """From the training data of the target.
+
+        Args:
+            loader: a `TaskDataModule`, or an iterable of ``(images, labels)``.
+            n: at most so many images decide similarity, or two of each class if that is more: one says nothing.
+            batches: how many are read of a loader in shuffled order.
+            seed: of the order.
+            similarity: what the labels are for; None: for nothing.
+            classes: names of all classes; default: as the loader's data set says.
+
+        Raises:
+            ValueError: the loader gives nothing usable, or labels that are no classes where the similarity needs them.
+        """
+        facts = None
+        if hasattr(loader, "train_images"):  # a TaskDataModule: raw images, no augmentation
+            images, labels = loader.train_images()
+            facts = loader.facts.to_dict()
+            classes = facts["classes"] if classes is None else classes
+            scoring_images, scoring_labels = loader.scoring_images(max(n, 2 * len(facts["classes"])), seed)
+        else:
+            classes = class_names(loader) if classes is None else classes
+            n = max(n, 2 * len(classes or ()))
+            matter = similarity not in (None, "random")
+            sample = read_sample(loader, wanted=n, batches=batches, classes=classes, seed=seed, labels_matter=matter)
+            images, labels = sample.images, sample.labels
+            distinct = len(labels.unique()) if matter and labels.ndim == 1 else 0
+            chosen = balanced_subset(labels, max(n, 2 * distinct), seed)
+            scoring_images, scoring_labels = images[chosen], labels[chosen]
+        # Batch statistics need mixed classes, whatever the order the images came in.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        return cls(images[order], scoring_images, scoring_labels, facts, None if classes is None else tuple(classes))
+
+    def batches(self, facts: dict[str, Any], most: int) -> Iterator[Tensor]:
+        """Preprocessed batches of equal size: a small last one would count as much as the others."""
+        images = self.images[: most * REESTIMATION_BATCH]
+        for part in images.tensor_split(math.ceil(len(images) / REESTIMATION_BATCH)):
+            yield as_input(part, facts)
+
+
+def reestimation_batches(data: TaskDataModule, seed: int = 0) -> Iterator[Tensor]:
+    """The batches on which `voted_backbone` re-estimates batch-norm statistics, for a fair rival's."""
+    target = Target.read(data, len(data.facts.classes), REESTIMATION_BATCHES, seed)
+    return target.batches(data.facts.to_dict(), REESTIMATION_BATCHES)
