@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
-from lightning_mvp.apps.runtime import console, plain, refuse_existing
+from lightning_mvp.apps.runtime import console, plain
 
 if TYPE_CHECKING:
     from lightning_mvp.export.source import Source
@@ -37,15 +37,17 @@ def source_of(config: DictConfig) -> Source:
 
 def run(config: DictConfig) -> None:
     """Export, measure, report."""
-    from lightning_mvp.export.export import export_model
+    from lightning_mvp.export.export import FILES, export_model
     from lightning_mvp.export.formats import require_formats
+    from lightning_mvp.folders import require_free
 
     require_formats(config.formats)
     source = source_of(config)
     output = Path(config.output or Path(config.paths.root, "exported", source.name))
-    refuse_existing(output)
+    require_free(output, FILES, config.overwrite)
     formats, measure = list(config.formats), plain(config.measure)
-    report = export_model(source, output, formats=formats, threads=config.threads, device=config.device, **measure)
+    options = {"threads": config.threads, "device": config.device, "overwrite": config.overwrite, **measure}
+    report = export_model(source, output, formats=formats, **options)
     console.print(report)
     for name, what in (
         ("model.safetensors", "the weights"),
