@@ -25,8 +25,8 @@ def require_free(output: Path, ours: Collection[str], overwrite: bool = False) -
         return
     if not overwrite:
         raise FileExistsError(
-            f"{output} exists already and is not overwritten. Name another output, or remove it. overwrite=true replaces "
-            "it once the new one is done."
+            f"{output} exists already and is not overwritten. Name another output, or remove it. overwrite=true "
+            "replaces it once the new one is done."
         )
     foreign = (
         sorted({path.name for path in output.iterdir()} - {*ours, "__pycache__"}) if output.is_dir() else ["a file"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -138,11 +139,11 @@ def require_sound(config: DictConfig, app: str) -> None:
         >>> require_sound(OmegaConf.create({"steps": "many"}), "prune")
         Traceback (most recent call last):
         ...
-        ValueError: Expected `steps` to be an integer of at least 1, but got 'many'. Write steps=NUMBER, or leave it out.
+        ValueError: Expected `steps` to be an integer of at least 1, but got 'many'. Write steps=NUMBER, ...
     """
     for least_of, null in ((WHOLE, False), (WHOLE_OR_NULL, True)):
         for key, least in least_of.items():
-            _require(config, key, f"an integer of at least {least}", "NUMBER", lambda v, n=least: is_whole(v, n), null)
+            _require(config, key, f"an integer of at least {least}", "NUMBER", partial(is_whole, least=least), null)
     _require(config, "seed", f"an integer of at most {LARGEST_SEED}", "NUMBER", lambda v: v <= LARGEST_SEED)
     for keys, null in ((NUMBERS, False), (NUMBERS_OR_NULL, True)):
         for key in keys:
@@ -181,7 +182,7 @@ def launcher_problem(choices: Mapping[str, Any], sweeping: bool) -> str | None:
 
     Example:
         >>> launcher_problem({"launcher": "joblib"}, sweeping=False)
-        'Expected -m with launcher=joblib, which starts the jobs of a sweep, but got none. Add -m, or leave launcher= out.'
+        'Expected -m with launcher=joblib, which starts the jobs of a sweep, but got none. Add -m, ...'
     """
     launcher = choices.get("launcher", "basic")
     if launcher != "basic" and not sweeping:
@@ -191,7 +192,7 @@ def launcher_problem(choices: Mapping[str, Any], sweeping: bool) -> str | None:
         )
     if launcher == "slurm" and shutil.which("srun") is None:
         return (
-            "Expected SLURM's commands for launcher=slurm, but there is no srun here. Start the sweep on a login node of "
-            "the cluster; on this machine take launcher=submitit or launcher=joblib."
+            "Expected SLURM's commands for launcher=slurm, but there is no srun here. Start the sweep on a login node "
+            "of the cluster; on this machine take launcher=submitit or launcher=joblib."
         )
     return None

@@ -170,7 +170,9 @@ def _told(app: str, sweeping: bool) -> Iterator[None]:
     except Exception as error:
         kind = type(error).__name__
         unknown = _unknown_argument(error)
-        if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not (sweeping or unknown or isinstance(error, FOR_PEOPLE)):
+        # Lightning's own kind is known by its name: importing it takes seconds.
+        mendable = sweeping or unknown or isinstance(error, FOR_PEOPLE) or kind == "MisconfigurationException"
+        if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not mendable:
             raise
         console.print(f"[bold red]{kind}:[/] ", end="")
         console.print(unknown or str(error), markup=False, highlight=False)
@@ -181,11 +183,12 @@ def _told(app: str, sweeping: bool) -> Iterator[None]:
 
 def _unknown_argument(error: Exception) -> str | None:
     """What to say of an argument that nobody has, and that was typed (``+optim.momentum=0.5``)."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
-    for word in HydraConfig.get().overrides.task if found else ():
-        key = word.lstrip("+").partition("=")[0]
-        if key.rpartition(".")[2] == found[1]:
-            return f"Expected arguments that exist, but got `{key}`. Leave {word} out of the command."
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, TypeError) and found:
+        for word in HydraConfig.get().overrides.task:
+            key = word.lstrip("+").partition("=")[0]
+            if key.rpartition(".")[2] == found[1]:
+                return f"Expected arguments that exist, but got `{key}`. Leave {word} out of the command."
     return None
 
 

@@ -244,14 +244,10 @@ def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
         asked = ("accelerator", "devices", "strategy", "precision")
         given = ", ".join(f"trainer.{name}={options[name]}" for name in asked if name in options)
         on_cpu = options.get("accelerator", "cpu") in ("cpu", "auto")
-        said = str(error).strip().rstrip(".!")
+        to_do = "Change it, or leave it out" if on_cpu else "Without that device take strategy=cpu or strategy=ddp_cpu"
         raise ValueError(
-            f"Expected what `trainer` and `strategy` say to be possible here, but with {given} Lightning refuses: {said}. "
-            + (
-                "Change it, or leave it out."
-                if on_cpu
-                else "Without that device take strategy=cpu or strategy=ddp_cpu."
-            )
+            f"Expected what `trainer` and `strategy` say to be possible here, but with {given} Lightning refuses: "
+            f"{str(error).strip().rstrip('.!')}. {to_do}."
         ) from error
 
 

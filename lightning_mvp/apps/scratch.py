@@ -60,7 +60,7 @@ def recipe_words(recipe: dict[str, Any]) -> list[str]:
     words = ["backbone=timm"]
     for key, value in recipe.items():
         if key != "kept" and value not in (None, {}):
-            words.append(f"{'+' if key == 'replace' else ''}backbone.recipe.{key}={hydra_value(value)}")
+            words.append(f"{'++' if isinstance(value, dict) else ''}backbone.recipe.{key}={hydra_value(value)}")
     return words
 
 

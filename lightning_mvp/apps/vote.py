@@ -55,7 +55,7 @@ def output_of(config: DictConfig, settings: dict[str, Any]) -> Path:
 
     if config.output is not None:
         return Path(config.output)
-    data = HydraConfig.get().runtime.choices.data
+    data = HydraConfig.get().runtime.choices["data"]
     name = f"{data}-{config.split.kind}-{config.split.task}-{config_hash(settings)}"
     return Path(config.paths.root, "voted", name)
 

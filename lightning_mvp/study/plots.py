@@ -114,8 +114,8 @@ def accuracy_against_steps(runs: Runs) -> Figure:
 def similarity_against_shared_classes(rankings: Runs, measure: str = "LEEP") -> Figure:
     """Similarity of every zoo task to every target against the number of classes the two share.
 
-    The more classes a target has, the lower is LEEP and the more of them it shares. So what is drawn is the share of the
-    labels' entropy H(y) that LEEP explains, 1 + LEEP / H(y), by the number of classes, and the correlation is that
+    The more classes a target has, the lower is LEEP and the more of them it shares. So what is drawn is the share of
+    the labels' entropy H(y) that LEEP explains, 1 + LEEP / H(y), by the number of classes, and the correlation is that
     within a target, the mean over targets that share more classes with some entries than with others. The lines are
     means over these targets, too.
 
