@@ -28,7 +28,7 @@ def test_what_is_there_is_refused_unless_it_may_be_overwritten(tmp_path: Path):
 def test_files_of_somebody_elses_are_never_overwritten(tmp_path: Path):
     old = folder(tmp_path / "out", "old")
     (old / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="with nothing but a, to be overwritten, but got notes.txt. Name another"):
+    with pytest.raises(FileExistsError, match=r"with nothing but a, to be overwritten, but got notes\.txt\. Name"):
         require_free(old, ["a"], overwrite=True)
     with pytest.raises(FileExistsError, match="but got a file"):
         require_free(old / "a", ["a"], overwrite=True)
