@@ -142,7 +142,8 @@ def run(config: DictConfig) -> float:
     trainer.callbacks.append(resumable)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         write_json(folder / SETTINGS, settings_of(config, trainer.world_size), overwrite=True)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resumable.checkpoint, weights_only=True)
+    with resumable:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resumable.checkpoint, weights_only=True)
     accuracy = module.accuracy_on(*datamodule.val_images())
     if trainer.is_global_zero:
         backbone = module.backbone

@@ -69,6 +69,7 @@ def test_the_same_command_goes_on_after_a_signal(
     assert done.code == code, done.text
     assert "Stopped. What is written stays; the same command goes on from there." in done.line
     assert "Traceback" not in done.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is Python's again"
     assert not (tmp_path / "made.safetensors").exists()
     again = run("pretrain", *command(tmp_path, kind), home=tmp_path)
     assert again.code == 0, again.text
@@ -104,6 +105,7 @@ def die_at(moment: str, *arguments: str) -> None:
     run_command("pretrain", *arguments)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_kills(kind: str, whole: Path, nursery: Nursery, tmp_path: Path) -> None:
     words = (*command(tmp_path, kind), "checkpoint_seconds=0")
     told = []
