@@ -140,15 +140,14 @@ def advise(config: DictConfig, report: dict[str, Any]) -> list[str]:
 
     if report["evidence"] is None:
         return []
+    told, begin = expectations(Evidence(**report["evidence"]), config.steps), config.get("from_scratch")
+    if begin is None:  # nobody typed a command
+        return told
     removed = 1 - sum(report["widths"].values()) / sum(report["sizes"].values())
     zoo = hydra_value(f"{config.output}-from-scratch")
     ratio = min(max(removed, 0.01), 0.99)  # as far as two digits go
     words = [f"steps={10 * config.steps}", f"pruning.pruning_ratio={ratio:.2f}", f"zoo={zoo}"]
-    return [
-        *expectations(Evidence(**report["evidence"]), config.steps),
-        "To prune it from scratch:",
-        f"    {shlex.join([*config.from_scratch, *words])}",
-    ]
+    return [*told, "To prune it from scratch:", f"    {shlex.join([*begin, *words])}"]
 
 
 def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report: dict[str, Any]) -> None:

@@ -192,6 +192,9 @@ def test_under_ddp_one_rank_writes_and_speaks(app: str, home: Path, zoo: Path) -
     assert done.returncode == 0, shown
     assert "Error" not in shown
     assert shown.count("wrote ") == (1 if app == "prune" else len(OUTPUTS))
+    if app == "vote":
+        (again,) = (line for line in shown.splitlines() if line.startswith("    mvp-prune "))
+        assert "strategy=ddp_cpu" in again, "what was typed is known in the rank that speaks"
 
 
 def test_a_task_of_ones_own_classes_is_pruned_under_its_name(home: Path, pretrained: Path, run: Run) -> None:
