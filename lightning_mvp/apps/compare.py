@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
-from lightning_mvp.apps.runtime import console, data_arguments, plain, split_arguments
+from lightning_mvp.apps.runtime import console, data_arguments, plain, split_arguments, trainer_of
 
 if TYPE_CHECKING:
     from lightning_mvp.study.settings import StudySettings
@@ -57,6 +57,7 @@ def run(config: DictConfig) -> float:
 
     if config.reports:
         return page(config)
+    refuse_other_devices(config)
     settings, folder = settings_of(config), Path(config.folder)
     share = {"shard": config.shard, "shards": config.shards}
     pool = [Path(other) for other in config.pool]
@@ -65,6 +66,22 @@ def run(config: DictConfig) -> float:
     if "report" not in config.stages or config.shards > 1:
         return 0.0
     return report(config, folder, pool)
+
+
+def refuse_other_devices(config: DictConfig) -> None:
+    """A study trains in processes of one CPU thread each; only precision and clipping are taken from ``trainer``.
+
+    Raises:
+        ValueError: another device, several, or a precision that can't be had here.
+    """
+    own = {name: config.trainer[name] for name in ("accelerator", "devices", "strategy")}
+    if own != {"accelerator": "cpu", "devices": 1, "strategy": "auto"}:
+        raise ValueError(
+            "Expected strategy=cpu, because a study trains on one CPU thread in each of its workers, but got "
+            + ", ".join(f"trainer.{name}={value}" for name, value in own.items())
+            + ". Leave strategy out and set workers=NUMBER."
+        )
+    trainer_of({"precision": config.trainer.precision})
 
 
 def page(config: DictConfig) -> float:

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
-from lightning_mvp.apps.runtime import console, plain, refuse_existing
+from lightning_mvp.apps.runtime import console, plain
 
 if TYPE_CHECKING:
     import lightning as L
@@ -83,15 +83,17 @@ def module_of(named: str | DictConfig, checkpoint: str) -> L.LightningModule:
 
 def run(config: DictConfig) -> None:
     """Export, measure, report."""
-    from lightning_mvp.export.export import export_model
+    from lightning_mvp.export.export import FILES, export_model
     from lightning_mvp.export.formats import require_formats
+    from lightning_mvp.folders import require_free
 
     require_formats(config.formats)
     source = source_of(config)
     output = Path(config.output or Path(config.paths.root, "exported", source.name))
-    refuse_existing(output)
+    require_free(output, FILES, config.overwrite)
     formats, measure = list(config.formats), plain(config.measure)
-    report = export_model(source, output, formats=formats, threads=config.threads, device=config.device, **measure)
+    options = {"threads": config.threads, "device": config.device, "overwrite": config.overwrite, **measure}
+    report = export_model(source, output, formats=formats, **options)
     console.print(report)
     for name, what in (
         ("model.safetensors", "the weights"),

@@ -7,6 +7,7 @@ the process it was made in.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -26,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.arguments import quoted
+from lightning_mvp.apps.check import launcher_problem, require_sound
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
 from lightning_mvp.files import write_json
@@ -68,15 +70,20 @@ class Job:
         if sweeping:
             forget_ranks()
         app = import_module(f"lightning_mvp.apps.{self.app}")
-        with _told(sweeping):
+        with _told(self.app, sweeping):
             if hasattr(app, "ready"):
                 with _recorded() as record:
                     return self._train(app, config, sweeping, record)
+            require_sound(config, self.app)
             prepare(config)
             return app.run(config)
 
     def _train(self, app: ModuleType, config: DictConfig, sweeping: bool, record: dict[str, Any]) -> Any:
         """Decide, then do what there is to do, if anything; what came of it goes into the record."""
+        problem = launcher_problem(HydraConfig.get().runtime.choices, sweeping)
+        if problem is not None:
+            raise ValueError(problem)
+        require_sound(config, self.app)
         from lightning_mvp.apps.ranks import Ranks
 
         prepare(config)
@@ -149,7 +156,7 @@ def _recorded() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _told(sweeping: bool) -> Iterator[None]:
+def _told(app: str, sweeping: bool) -> Iterator[None]:
     """Errors that a person can mend are told without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it).
 
     A command ends with exit code 1 then. A sweep goes on: whatever failed, its other jobs are run. Ctrl-C is no error:
@@ -158,22 +165,39 @@ def _told(sweeping: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise _stopped(130) from None
+        raise _stopped(app, sweeping, 130) from None
     except SystemExit as error:  # Lightning ends a fit so: at Ctrl-C with 1, at SIGTERM with what looks like success
-        raise _stopped(130 if isinstance(error.__context__, KeyboardInterrupt) else error.code or 143) from None
+        code = 130 if isinstance(error.__context__, KeyboardInterrupt) else error.code or 143
+        raise _stopped(app, sweeping, code) from None
     except Exception as error:
         kind = type(error).__name__
-        if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not (sweeping or isinstance(error, FOR_PEOPLE)):
+        unknown = _unknown_argument(error)
+        # Lightning's own kind is known by its name: importing it takes seconds.
+        mendable = sweeping or unknown or isinstance(error, FOR_PEOPLE) or kind == "MisconfigurationException"
+        if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not mendable:
             raise
         console.print(f"[bold red]{kind}:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False)
+        console.print(unknown or str(error), markup=False, highlight=False)
         if sweeping:
             raise JobFailed(f"{kind}: {error}") from None
         raise SystemExit(1) from None
 
 
-def _stopped(code: Any) -> SystemExit:
-    console.print("Stopped. What is written stays; the same command goes on from there.")
+def _unknown_argument(error: Exception) -> str | None:
+    """What to say of an argument that nobody has, and that was typed (``+optim.momentum=0.5``)."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, TypeError) and found:
+        for word in HydraConfig.get().overrides.task:
+            key = word.lstrip("+").partition("=")[0]
+            if key.rpartition(".")[2] == found[1]:
+                return f"Expected arguments that exist, but got `{key}`. Leave {word} out of the command."
+    return None
+
+
+def _stopped(app: str, sweeping: bool, code: Any) -> SystemExit:
+    """Only what has checkpoints or several jobs goes on; anything else begins anew."""
+    again = "goes on from there" if sweeping or app in ("pretrain", "compare") else "starts this job anew"
+    console.print(f"Stopped. What is written stays; the same command {again}.")
     return SystemExit(code)
 
 

@@ -6,8 +6,11 @@ zoo whose entries begin with one parent averages better than one of θ⁰'s (ben
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -20,6 +23,7 @@ from lightning_mvp.apps.runtime import (
     plain,
     recipe_path,
     refuse_existing,
+    say_if_random,
     split_of,
     trainer_options,
 )
@@ -30,15 +34,70 @@ if TYPE_CHECKING:
     from lightning_mvp.tasks.datamodule import TaskDataModule
 
 
+SETTINGS = "settings.json"
+# What of a Trainer's arguments only shows.
+SHOWS = {"default_root_dir", "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
+
+
+def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
+    """What must be the same for a training to go on exactly."""
+    sections = {name: plain(config[name]) for name in ("data", "split", "backbone", "pruning", "optim", "trainer")}
+    sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
+    return {**sections, "steps": config.steps, "seed": config.seed, "world_size": world_size}
+
+
+def training_folder(output: Path) -> Path:
+    """Where a training that is not done yet has its checkpoint and settings; it is gone once the weights are written.
+
+    Example:
+        >>> training_folder(Path("backbones/parent.safetensors")).as_posix()
+        'backbones/.parent.safetensors.training'
+    """
+    return output.with_name(f".{output.name}.training")
+
+
+def require_same_training(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a training of these settings was begun in a folder.
+
+    Raises:
+        ValueError: one of other settings was; the message says which.
+    """
+    if not (folder / SETTINGS).exists():
+        return False
+    begun, now = (_flat(each) for each in (json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings))
+    differing = [key for key in {**begun, **now} if begun.get(key) != now.get(key)]
+    if differing:
+        told = ", ".join(f"{key}={now.get(key)}, there {begun.get(key)}" for key in differing[:5])
+        raise ValueError(
+            f"Expected the settings of the training that was stopped and can go on in {folder}, but got {told}. Go on "
+            f"with the same settings, name another output, or remove {folder} to start anew."
+        )
+    return True
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        key: each for name, part in value.items() for key, each in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }
+
+
 def ready(config: DictConfig, world_size: int) -> None:
-    """Refuse what can't work, and a file that is there already."""
-    refuse_existing(Path(config.output))
+    """Refuse what can't work, a file that is there already, and a stopped training of other settings."""
+    output = Path(config.output)
+    if output.exists():  # killed after it was done
+        shutil.rmtree(training_folder(output), ignore_errors=True)
+    refuse_existing(output)
+    begun = require_same_training(training_folder(output), settings_of(config, world_size))
     split_of(config, data_of(config))
     pruning = pruning_of(config)
     if pruning is not None:
         from lightning_mvp.callbacks.guards import require_time_for
 
-        refuse_existing(recipe_path(config.output))
+        if not begun:  # else it is this training's, which was stopped between recipe and weights
+            refuse_existing(recipe_path(output))
+        say_if_random(config, config.backbone.weights, "backbone.weights")
         require_time_for(pruning.settings.schedule(config.steps), config.steps)
 
 
@@ -65,9 +124,10 @@ def pruning_of(config: DictConfig) -> MVPCallback | None:
 
 
 def run(config: DictConfig) -> float:
-    """Pre-train, write safetensors, return the accuracy on validation images."""
+    """Pre-train, write safetensors, return the accuracy on validation images; goes on where it was stopped."""
     from lightning_mvp.backbones.create import recipe_of
     from lightning_mvp.backbones.weights import save_weights
+    from lightning_mvp.callbacks.resumable import Resumable
     from lightning_mvp.files import write_json
     from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.task import TaskModule
@@ -75,17 +135,22 @@ def run(config: DictConfig) -> float:
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
     options = trainer_options(config)
-    if pruning is not None:
-        options["callbacks"] = [*options.get("callbacks", ()), pruning]
+    folder = training_folder(output)
+    resumable = Resumable(folder, config.checkpoint_seconds)
+    options["callbacks"] = [*options.get("callbacks", ()), *([] if pruning is None else [pruning]), resumable]
     trainer = make_trainer(config.steps, network=module, **options)
-    trainer.fit(module, datamodule=datamodule)
+    if trainer.is_global_zero:
+        write_json(folder / SETTINGS, settings_of(config, trainer.world_size), overwrite=True)
+    with resumable:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resumable.checkpoint, weights_only=True)
     accuracy = module.accuracy_on(*datamodule.val_images())
     if trainer.is_global_zero:
         backbone = module.backbone
         if pruning is not None:
             backbone = pruning.small_model().get_submodule("0")  # its head is another one's
-            write_json(recipe_path(output), recipe_of(backbone))
+            write_json(recipe_path(output), recipe_of(backbone), overwrite=True)
         save_weights(backbone, output)
+        shutil.rmtree(folder)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
         console.print(f"wrote {output}")
     return accuracy

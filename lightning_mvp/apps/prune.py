@@ -14,6 +14,7 @@ from lightning_mvp.apps.runtime import (
     data_of,
     datamodule_of,
     plain,
+    say_if_random,
     task_of,
     trainer_options,
     training_of,
@@ -98,6 +99,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         make_fabric(**cutting_options(config))
     datamodule, callback, name = pruning_of(config, world_size)
     require_time_for(callback.settings.schedule(config.steps), config.steps)
+    say_if_random(config, config.weights, "weights")
     backbone, zoo = backbone_of(config, config.weights), Path(config.zoo)
     if not (zoo / "zoo.json").exists():
         return None

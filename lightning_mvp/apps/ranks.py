@@ -31,9 +31,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lightning_mvp.apps.runtime import prepare, trainer_options
+from lightning_mvp.apps.runtime import prepare, trainer_of, trainer_options
 from lightning_mvp.files import write_json
-from lightning_mvp.modules.fit import make_trainer
 
 if TYPE_CHECKING:
     import lightning as L
@@ -62,7 +61,7 @@ class Ranks:
         """As the ``trainer`` group says, and the environment.
 
         Raises:
-            ValueError: a strategy whose processes cannot be started here.
+            ValueError: a Trainer that can't be made, or a strategy whose processes cannot be started here.
         """
         if sweeping and "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError(
@@ -70,7 +69,7 @@ class Ranks:
                 "torchrun out and set trainer.devices."
             )
         options = trainer_options(config, logger=False)
-        trainer = make_trainer(1, **options)
+        trainer = trainer_of(options)
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _MultiProcessingLauncher):
             raise ValueError(

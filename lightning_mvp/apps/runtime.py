@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.console import Console
 from lightning_mvp.errors import SelfCheckError
 
 if TYPE_CHECKING:
+    import lightning as L
     from torch import nn
 
     from lightning_mvp.tasks.data import ImageData
@@ -159,7 +161,12 @@ def recipe_path(weights: str | Path) -> Path:
 
 
 def recipe_beside(weights: str) -> dict[str, Any] | None:
-    """The recipe of a pruned parent beside its weights; None where there is none, or some other JSON file."""
+    """The recipe of a pruned parent beside its weights, or of the zoo whose θ⁰ they are; None where there is none."""
+    if Path(weights).name == "theta0.safetensors" and Path(weights).with_name("zoo.json").exists():
+        from lightning_mvp.zoo.zoo import ModelZoo
+
+        recipe = ModelZoo(Path(weights).parent).recipe
+        return recipe if recipe is not None and recipe.get("kept") else None
     if not recipe_path(weights).exists():
         return None
     with suppress(ValueError):
@@ -167,6 +174,16 @@ def recipe_beside(weights: str) -> dict[str, Any] | None:
         if isinstance(found, dict) and {"model", "kept"} <= set(found):
             return found
     return None
+
+
+def say_if_random(config: DictConfig, weights: str | None, key: str) -> None:
+    """Say that weights are random where somebody may think that ``null`` means timm's."""
+    if weights is None and not config.backbone.pretrained:
+        console.print(
+            f"{key}=null without backbone.pretrained=true: the backbone begins with random weights, drawn by "
+            f"seed={config.seed}.",
+            highlight=False,
+        )
 
 
 def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
@@ -185,14 +202,15 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
     import torch
 
     from lightning_mvp.backbones.create import create_backbone
+    from lightning_mvp.modules.resume import architecture
 
     recipe = plain(config.backbone.recipe)
     own = None if weights is None else recipe_beside(weights)
     if own is not None:
-        if any(own.get(key) != value for key, value in recipe.items() if key != "kept"):
+        if architecture(own) != architecture(recipe) or own.get("input_size") != recipe.get("input_size"):
             raise ValueError(
                 f"Expected the backbone of {weights} to be the configured one with some units removed, but "
-                f"{recipe_path(str(weights))} has {own['model']} with other arguments. Choose its backbone=."
+                f"the recipe that belongs to them has {own['model']} with other arguments. Choose its backbone=."
             )
         recipe = own
     with torch.random.fork_rng(devices=[]):
@@ -216,6 +234,29 @@ def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
     return options
 
 
+def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
+    """A Trainer of one step with these arguments, to see whether it can be made.
+
+    Raises:
+        ValueError: Lightning refuses them; the message has what it says, and what they are.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lightning_mvp.modules.fit import make_trainer
+
+    try:
+        return make_trainer(1, **options)
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        asked = ("accelerator", "devices", "strategy", "precision")
+        given = ", ".join(f"trainer.{name}={options[name]}" for name in asked if name in options)
+        on_cpu = options.get("accelerator", "cpu") in ("cpu", "auto")
+        to_do = "Change it, or leave it out" if on_cpu else "Without that device take strategy=cpu or strategy=ddp_cpu"
+        raise ValueError(
+            f"Expected what `trainer` and `strategy` say to be possible here, but with {given} Lightning refuses: "
+            f"{str(error).strip().rstrip('.!')}. {to_do}."
+        ) from error
+
+
 # What of a Trainer's arguments says where and how visibly it trains, not what comes of it.
 NO_TRAINING = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir", "logger", "log_every_n_steps"}
 NO_TRAINING |= {"enable_checkpointing", "enable_model_summary", "enable_progress_bar"}
@@ -233,7 +274,7 @@ def training_of(config: DictConfig, world_size: int) -> dict[str, Any]:
         **trainer,
         "batch_size": config.data.batch_size * world_size * config.trainer.accumulate_grad_batches,
         "augment": config.data.augment,
-        "head_init": config.head_init,
+        "head_init": config.get("head_init"),
         **({"devices": world_size} if world_size > 1 else {}),
     }
 

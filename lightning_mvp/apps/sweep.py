@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
+from lightning_mvp.apps.check import launcher_problem
 from lightning_mvp.apps.runtime import console
 
 RECORD = "job.json"
@@ -38,6 +39,10 @@ class RememberSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _folder, _before
+        problem = launcher_problem(config.hydra.runtime.choices, sweeping=True)
+        if problem is not None:  # Hydra would only warn of an Exception
+            console.print(problem, highlight=False, markup=False)
+            raise SystemExit(1)
         _folder = Path(config.hydra.sweep.dir)
         _before = {path: path.stat().st_mtime_ns for path in _folder.glob(f"**/{RECORD}")}
 

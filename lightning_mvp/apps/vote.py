@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
@@ -19,11 +17,12 @@ from lightning_mvp.apps.runtime import (
     data_of,
     datamodule_of,
     plain,
-    refuse_existing,
     task_of,
     trainer_options,
     training_of,
 )
+from lightning_mvp.apps.scratch import hydra_value, scratch_words
+from lightning_mvp.folders import put_in_place, require_free
 
 if TYPE_CHECKING:
     import lightning as L
@@ -31,29 +30,59 @@ if TYPE_CHECKING:
     from lightning_mvp.modules.meta_vote import MetaVoteModule
 
 
+FILES = {
+    "model.ckpt": "MetaVoteModule.load_from_checkpoint reads it; no zoo is needed",
+    "model.safetensors": "the weights alone",
+    "recipe.json": "the architecture, to rebuild the module from timm, and the preprocessing",
+    "report.json": "neighbours, widths, sizes, seconds",
+}
+
+
 def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
-    """What a report says it was made with: a sweep that is run again skips what is equal."""
+    """What decides a vote's result, the zoo's entries included: a command that is run again skips what is equal."""
+    from lightning_mvp.zoo.catalogue import content_stamp
+    from lightning_mvp.zoo.zoo import ModelZoo
+
     settings = {name: plain(config[name]) for name in ("vote", "data", "split")}
     own = {name: config[name] for name in ("zoo", "steps", "seed")}
-    return {**settings, **own, "training": training_of(config, world_size)}
+    voters = content_stamp(ModelZoo(config.zoo))
+    return {**settings, **own, "voters": voters, "training": training_of(config, world_size)}
+
+
+def output_of(config: DictConfig, settings: dict[str, Any]) -> Path:
+    """The folder that is asked for, or one that is named by data set, task and a hash of what decides the result."""
+    from lightning_mvp.zoo.entry import config_hash
+
+    if config.output is not None:
+        return Path(config.output)
+    data = HydraConfig.get().runtime.choices["data"]
+    name = f"{data}-{config.split.kind}-{config.split.task}-{config_hash(settings)}"
+    return Path(config.paths.root, "voted", name)
 
 
 def ready(config: DictConfig, world_size: int) -> Done | None:
-    """Refuse an output that is there already; in a sweep, skip one that was made with these settings.
+    """Skip an output that was made with these settings; refuse another one that is there, and a task that isn't.
+
+    Whoever runs the job finds in the configuration where to write, and how this task would be pruned from scratch.
 
     Raises:
         FileExistsError: the output is there, and is another.
         FileNotFoundError: there is no such zoo.
+        ValueError: there is no such task.
     """
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    output = Path(config.output)
-    if HydraConfig.get().mode == RunMode.MULTIRUN and (output / "report.json").exists():
+    zoo, settings = ModelZoo(config.zoo), settings_of(config, world_size)
+    output = output_of(config, settings)
+    if (output / "report.json").exists() and not config.overwrite:
         report = json.loads((output / "report.json").read_text())
-        if report.get("settings") == settings_of(config, world_size):
+        if report.get("settings") == settings:
             return Done(f"{output} is there already: skipped", report["val_accuracy"])
-    refuse_existing(output)
-    ModelZoo(config.zoo)
+    require_free(output, FILES, config.overwrite)
+    task_of(config, data_of(config))
+    with open_dict(config):
+        config.output = str(output)
+        config.from_scratch = scratch_words(config, zoo.recipe)
     return None
 
 
@@ -97,21 +126,12 @@ def run(config: DictConfig) -> float:
         "test_accuracy": test_accuracy,
         "settings": settings_of(config, trainer.world_size),
     }
-    write(Path(config.output), trainer, module, report)
+    write(config, trainer, module, report)
     if trainer.is_global_zero:
         console.print(f"{test_accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
-        for name, what in (
-            ("model.ckpt", "MetaVoteModule.load_from_checkpoint reads it; no zoo is needed"),
-            ("model.safetensors", "the weights alone"),
-            ("recipe.json", "the architecture, to rebuild the module from timm, and the preprocessing"),
-            ("report.json", "neighbours, widths, sizes, seconds"),
-        ):
+        for name, what in FILES.items():
             console.print(f"wrote {Path(config.output) / name}: {what}")
     return val_accuracy
-
-
-# What of a command line says which task it is and how it is trained, and not how a vote goes.
-TASK = re.compile(r"[+~]*(data|split|backbone|optim|trainer|strategy|seed|threads|paths)\b")
 
 
 def advise(config: DictConfig, report: dict[str, Any]) -> list[str]:
@@ -120,24 +140,22 @@ def advise(config: DictConfig, report: dict[str, Any]) -> list[str]:
 
     if report["evidence"] is None:
         return []
+    told, begin = expectations(Evidence(**report["evidence"]), config.steps), config.get("from_scratch")
+    if begin is None:  # nobody typed a command
+        return told
     removed = 1 - sum(report["widths"].values()) / sum(report["sizes"].values())
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    words = ["mvp-prune", *(word for word in typed if TASK.match(word))]
-    if not any(word.startswith("split.kind=") for word in words):
-        words.append(f"split.kind={config.split.kind}")
-    words += [f"steps={10 * config.steps}", f"pruning.pruning_ratio={removed:.2f}", f"zoo={config.output}-from-scratch"]
-    return [
-        *expectations(Evidence(**report["evidence"]), config.steps),
-        "To prune it from scratch:",
-        f"    {shlex.join(words)}",
-    ]
+    zoo = hydra_value(f"{config.output}-from-scratch")
+    ratio = min(max(removed, 0.01), 0.99)  # as far as two digits go
+    words = [f"steps={10 * config.steps}", f"pruning.pruning_ratio={ratio:.2f}", f"zoo={zoo}"]
+    return [*told, "To prune it from scratch:", f"    {shlex.join([*begin, *words])}"]
 
 
-def write(output: Path, trainer: L.Trainer, module: MetaVoteModule, report: dict[str, Any]) -> None:
+def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report: dict[str, Any]) -> None:
     """All files of a voted model in a folder that appears whole or not at all; called by all ranks."""
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.files import write_json
 
+    output = Path(config.output)
     partial = output.with_name(f".{output.name}.partial")
     if trainer.is_global_zero:
         shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
@@ -147,8 +165,7 @@ def write(output: Path, trainer: L.Trainer, module: MetaVoteModule, report: dict
         save_weights(module.to_torch(), partial / "model.safetensors")
         write_json(partial / "recipe.json", {"recipe": module.hparams["recipe"], "facts": module.facts.to_dict()})
         write_json(partial / "report.json", report)
-        refuse_existing(output)
-        partial.rename(output)
+        put_in_place(partial, output, FILES, config.overwrite)
 
 
 main = command("vote")

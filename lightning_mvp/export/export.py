@@ -22,7 +22,10 @@ from lightning_mvp.export.report import ExportReport, measure
 from lightning_mvp.export.source import Source
 from lightning_mvp.export.standalone import load
 from lightning_mvp.files import write_json
+from lightning_mvp.folders import put_in_place, require_free
 from lightning_mvp.tasks.facts import TaskFacts
+
+FILES = ("model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json")
 
 
 def export_model(
@@ -35,6 +38,7 @@ def export_model(
     seconds: float = 1.0,
     threads: int | None = None,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Write a small model in formats that need no lightning-mvp, and measure it against the dense one.
 
@@ -53,26 +57,32 @@ def export_model(
         seconds: to spend on each measurement, about.
         threads: torch's while measuring; default: as many as it has now.
         device: to measure on: ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
+        overwrite: replace such a folder that is there, once the new one is done.
 
     Returns:
         The report, which rich prints as a table.
 
     Raises:
-        FileExistsError: ``output`` exists.
+        FileExistsError: ``output`` exists, and may not be overwritten or holds other files.
         ValueError: a model without recipe, an argument out of its range, or a format that computes something else.
         ImportError: the packages that ONNX needs are not installed.
     """
     output = Path(output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists already and is not overwritten. Name another output, or remove it.")
+    require_free(output, FILES, overwrite)
     require_formats(formats)
-    if not batch_sizes or not all(isinstance(batch, int) and batch >= 1 for batch in batch_sizes):
+    if (
+        not isinstance(batch_sizes, Sequence)
+        or not batch_sizes
+        or not all(isinstance(batch, int) and batch >= 1 for batch in batch_sizes)
+    ):
         raise ValueError(f"Expected argument `batch_sizes` to be integers of at least 1, but got {batch_sizes!r}.")
     if not seconds > 0:
         raise ValueError(f"Expected argument `seconds` to be above 0, but got {seconds!r}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"Expected argument `device` to be 'cpu' or 'cuda', but got {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Expected a GPU for argument `device`='cuda', but torch sees none here. Measure on 'cpu'.")
     if not isinstance(model, Source):
         if facts is None:
             raise ValueError(
@@ -102,5 +112,5 @@ def export_model(
             device=device,
         )
         write_json(folder / "report.json", report.to_dict())
-        folder.rename(output)
+        put_in_place(folder, output, FILES, overwrite)
     return report

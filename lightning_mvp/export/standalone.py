@@ -14,6 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 
+def replacement(spec: list[Any]) -> nn.Module:
+    """A module of torch.nn from its name and arguments, or a chain of such: what stands in for one of timm's."""
+    if all(isinstance(part, list) for part in spec):
+        return nn.Sequential(*map(replacement, spec))
+    kind, options = spec
+    return getattr(nn, kind)(**options)
+
+
 def load(folder: str | Path) -> nn.Sequential:
     """The backbone and, where there is one, its linear head, at the shapes of the file's tensors."""
     recipe = json.loads((Path(folder) / "recipe.json").read_text())["recipe"]
@@ -21,9 +29,9 @@ def load(folder: str | Path) -> nn.Sequential:
     state = {name: tensor.clone() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
     arguments = {"num_classes": 0, "in_chans": recipe.get("in_chans", 3), **(recipe.get("arguments") or {})}
     backbone: Any = timm.create_model(recipe["model"], pretrained=False, **arguments)
-    for name, (kind, options) in (recipe.get("replace") or {}).items():
+    for name, spec in (recipe.get("replace") or {}).items():
         owner, _, attribute = name.rpartition(".")
-        setattr(backbone.get_submodule(owner), attribute, getattr(nn, kind)(**options))
+        setattr(backbone.get_submodule(owner), attribute, replacement(spec))
     head = [nn.Linear(1, 1, bias="1.bias" in state)] if "1.weight" in state else []
     model = nn.Sequential(backbone, *head)
 

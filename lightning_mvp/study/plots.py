@@ -111,30 +111,49 @@ def accuracy_against_steps(runs: Runs) -> Figure:
     return figure
 
 
-def similarity_against_shared_classes(runs: Runs, measure: str = "LEEP") -> Figure:
+def similarity_against_shared_classes(rankings: Runs, measure: str = "LEEP") -> Figure:
     """Similarity of every zoo task to every target against the number of classes the two share.
 
+    The more classes a target has, the lower is LEEP and the more of them it shares. So what is drawn is the share of
+    the labels' entropy H(y) that LEEP explains, 1 + LEEP / H(y), by the number of classes, and the correlation is that
+    within a target, the mean over targets that share more classes with some entries than with others. The lines are
+    means over these targets, too.
+
     Args:
-        runs: rankings, one for each target.
-        measure: what the similarity is called.
+        rankings: one for each target: ``similarities``, and ``classes``, how many it has. Scoring images are balanced,
+            so that H(y) is their logarithm.
+        measure: what the similarity is called; only ``"LEEP"`` is divided by the entropy.
     """
-    points = [point for run in runs for point in run["similarities"]]
-    shared = np.array([point["shared_classes"] for point in points], dtype=float)
-    scores = np.array([point["score"] for point in points])
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
-    spread = np.random.default_rng(0).uniform(-0.15, 0.15, len(shared))
-    axes.scatter(shared + spread, scores, s=14, alpha=0.6, color=COLOURS["nearest"], linewidths=0)
-    levels = sorted(set(shared))
-    axes.plot(
-        levels, [scores[shared == level].mean() for level in levels], color=COLOURS["mvp"], marker="o", label="mean"
-    )
-    best = " (0 is best)" if measure == "LEEP" else ""
-    axes.set(xlabel="classes that zoo task and target share", ylabel=f"{measure}{best}")
-    title = f"Does {measure} find related tasks? correlation {correlation(shared, scores):.2f}"
-    axes.set_title(title, fontsize=11)
+    jitter, found = np.random.default_rng(0), []
+    counts = sorted({ranking["classes"] for ranking in rankings})
+    colours = ("#0072B2",) if len(counts) == 1 else ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#000000")
+    for number, count in enumerate(counts):
+        points, varying = [], []
+        for ranking in rankings:
+            if ranking["classes"] == count:
+                shared = np.array([each["shared_classes"] for each in ranking["similarities"]], dtype=float)
+                scores = np.array([each["score"] for each in ranking["similarities"]])
+                points.append((shared, 1 + scores / np.log(count) if measure == "LEEP" else scores))
+                if np.ptp(shared):
+                    varying.append(points[-1])
+                    found.append(correlation(*points[-1]))
+        shared, scores = (np.concatenate(each) for each in zip(*points, strict=True))
+        spread, colour = jitter.uniform(-0.15, 0.15, len(shared)), colours[number % len(colours)]
+        label = f"{len(points)} target{'s' * (len(points) > 1)} of {count} classes"
+        axes.scatter(shared + spread, scores, s=10, alpha=0.35, color=colour, linewidths=0, label=label)
+        if varying:
+            shared, scores = (np.concatenate(each) for each in zip(*varying, strict=True))
+            levels = sorted(set(shared))
+            means = [scores[shared == level].mean() for level in levels]
+            axes.plot(levels, means, color=colour, marker="o", markeredgecolor="white")
+    told = "1 + LEEP / H(y), the share of entropy explained" if measure == "LEEP" else measure
+    axes.set(xlabel="classes that zoo task and target share", ylabel=told)
+    within = f"{np.nanmean(found):.2f}" if np.isfinite(found).any() else "n/a"
+    axes.set_title(f"Does {measure} find related tasks? correlation within a target {within}", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     return figure
 
 

@@ -98,10 +98,11 @@ class Study:
 
     @property
     def rankings(self) -> list[dict[str, Any]]:
-        """The zoo's similarity to each target."""
+        """The zoo's similarity to each target, and how many ``classes`` that has."""
         similarity = self.settings.vote.get("similarity", "leep")
         names = [rank_part(self.settings.target(index), similarity) for index in range(self.settings.targets)]
-        return [record for name in names if (record := self.record(name)) is not None]
+        classes = self.settings.split["classes_per_task"]
+        return [{**record, "classes": classes} for name in names if (record := self.record(name)) is not None]
 
     @property
     def trials(self) -> list[dict[str, Any]]:

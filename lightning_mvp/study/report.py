@@ -126,7 +126,8 @@ def _draw(
     similarity = studies[0].settings.vote.get("similarity", "leep")
     measure = f"Similarity ({similarity})" if similarity == "prototypes" else "LEEP"
     if rankings := [ranking for study in studies for ranking in study.rankings]:
-        caption = f"{measure} of each zoo task on each target against the number of classes they share."
+        what = "Share of the labels' entropy that LEEP explains, 1 + LEEP / H(y)," if measure == "LEEP" else measure
+        caption = f"{what} of each zoo task on each target against the number of classes they share."
         figures.append(("leep.png", caption, similarity_against_shared_classes(rankings, measure)))
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."

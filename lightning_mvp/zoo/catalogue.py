@@ -9,6 +9,7 @@ do. Needs no torch.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -91,6 +92,12 @@ def stacked(cards: Sequence[Card]) -> tuple[np.ndarray, np.ndarray]:
     """Their prototypes one below the other, ``(rows, D)``, and the bounds of each card's rows, ``(cards + 1,)``."""
     parts = [card.prototypes for card in cards if card.prototypes is not None]
     return np.concatenate(parts), np.cumsum([0, *(len(part) for part in parts)])
+
+
+def content_stamp(zoo: ModelZoo) -> str:
+    """Sixteen hexadecimal digits that are others once a zoo's backbone or any of its entries is another, or newer."""
+    told = json.dumps([zoo.fingerprint, _stamps(zoo)])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _stamps(zoo: ModelZoo) -> dict[str, Stamp]:

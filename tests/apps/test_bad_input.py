@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
+
+from lightning_mvp.apps import check
 
 from .conftest import TINY, TINY_COMPARE, TINY_ROUNDS, Run
 
@@ -85,14 +89,24 @@ def test_weights_of_another_channel_count_are_refused(name: str, tmp_path: Path,
     assert "Use the recipe that the weights were made with." in message
 
 
-def test_ctrl_c_is_answered_in_a_sentence(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("pretrain",), "goes on from there."),
+        (("prune", "-m", "split.task=0"), "goes on from there."),
+        (("prune",), "starts this job anew."),
+    ],
+)
+def test_ctrl_c_is_answered_in_a_sentence(
+    command: tuple[str, ...], words: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lightning_mvp.tasks.data.load_data", interrupted)
-    done = run("prune", *TINY, "data.seed=99", home=tmp_path)  # a seed that no test before has loaded
+    done = run(*command, *TINY, "data.seed=99", home=tmp_path)  # a seed that no test before has loaded
     assert done.code == 130
-    assert "Stopped. What is written stays; the same command goes on from there." in done.line
+    assert f"Stopped. What is written stays; the same command {words}" in done.line
     assert "Traceback" not in done.text
 
 
@@ -116,3 +130,89 @@ def test_a_backbone_that_fails_the_self_check_is_refused_in_a_sentence(
     monkeypatch.setattr("lightning_mvp.backbones.selfcheck.TOLERANCE", -1.0)
     message = refused(run, tmp_path / "home", "prune", *TINY, *TINY_ROUNDS, "weights=null")
     assert "SelfCheckError: Self-check failed in group `layer1.residual`" in message
+
+
+WRONG = [
+    *((key, value) for key in {**check.WHOLE, **check.WHOLE_OR_NULL} for value in ("abc", 0.5, True, -7)),
+    *((key, value) for key in (*check.NUMBERS, *check.NUMBERS_OR_NULL) for value in ("abc", True, float("nan"))),
+    *((key, value) for key in check.FLAGS for value in ("no", 1, None)),
+    *((key, value) for key in check.LISTS for value in ("abc", 3, None)),
+    *((key, value) for key in check.MAPPINGS for value in ("abc", 3, None)),
+    *((key, None) for key in (*check.WHOLE, *check.NUMBERS, "zoo", "output")),
+    *((key, 3) for key in check.PATHS),
+    ("seed", 2**32),
+    ("split.classes", "cat"),
+    ("parent", 3),
+    ("zoo", ""),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object) -> None:
+    config = OmegaConf.create()
+    OmegaConf.update(config, key, value)
+    with pytest.raises(
+        ValueError, match=rf"^Expected `{re.escape(key)}` to be .+, but got .+\. Write {re.escape(key)}="
+    ):
+        check.require_sound(config, "prune")
+
+
+@pytest.mark.parametrize("key", [*check.WHOLE_OR_NULL, *check.NUMBERS_OR_NULL, "split.classes", "parent", "weights"])
+def test_null_is_a_value_where_it_has_a_meaning(key: str) -> None:
+    config = OmegaConf.create({"output": "x", "data": {"root": "???"}})
+    OmegaConf.update(config, key, None)
+    check.require_sound(config, "prune")
+
+
+NO_GPU = "trainer.accelerator=gpu, trainer.devices=2, trainer.strategy=ddp, trainer.precision=auto Lightning refuses: "
+
+
+@pytest.mark.parametrize("name", ["pretrain", "prune", "vote"])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps=abc", "Expected `steps` to be an integer of at least 1, but got 'abc'. Write steps=NUMBER, or leave"),
+        ("steps=0", "Expected `steps` to be an integer of at least 1, but got 0"),
+        ("seed=abc", "Expected `seed` to be an integer of at least 0, but got 'abc'"),
+        ("dry_run=no", "Expected `dry_run` to be true or false, but got 'no'"),
+        ("strategy=ddp", NO_GPU),
+        ("trainer.accelerator=quantum", "You selected an invalid accelerator name"),
+        ("trainer.devices=0", "trainer.devices=0"),
+        ("+trainer.foo=1", "unexpected keyword argument 'foo'"),
+        ("launcher=slurm", "Expected -m with launcher=slurm, which starts the jobs of a sweep, but got none"),
+    ],
+)
+def test_every_command_that_trains_refuses_what_its_keys_cannot_be(
+    name: str, override: str, words: str, tmp_path: Path, run: Run
+) -> None:
+    if torch.cuda.is_available() and "ddp" in override:
+        pytest.skip("there is a GPU")
+    assert words in refused(run, tmp_path / "home", name, *TINY, override)
+
+
+def test_a_study_refuses_devices_that_it_would_not_use(tmp_path: Path, run: Run) -> None:
+    message = refused(run, tmp_path / "home", "compare", *TINY_COMPARE, "strategy=ddp")
+    assert "Expected strategy=cpu, because a study trains on one CPU thread in each of its workers, but got" in message
+    message = refused(run, tmp_path / "home", "compare", *TINY_COMPARE, "trainer.precision=7")
+    assert "with trainer.precision=7 Lightning refuses: Precision 7 is invalid" in message
+
+
+def test_an_argument_that_nobody_has_is_named(tmp_path: Path, run: Run) -> None:
+    message = refused(run, tmp_path / "home", "prune", *TINY, *TINY_ROUNDS, "weights=null", "+optim.momentum=0.5")
+    assert "Expected arguments that exist, but got `optim.momentum`. Leave +optim.momentum=0.5 out of" in message
+
+
+def test_a_sweep_on_slurm_without_slurm_is_refused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check.shutil, "which", lambda _: None)
+    message = refused(run, tmp_path / "home", "prune", "-m", *TINY, "launcher=slurm", "split.task=0,1")
+    assert "Expected SLURM's commands for launcher=slurm, but there is no srun here." in message
+
+
+def test_random_weights_are_said_to_be_random(tmp_path: Path, run: Run) -> None:
+    said = "null without backbone.pretrained=true: the backbone begins with random weights, drawn by seed=0."
+    done = run("prune", *TINY, *TINY_ROUNDS, "weights=null", "dry_run=true", home=tmp_path)
+    assert f"weights={said}" in done.line
+    parent = run("pretrain", *TINY, *TINY_ROUNDS, "pruning.pruning_ratio=0.3", "dry_run=true", home=tmp_path)
+    assert f"backbone.weights={said}" in parent.line
+    silent = run("pretrain", *TINY, "dry_run=true", home=tmp_path)
+    assert "random" not in silent.line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,9 +56,9 @@ def zoo(home: Path, pretrained: Path, run: Run) -> Path:
 
 @pytest.fixture
 def voted(home: Path, zoo: Path, run: Run) -> Path:
-    folder = home / "voted" / "glyphs-target-0"
+    folder = home / "voted" / "mine"
     if not folder.exists():
-        done = run("vote", *TINY, "vote.neighbours=2", home=home)
+        done = run("vote", *TINY, "vote.neighbours=2", f"output={folder}", home=home)
         assert done.code == 0
         for name in OUTPUTS:
             assert f"wrote {folder / name}: " in done.text
@@ -107,6 +108,39 @@ def test_a_sweep_of_votes_skips_what_is_done_and_refuses_what_is_another(home: P
     assert other.code == 1
     assert "swept/0 exists already and is not overwritten" in other.line
     assert modified(home / "swept") == before
+
+
+@pytest.mark.slow
+def test_a_sweep_over_settings_of_one_task_has_a_folder_for_each_and_skips_equal_ones(
+    home: Path, zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    command = ("-m", *TINY, "vote.neighbours=1,2", f"zoo={copy}")
+    done = run("vote", *command, home=tmp_path)
+    assert done.code == 0, done.text
+    folders = sorted((tmp_path / "voted").iterdir())
+    assert len(folders) == 2
+    assert all(re.fullmatch(r"glyphs-target-0-[0-9a-f]{8}", folder.name) for folder in folders)
+    before = modified(tmp_path / "voted")
+    assert "2 jobs: 2 there already" in run("vote", *command, home=tmp_path).line
+    alone = run("vote", *command[1:-2], "vote.neighbours=2", command[-1], home=tmp_path)
+    assert "is there already: skipped" in alone.line
+    assert modified(tmp_path / "voted") == before
+    (copy / "tasks" / f"{ModelZoo(zoo).names[0]}.safetensors").unlink()
+    assert "2 jobs: 2 done" in run("vote", *command, home=tmp_path).line, "other voters, another result"
+    assert before.items() <= modified(tmp_path / "voted").items()
+
+
+def test_a_vote_is_overwritten_on_request_only(home: Path, zoo: Path, tmp_path: Path, run: Run) -> None:
+    command = (*TINY, f"zoo={zoo}", f"output={tmp_path}/v")
+    assert run("vote", *command, "vote.neighbours=1", home=tmp_path).code == 0
+    refused = run("vote", *command, "vote.neighbours=2", home=tmp_path)
+    assert refused.code == 1
+    assert "overwrite=true replaces it once the new one is done." in refused.line
+    assert len(json.loads((tmp_path / "v" / "report.json").read_text())["neighbours"]) == 1
+    assert run("vote", *command, "vote.neighbours=2", "overwrite=true", home=tmp_path).code == 0
+    assert len(json.loads((tmp_path / "v" / "report.json").read_text())["neighbours"]) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"v", "logs"}
 
 
 @pytest.mark.slow
@@ -163,6 +197,9 @@ def test_under_ddp_one_rank_writes_and_speaks(app: str, home: Path, zoo: Path) -
     assert done.returncode == 0, shown
     assert "Error" not in shown
     assert shown.count("wrote ") == (1 if app == "prune" else len(OUTPUTS))
+    if app == "vote":
+        (again,) = (line for line in shown.splitlines() if line.startswith("    mvp-prune "))
+        assert "strategy=ddp_cpu" in again, "what was typed is known in the rank that speaks"
 
 
 def test_a_task_of_ones_own_classes_is_pruned_under_its_name(home: Path, pretrained: Path, run: Run) -> None:
@@ -176,7 +213,7 @@ def test_a_task_of_ones_own_classes_is_pruned_under_its_name(home: Path, pretrai
 def test_existing_output_is_never_overwritten(home: Path, voted: Path, pretrained: Path, run: Run) -> None:
     before = {**modified(voted), **modified(pretrained.parent)}
     for name, target in (("vote", voted), ("pretrain", pretrained)):
-        done = run(name, *TINY, home=home)
+        done = run(name, *TINY, f"output={target}", home=home)
         assert done.code == 1
         assert f"{target} exists already and is not overwritten. Name another output, or remove it." in done.line
         assert "Traceback" not in done.text
@@ -268,8 +305,8 @@ def test_a_vote_says_what_to_expect_and_how_to_prune_from_scratch_instead(home: 
     assert {"split.kind=target", "split.task=1", "pruning.pruning_ratio=0.70"} <= set(words)
     assert f"steps={10 * report['steps']}" in words
     assert not any(word.startswith("vote.") for word in words)
-    dry = run("prune", *words, "dry_run=true", home=home)
-    assert dry.code == 0, dry.text
+    from_scratch = run("prune", *words, home=home)
+    assert from_scratch.code == 0, from_scratch.text
     silent = run("vote", *command, "vote.similarity=prototypes", f"output={home}/silent", home=home)
     assert silent.code == 0
     assert "explains" not in silent.line

@@ -59,6 +59,9 @@ def test_a_folder_of_mvp_vote_becomes_every_format(voted: Path, tmp_path: Path, 
     assert again.code == 1
     assert f"{folder} exists already and is not overwritten" in again.line
     assert modified(folder) == before
+    replaced = run("export", f"folder={voted}", *QUICK, "formats=[safetensors]", "overwrite=true", home=tmp_path)
+    assert replaced.code == 0, replaced.text
+    assert {path.name for path in folder.iterdir()} == names - {"model.pt2", "model.onnx"}
 
 
 FACTS_GIVEN = f"facts={json.dumps(FACTS.to_dict())}".replace('"', "")
@@ -145,6 +148,8 @@ def test_a_module_of_ones_own_that_can_not_be_made_is_refused(
         ),
         (["checkpoint=nowhere.ckpt"], "Expected a checkpoint at nowhere.ckpt, but there is no such file."),
         (["zoo=nowhere", "entry=x"], "Expected a zoo at nowhere, but there is no such folder."),
+        (["folder=3"], "Expected `folder` to be text or null, but got 3."),
+        (["folder=a", "measure.batch_sizes=1"], "Expected `measure.batch_sizes` to be a list, but got 1."),
         (["folder=a", "formats=[coreml]"], "Expected `formats` to be some of 'safetensors', 'pt2', 'onnx', but got"),
         (
             ["folder=a", "formats=onnx"],

@@ -1,0 +1,115 @@
+"""A fit that goes on where it was stopped: one checkpoint, always whole, and Ctrl-C between steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_mvp.callbacks.random_state import random_states, set_random_states
+
+NAME = "last.ckpt"
+RANDOM_STATES = "lightning_mvp_random_states"
+SHARE = 20  # checkpoints take at most a twentieth of the time
+
+
+class Resumable(Checkpoint):
+    """Keeps a checkpoint of the last steps, from which the same fit goes on exactly, torch's random state included.
+
+    It is written every so many seconds of training, at Ctrl-C and at SIGTERM, always after a whole step, and takes its
+    name only once all of it is there. ``with`` this callback around ``fit`` the first Ctrl-C waits for the end of the
+    step and the checkpoint, and ends the fit with ``SystemExit(130)``; a second one stops at once.
+
+    Args:
+        folder: for ``last.ckpt``; made when the first one is written.
+        seconds: between two checkpoints, or more where writing one takes long; 0: after every step.
+
+    Example:
+        >>> Resumable("training", seconds=30).path.name
+        'last.ckpt'
+    """
+
+    def __init__(self, folder: str | Path, seconds: float) -> None:
+        self.path, self.seconds = Path(folder, NAME), seconds
+        self.last_model_path = ""  # what MVPCallback names after a second Ctrl-C
+        self._asked = self._handles = False
+        self._random_states: Any = None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Where to go on from, for ``ckpt_path``; None in the beginning."""
+        return str(self.path) if self.path.exists() else None
+
+    # Ctrl-C: not in a hook, because Lightning puts back the handlers it found at some moment of the fit ---------------
+
+    def __enter__(self) -> Resumable:
+        main = threading.current_thread() is threading.main_thread()
+        self._handles = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._handles:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        rank_zero_info("Finishing the training step (or validation), then saving. Ctrl-C again stops at once.")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._handles:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._asked and kind is None:  # asked after the last step
+            raise KeyboardInterrupt
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.last_model_path = self.checkpoint or ""
+        self._step, self._next = trainer.global_step, time.monotonic() + self.seconds
+        if trainer.global_step:
+            rank_zero_info(f"Going on after step {trainer.global_step} of {trainer.max_steps}.")
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random_states = checkpoint[RANDOM_STATES]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RANDOM_STATES] = random_states(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
+            set_random_states(trainer, self._random_states)
+            self._random_states = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        agree = trainer.strategy.reduce_boolean_decision
+        stop = agree(self._asked, all=False)
+        if agree(stop or trainer.received_sigterm or time.monotonic() >= self._next, all=False):
+            self._save(trainer)
+        if stop:
+            raise SystemExit(130)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """By all ranks; the first writes."""
+        begin, partial = time.monotonic(), self.path.with_name(f".{NAME}.{os.getpid()}")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.path)
+        self.last_model_path, now = str(self.path), time.monotonic()
+        self._next = now + (self.seconds and max(self.seconds, SHARE * (now - begin)))
