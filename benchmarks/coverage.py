@@ -162,12 +162,13 @@ def describe(model: str, backbone: nn.Module, groups: Groups, example: Tensor) -
 
 def structure(model: str) -> Structure:
     """What the table says of a model that does not depend on the machine; where it is refused, only why."""
-    backbone, example = built(model, FULL_SIZE)
     try:
-        groups = find_groups(backbone, example, check=False)
+        exact = find_groups(*built(model))
     except ValueError as refusal:
         return Structure(model, refusal=str(refusal))
-    return describe(model, backbone, groups, example)
+    backbone, example = built(model, FULL_SIZE)
+    groups = find_groups(backbone, example, check=False).select(include=exact.names)
+    return describe(model, backbone, Groups(groups, exact.skipped), example)
 
 
 def seconds(work: Callable[[], Any], at_least: float = 0.0) -> float:
@@ -209,8 +210,9 @@ def check(row: Row) -> None:
     backbone, example = built(row.model)
     row.check_size = example.shape[-1]
     start = time.perf_counter()
-    groups = find_groups(backbone, example, check=False)
+    find_groups(backbone, example, check=False)
     row.find_seconds = time.perf_counter() - start
+    groups = find_groups(backbone, example)
     start = time.perf_counter()
     row.difference = max(check_exact(backbone, groups, random_masks(groups, ratio, SEED), example) for ratio in RATIOS)
     row.check_seconds = (time.perf_counter() - start) / len(RATIOS)
@@ -223,7 +225,7 @@ def time_passes(row: Row, at_least: float) -> None:
     They take turns, and each turn gives a ratio: whatever else the machine does slows both.
     """
     backbone, example = built(row.model, FULL_SIZE)
-    groups = find_groups(backbone, example, check=False)
+    groups = find_groups(backbone, example, check=False).select(include=list(row.names))
     models = {"dense": backbone}
     models |= {str(ratio): shrink(backbone, groups, random_masks(groups, ratio, SEED)) for ratio in RATIOS}
     turns = [
@@ -275,10 +277,17 @@ STRUCTURE = ["model", "groups", "units", "left out", "parameters", "MACs"]
 MEASURED = ["latency", "check at px", "difference", "find, s", "check, s", "check, steps"]
 
 
+def shortened(note: str) -> str:
+    """A note without the names of all layers but the first."""
+    names, colon, reason = note.partition(": ")
+    first, *more = names.split(", ")
+    return first + (f" and {len(more)} more" if more else "") + colon + reason.partition("; they are ")[0]
+
+
 def together(notes: Sequence[str]) -> list[str]:
     """Notes of one reason as one: the first in full, the others counted."""
     found: dict[str, list[str]] = {}
-    for note in notes:
+    for note in map(shortened, notes):
         # Layers of other blocks with the same fate differ by their own names and those they quote.
         found.setdefault(re.sub(r"`[^`]*`", "", note.partition(": ")[2]), []).append(note)
     return [first + (f" (and {len(rest)} like it)" if rest else "") for first, *rest in found.values()]

@@ -49,6 +49,10 @@ def cpu_copy(backbone: nn.Module, dtype: torch.dtype, keep_hooks: bool = False) 
             bases = (_Local,) if kind is nn.SyncBatchNorm else (kind, _Local)
             module.__class__ = type(kind.__name__, bases, {})
     clone = clone.cpu().to(dtype).eval().requires_grad_(True)
+    for module in clone.modules():  # a weight that a hook computes is no parameter, and was not cast with the others
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(module, name, value.detach().to("cpu", dtype))
     if not keep_hooks:
         for module in clone.modules():
             for kind_of_hook in HOOKS:

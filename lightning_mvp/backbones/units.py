@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
+
+SHOWN = 200  # characters of a note; it may name hundreds of layers
 
 Kind = Literal["conv", "residual", "mlp", "heads"]
 Role = Literal["producer", "norm", "statistic", "consumer"]
@@ -99,7 +102,8 @@ class Groups:
 
     def __repr__(self) -> str:
         lines = [f"  {group.name}: {group.size} units ({group.kind})" for group in self]
-        return "\n".join([f"Groups of {sum(self.sizes.values())} units:", *lines, *(f"  - {s}" for s in self.skipped)])
+        notes = [f"  - {note if len(note) <= SHOWN else note[:SHOWN] + ' …'}" for note in self.skipped]
+        return "\n".join([f"Groups of {sum(self.sizes.values())} units:", *lines, *notes])
 
     @property
     def names(self) -> list[str]:
@@ -150,10 +154,11 @@ class Groups:
         Args:
             include: patterns as of ``fnmatch``, such as ``"layer3.*"``, or kinds: ``"conv"``, ``"residual"``, ``"mlp"``
                 or ``"heads"``.
-            exclude: patterns or kinds, too.
+            exclude: patterns or kinds, too. One that only matches what was left out already (``groups.skipped``) does
+                nothing.
 
         Raises:
-            ValueError: a pattern matches no group, or no group is left.
+            ValueError: a pattern matches neither a group nor what was left out, or no group is left.
 
         Example:
             >>> groups = Groups([UnitGroup(name, "mlp", 4, ()) for name in ("blocks.0.mlp", "blocks.1.mlp")])
@@ -165,7 +170,7 @@ class Groups:
             return any(fnmatchcase(name, pattern) or self[name].kind == pattern for pattern in patterns)
 
         for pattern in [*(include or ()), *(exclude or ())]:
-            if not any(matches(name, [pattern]) for name in self.names):
+            if not any(matches(name, [pattern]) for name in self.names) and not self._left_out(pattern):
                 raise ValueError(f"Pattern {pattern!r} matches no group; there are {', '.join(self.names)}.")
         chosen = [
             name
@@ -176,3 +181,34 @@ class Groups:
             raise ValueError(f"No group is left by include={include} and exclude={exclude}; loosen the patterns.")
         left_out = [f"{name}: not selected" for name in self.names if name not in chosen]
         return Groups([self[name] for name in chosen], [*self.skipped, *left_out])
+
+    def _left_out(self, pattern: str) -> bool:
+        """Whether a pattern, or a kind, names something that a note says was left out."""
+        words = {word for note in self.skipped for word in re.findall(r"[\w.]+", note)}
+        parts = {".".join(word.split(".")[:end]) for word in words for end in range(1, word.count(".") + 2)}
+        return any(fnmatchcase(part, pattern) for part in words | parts)
+
+    def listed(self, sizes: Mapping[str, int], where: str) -> Groups:
+        """Exactly the groups of a zoo; those that it does not list stay whole.
+
+        Args:
+            sizes: group → its number of units, in the zoo's order.
+            where: the zoo, for errors.
+
+        Raises:
+            ValueError: a group of the zoo's is not there, or is of another size; it is named, with the reason.
+        """
+        for name, size in sizes.items():
+            if name in self._groups and self[name].size == size:
+                continue
+            note = next((note for note in self.skipped if note.startswith((f"{name}:", f"{name},"))), None)
+            found = f"{self[name].size} units" if name in self._groups else note or "no such group"
+            raise ValueError(
+                f"Expected the backbone to have the groups of the zoo at {where}, such as `{name}` of {size} units, "
+                f"but it has {found}. Use the backbone that the zoo was made with; if a group is no longer exact, "
+                "fill a new zoo."
+            )
+        if list(sizes) == self.names:
+            return self
+        more = [f"{name}: left whole, the zoo does not list it" for name in self.names if name not in sizes]
+        return Groups([self[name] for name in sizes], [*self.skipped, *more])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_mvp.files import write_whole
 
@@ -16,6 +18,28 @@ def save_weights(module: nn.Module, path: str | Path, *, overwrite: bool = False
     Raises:
         FileExistsError: the file exists and ``overwrite`` is off.
     """
-    # safetensors stores row-major bytes; channels_last is a matter of the process that runs the module.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    # safetensors stores row-major bytes; channels_last is a matter of the process that runs the module. It refuses
+    # memory that two names share, as tied weights do, and what get_extra_state gives is no tensor.
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
     return write_whole(Path(path), save(state), overwrite=overwrite)
+
+
+def load_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load all tensors of a module, and leave what its ``get_extra_state`` keeps as it is.
+
+    Args:
+        module: changed in place.
+        state: name → tensor, exactly the module's parameters and buffers.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+
+    Example:
+        >>> load_tensors(nn.Linear(1, 1), {"weight": torch.ones(1, 1), "bias": torch.ones(1)})
+    """
+    extra = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
+    module.load_state_dict({**extra, **state})

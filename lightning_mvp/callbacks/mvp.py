@@ -231,7 +231,8 @@ class MVPCallback(Readout):
         head = self._head(pl_module)
         if head is not None:
             check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
-        self._pruner = Pruner(backbone, example, self.settings, keep_features=self.head_name is None)
+        zoo = None if self.zoo is None else self.zoo.path
+        self._pruner = Pruner(backbone, example, self.settings, keep_features=self.head_name is None, zoo=zoo)
         if self._resumed is not None:
             self._pruner.load_state_dict(self._resumed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from lightning_mvp.pruning.importance import (
     normalised,
     random_importance,
 )
+from lightning_mvp.zoo.index import INDEX
+from lightning_mvp.zoo.zoo import ModelZoo
 
 
 def require_plain(backbone: nn.Module) -> None:
@@ -91,18 +94,27 @@ class Pruner:
         example: what it takes in one forward pass.
         settings: how to prune it.
         keep_features: leave the group that is the backbone's output whole, because nobody knows who reads it.
+        zoo: the zoo that the result is for: its groups are a contract. It need not exist yet.
 
     Raises:
-        ValueError: nothing in the backbone can be pruned, a unit is frozen, or a weight is computed from others.
+        ValueError: a group that the zoo lists is missing, nothing in the backbone can be pruned, a unit is frozen, or
+            a weight is computed from others.
     """
 
     def __init__(
-        self, backbone: nn.Module, example: tuple[Tensor, ...], settings: PruningSettings, keep_features: bool
+        self,
+        backbone: nn.Module,
+        example: tuple[Tensor, ...],
+        settings: PruningSettings,
+        keep_features: bool,
+        zoo: Path | None = None,
     ) -> None:
         require_plain(backbone)
         self.settings = settings
-        self._inputs = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in example]
+        self._inputs: list[Any] = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in example]
         self.all_groups = find_groups(backbone, example)
+        if zoo is not None and (zoo / INDEX).exists():
+            self.all_groups = self.all_groups.listed(ModelZoo(zoo).group_sizes, str(zoo))
         features = [group.name for group in self.all_groups.feature_groups]
         if features and keep_features:
             rank_zero_warn(
@@ -140,6 +152,11 @@ class Pruner:
     def finished(self) -> bool:
         """Whether the last round has happened."""
         return self.round == self.settings.rounds
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """Zeros of the shapes that the backbone takes in one forward pass."""
+        return tuple(torch.zeros(shape, dtype=getattr(torch, str(kind))) for shape, kind in self._inputs)
 
     def observe(self, backbone: nn.Module) -> None:
         """Take scores of one step from its gradients, where the next round will want them."""

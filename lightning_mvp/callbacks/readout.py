@@ -91,7 +91,7 @@ class Readout(L.Callback):
         assert self._module is not None, "it was seen before its groups were"
         backbone = self._backbone(self._module)
         require_zeroed(backbone, self.groups, masks)
-        return cut(backbone, self._head(self._module), self.groups, masks)
+        return cut(backbone, self._head(self._module), self.groups, masks, self.pruner.example)
 
     @staticmethod
     def small_model_from(

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.groups import Groups, find_groups
-from lightning_mvp.backbones.inputs import as_inputs
+from lightning_mvp.backbones.inputs import as_inputs, one_sample
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.resolve import check_head, example_inputs, resolve_module
@@ -22,9 +22,12 @@ from lightning_mvp.callbacks.zoo_export import small_head
 from lightning_mvp.pruning.zeros import require_zeroed
 
 
-def cut(backbone: nn.Module, head: nn.Module | None, groups: Groups, masks: Masks) -> nn.Module:
+def cut(
+    backbone: nn.Module, head: nn.Module | None, groups: Groups, masks: Masks, example: tuple[Tensor, ...]
+) -> nn.Module:
     """The small backbone, followed by the small head if there is one: on the CPU, in eval mode."""
-    small = without_sync(shrink(backbone, groups, masks)).cpu().eval()
+    small = shrink(backbone, groups, masks).cpu().eval()
+    small = without_sync(small, one_sample(example, small)).eval()
     if head is None:
         return small
     assert isinstance(head, nn.Linear), "it was checked before training"
@@ -107,7 +110,7 @@ def small_model_from(
             )
     masks = Masks({**Masks.full(groups), **kept})
     require_zeroed(own, groups, masks)
-    return cut(own, linear, groups, masks)
+    return cut(own, linear, groups, masks, example)
 
 
 def _load(module: L.LightningModule, saved: Mapping[str, Any], named: str) -> None:

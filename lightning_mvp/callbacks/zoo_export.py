@@ -56,7 +56,8 @@ def own_state(backbone: nn.Module) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in backbone.state_dict().items()
-        if classifier is None or not name.startswith(f"{classifier}.")
+        # What a module's get_extra_state gives may be anything; it is the module's own business.
+        if isinstance(tensor, Tensor) and (classifier is None or not name.startswith(f"{classifier}."))
     }
 
 

@@ -178,4 +178,5 @@ def from_zoo(path: str | Path, entry: str | None) -> Source:
     facts = TaskFacts.from_dict(found.facts)
     dense = dense_backbone(zoo)
     groups = find_groups(dense, torch.zeros(1, facts.channels, facts.input_size, facts.input_size))
+    groups = groups.listed(zoo.group_sizes, str(path))
     return Source.of(entry, *rebuild(found, dense, groups), facts)

@@ -88,7 +88,7 @@ def prune_into_zoo(
     zoo.reserve(pruning.config(steps))
     zoo.capture(module.backbone)
     assert isinstance(module.example_input_array, Tensor)
-    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
+    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False, zoo=zoo.path)
     zoo.open(module.backbone, pruner.all_groups)
     prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
 

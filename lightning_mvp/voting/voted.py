@@ -21,6 +21,7 @@ from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
+from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.pruning.schedule import require_ratio
@@ -255,7 +256,7 @@ def voted_backbone(
         merged = merge(states, masks, chosen, groups, weights, theta0=zoo.theta0(), missing=missing)
     with _timed(seconds, "build"):
         small = shrink(dense, groups, chosen)
-        small.load_state_dict(merged.state)
+        load_tensors(small, merged.state)
     with _timed(seconds, "re-estimate"):
         if reestimate_batches:
             # Without facts of its own the target is seen as its nearest neighbour sees it.
@@ -294,10 +295,7 @@ def _structure(
     dense = dense_backbone(zoo, backbone)
     require_takes(dense, example, "loader")
     groups = find_groups(dense, example) if groups is None else groups
-    if groups.sizes != zoo.group_sizes:
-        raise ValueError(
-            f"Expected the groups of the zoo at {zoo.path}, {zoo.group_sizes}, but the backbone has {groups.sizes}."
-        )
+    groups = groups.listed(zoo.group_sizes, str(zoo.path))
     return dense, groups
 
 

@@ -14,6 +14,7 @@ from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import resize, shrink
 from lightning_mvp.backbones.units import Groups
+from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -39,7 +40,8 @@ def dense_backbone(zoo: ModelZoo, backbone: nn.Module | None = None) -> nn.Modul
         dense.reset_classifier(0)  # type: ignore[operator]  # timm's: no part of θ⁰
     theta0 = as_tensors(zoo.theta0())
     expected = {name: tuple(value.shape) for name, value in theta0.items()}
-    got = {name: tuple(value.shape) for name, value in dense.state_dict().items()}
+    state = dense.state_dict().items()
+    got = {name: tuple(value.shape) for name, value in state if isinstance(value, Tensor)}
     differing = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
     if differing:
         name = differing[0]
@@ -47,7 +49,7 @@ def dense_backbone(zoo: ModelZoo, backbone: nn.Module | None = None) -> nn.Modul
             f"The zoo at {zoo.path} is of another backbone: {len(differing)} tensors differ, first {name!r}: "
             f"expected shape {expected.get(name)}, got {got.get(name)}. Pass the zoo's own backbone."
         )
-    dense.load_state_dict(theta0)
+    load_tensors(dense, theta0)
     return dense.eval()
 
 
@@ -104,7 +106,7 @@ def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Mo
     """
     require_fits(entry, backbone, groups)
     small = shrink(backbone, groups, entry_masks(entry))
-    small.load_state_dict(as_tensors(entry.weights))
+    load_tensors(small, as_tensors(entry.weights))
     return small.eval(), _head(entry)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,9 @@ def test_a_backbone_that_fails_the_self_check_is_refused_in_a_sentence(
 ) -> None:
     # Any real architecture would do that Torch-Pruning maps wrongly; those are large.
     monkeypatch.setattr("lightning_mvp.backbones.selfcheck.TOLERANCE", -1.0)
+    monkeypatch.setattr("lightning_mvp.backbones.groups_cache._found", OrderedDict())
     message = refused(run, tmp_path / "home", "prune", *TINY, *TINY_ROUNDS, "weights=null")
-    assert "SelfCheckError: Self-check failed in group `layer1.residual`" in message
+    assert "a backbone with units that can be pruned, but ResNet has none: layer1.residual: left out, zeroed" in message
 
 
 WRONG = [

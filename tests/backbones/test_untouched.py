@@ -79,7 +79,8 @@ def test_a_model_in_use_stays_as_it_was(act: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("act", ["find_groups", "check_exact", "shrink"])
-def test_the_users_hooks_do_not_fire(act: str) -> None:
+def test_the_users_hooks_fire_once_at_most(act: str) -> None:
+    """Once, to see whether a copy without them computes the same; never in the copies."""
     model, example = used_model(torch.float32), torch.randn(1, 3, 64, 64)
     groups = find_groups(model, example, check=False)
     calls: list[nn.Module] = []
@@ -87,7 +88,8 @@ def test_the_users_hooks_do_not_fire(act: str) -> None:
         module.register_forward_hook(lambda module, *_: calls.append(module))
         module.register_forward_pre_hook(lambda module, *_: calls.append(module))
     ACTS[act](model, groups, example)
-    assert calls == []
+    assert set(calls) <= set(model.modules())
+    assert len(calls) == (2 * len(set(calls)) if act == "find_groups" else 0)
 
 
 def test_groups_of_a_model_do_not_depend_on_its_dtype_mode_or_memory_format() -> None:

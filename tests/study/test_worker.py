@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 PARENT = """
 import multiprocessing, os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.worker import start_worker
-
-pytestmark = pytest.mark.slow
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
@@ -23,6 +23,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
