@@ -1,11 +1,14 @@
 """Which timm models can be pruned, how exactly, and what that saves: the table in docs/coverage.md.
 
-    python benchmarks/coverage.py           # all models, about five minutes on one core; writes the table
-    python benchmarks/coverage.py --fast    # those that tests repeat, on screen only
+    python benchmarks/coverage.py             # all models, about 20 minutes on one core; writes the table
+    python benchmarks/coverage.py --fast      # those that tests repeat, on screen only
     python benchmarks/coverage.py --models resnet50 dla34 --json coverage.json
+    python benchmarks/coverage.py --families  # the smallest model of each module of timm; writes that table
 
-Any timm model can be named. One model at a time is built, with random weights: nothing is downloaded. It is checked
-with small images and measured with those of 224 pixels. Only a run over all models is written into the table.
+Any timm model can be named, ``torchvision:NAME``, ``features:NAME`` (timm's, all its feature maps) and the small models
+of ``transformers`` (``pip install transformers``). One model at a time is built, with random weights: nothing is
+downloaded. It is checked with small images and measured with those of 224 pixels. Only a run over all models is written
+into the table.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
@@ -36,6 +40,8 @@ from lightning_mvp.errors import SelfCheckError
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "coverage.md"
 BEGIN, END = "<!-- coverage table: benchmarks/coverage.py writes it -->", "<!-- end of coverage table -->"
+FAMILIES_BEGIN = "<!-- families: benchmarks/coverage.py --families writes it -->"
+FAMILIES_END = "<!-- end of families -->"
 RATIOS = (0.5, 0.9)
 SEED = 0
 TRAINING_BATCH = 32
@@ -78,8 +84,72 @@ HARD = {
     "pvt_v2_b0": 64,
     "mobilevit_s": 64,
 }
-MODELS = {**CONVOLUTIONAL, **TRANSFORMERS, **HARD}
+# More of timm's families, of all kinds.
+MORE = {
+    "botnet26t_256": 128,
+    "cait_xxs24_224": 64,
+    "coatnet_nano_rw_224": 64,
+    "convit_tiny": 64,
+    "convnextv2_atto": 64,
+    "cs3darknet_s": 64,
+    "cspresnet50": 64,
+    "davit_tiny": 64,
+    "dla34": 64,
+    "ecaresnet26t": 64,
+    "efficientformer_l1": 224,
+    "fastvit_t8": 64,
+    "focalnet_tiny_srf": 64,
+    "gcresnet33ts": 64,
+    "ghostnet_100": 64,
+    "gmlp_s16_224": 64,
+    "halonet26t": 128,
+    "hgnet_tiny": 64,
+    "hrnet_w18_small": 64,
+    "levit_128s": 224,
+    "mixnet_s": 64,
+    "mobileone_s0": 64,
+    "poolformer_s12": 64,
+    "repvgg_a0": 64,
+    "res2net50_14w_8s": 64,
+    "resnetv2_50": 64,
+    "tresnet_m": 64,
+    "visformer_tiny": 224,
+    "vit_small_patch16_dinov3": 64,
+    "volo_d1_224": 64,
+    "xcit_nano_12_p16_224": 64,
+}
+# Other libraries' models, and encoders that return several tensors.
+TORCHVISION = {
+    "alexnet": 64,
+    "convnext_tiny": 64,
+    "densenet121": 64,
+    "efficientnet_b0": 64,
+    "efficientnet_v2_s": 64,
+    "googlenet": 64,
+    "inception_v3": 96,
+    "mnasnet0_5": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "regnet_y_400mf": 64,
+    "resnet18": 64,
+    "resnext50_32x4d": 64,
+    "shufflenet_v2_x0_5": 64,
+    "squeezenet1_0": 64,
+    "swin_t": 64,
+    "swin_v2_t": 64,
+    "vgg11_bn": 64,
+    "vit_b_16": 224,
+    "wide_resnet50_2": 64,
+    "lraspp_mobilenet_v3_large": 64,
+    "fcn_resnet50": 64,
+}
+OUTSIDE = {f"torchvision:{name}": size for name, size in TORCHVISION.items()}
+OUTSIDE |= {"features:resnet18": 64, "features:mobilenetv3_small_100": 64}
+OUTSIDE |= {f"transformers:{name}": 64 for name in ("ViT", "Swin", "ConvNext", "ResNet")}
+MODELS = {**CONVOLUTIONAL, **TRANSFORMERS, **HARD, **MORE, **OUTSIDE}
 SIZED = {*TRANSFORMERS, "eva02_tiny_patch14_224", "coat_tiny", "maxvit_tiny_tf_224"}
+SIZED |= {"cait_xxs24_224", "convit_tiny", "coatnet_nano_rw_224", "gmlp_s16_224", "volo_d1_224", "xcit_nano_12_p16_224"}
+SIZED |= {"davit_tiny", "vit_small_patch16_dinov3", "focalnet_tiny_srf"} - {"davit_tiny", "focalnet_tiny_srf"}
 FAST = (
     "resnet18",
     "seresnet18",
@@ -140,9 +210,27 @@ def recipe_of_model(model: str, size: int | None = None) -> dict[str, Any]:
 
 def built(model: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
     """A model with random weights and one image for it."""
+    if ":" in model:
+        torch.manual_seed(SEED)
+        side = size or MODELS.get(model, 64)
+        return outside(*model.split(":"), side), torch.randn(1, 3, side, side)
     recipe = recipe_of_model(model, size)
     torch.manual_seed(SEED)
     return create_backbone(recipe), torch.randn(1, 3, recipe["input_size"], recipe["input_size"])
+
+
+def outside(library: str, name: str, size: int) -> nn.Module:
+    """A model that no recipe names, for images of a size."""
+    if library == "features":
+        return timm.create_model(name, features_only=True)
+    if library == "torchvision":
+        return torchvision.models.get_model(name, weights=None, **({"image_size": size} if "vit" in name else {}))
+    import transformers
+
+    options: dict[str, Any] = {"image_size": size}
+    if name == "ViT":
+        options |= {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options))
 
 
 def describe(model: str, backbone: nn.Module, groups: Groups, example: Tensor) -> Structure:
@@ -225,7 +313,7 @@ def time_passes(row: Row, at_least: float) -> None:
     They take turns, and each turn gives a ratio: whatever else the machine does slows both.
     """
     backbone, example = built(row.model, FULL_SIZE)
-    groups = find_groups(backbone, example, check=False).select(include=list(row.names))
+    groups = find_groups(backbone, example, check=False).select(include=find_groups(*built(row.model)).names)
     models = {"dense": backbone}
     models |= {str(ratio): shrink(backbone, groups, random_masks(groups, ratio, SEED)) for ratio in RATIOS}
     turns = [
@@ -328,28 +416,76 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def with_table(document: str, table: str) -> str:
+def smallest_of_each_family() -> list[tuple[str, str]]:
+    """Module of timm → its model of fewest parameters."""
+    found = []
+    for family in timm.list_modules():
+        sizes: dict[str, int] = {}
+        for name in timm.list_models(module=family, exclude_filters="*_clip*"):
+            try:
+                with torch.device("meta"):
+                    sizes[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+            except Exception:  # some can't be made without values
+                continue
+        if sizes:
+            found.append((family, min(sizes, key=lambda name: (sizes[name], name))))
+    return found
+
+
+def families() -> str:
+    """For each module of timm its smallest model: the share of its parameters in groups, what is left out, seconds."""
+    lines = ["| module | smallest model | groups | parameters in groups | left out | seconds |"]
+    lines.append("| --- | --- | --- | ---: | ---: | ---: |")
+    print(*lines, sep="\n", flush=True)
+    for family, model in smallest_of_each_family():
+        start = time.perf_counter()
+        try:
+            backbone, example = built(model, 64)
+            backbone(example)
+        except Exception:  # its images have a size of their own
+            backbone, example = built(model, timm.get_pretrained_cfg(model).input_size[-1])
+        try:
+            groups = find_groups(backbone, example)
+        except ValueError as refusal:
+            cells = ["refused", "0 %", str(refusal).partition(": ")[0][:80]]
+        else:
+            kinds = Counter(group.kind for group in groups)
+            owned = {member.tensor for group in groups for member in group.members}
+            sizes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
+            share = sum(size for name, size in sizes.items() if name in owned) / sum(sizes.values())
+            told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            cells = [told, f"{share:.0%}".replace("%", " %"), str(len(groups.skipped))]
+        lines.append(f"| {family} | `{model}` | {' | '.join(cells)} | {time.perf_counter() - start:.1f} |")
+        print(lines[-1], flush=True)
+        gc.collect()
+    return "\n".join(lines)
+
+
+def with_table(document: str, table: str, begin_line: str = BEGIN, end_line: str = END) -> str:
     """The document with the table between its two markers.
 
     Raises:
         ValueError: the markers are not there, once each and in this order.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = document.partition(begin_line)
+    _, end, after = rest.partition(end_line)
     if not begin or not end:
-        raise ValueError(f"Expected {DOCUMENT.name} to hold the lines {BEGIN!r} and {END!r}, but one is missing.")
+        raise ValueError(
+            f"Expected {DOCUMENT.name} to hold the lines {begin_line!r} and {end_line!r}, but one is missing."
+        )
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", help="timm names; shown on screen (default: all of the table)")
+    parser.add_argument("--families", action="store_true", help="the smallest model of each module of timm")
     parser.add_argument("--fast", action="store_true", help="only the models that tests repeat; shown on screen")
     parser.add_argument("--min-run-time", type=float, default=1.0, help="seconds to time a forward pass (default: 1)")
     parser.add_argument("--json", type=Path, help="write every figure and note here")
     options = parser.parse_args(arguments)
     for model in options.models or ():
-        if not timm.is_model(model):
+        if ":" not in model and not timm.is_model(model):
             parser.error(f"Expected --models to be names that timm {timm.__version__} knows, but got {model!r}.")
     return options
 
@@ -358,6 +494,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    if options.families:
+        table = families()
+        document = with_table(DOCUMENT.read_text(encoding="utf-8"), table, FAMILIES_BEGIN, FAMILIES_END)
+        DOCUMENT.write_text(document, encoding="utf-8")
+        return
     rows = []
     for model in options.models or (FAST if options.fast else MODELS):
         rows.append(measure(model, options.min_run_time))

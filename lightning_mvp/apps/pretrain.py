@@ -137,8 +137,10 @@ def run(config: DictConfig) -> float:
     options = trainer_options(config)
     folder = training_folder(output)
     resumable = Resumable(folder, config.checkpoint_seconds)
-    options["callbacks"] = [*options.get("callbacks", ()), *([] if pruning is None else [pruning]), resumable]
+    if pruning is not None:
+        options["callbacks"] = [*options.get("callbacks", ()), pruning]
     trainer = make_trainer(config.steps, network=module, **options)
+    trainer.callbacks.append(resumable)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         write_json(folder / SETTINGS, settings_of(config, trainer.world_size), overwrite=True)
     with resumable:

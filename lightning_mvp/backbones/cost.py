@@ -47,7 +47,8 @@ def count_macs(module: nn.Module, example_input: Tensor | Sequence[Any]) -> int:
     try:
         for part in fused:
             part.fused_attn = False  # type: ignore[assignment]
-        with evaluating(module), sdpa_kernel(SDPBackend.MATH), counter:
+        # Gradients are on: the counter asks for the graph of what modules hand each other, a class token for example.
+        with evaluating(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             module(*inputs)
     finally:
         for part in fused:

@@ -66,6 +66,7 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
         on_cpu = one_sample(inputs, clone)
         groups = cache.get(checked=False) or Tracer(clone, on_cpu).find()
         del clone
+    cache.put(groups, checked=False)
     if check and len(groups):
         groups = exact_groups(backbone, groups, on_cpu, keep_hooks=keep_hooks)
     if not len(groups):
@@ -74,5 +75,6 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
             + ("; ".join(groups.skipped) or "no convolution, MLP or attention was found")
             + "."
         )
-    cache.put(groups, checked=check)
+    if check:
+        cache.put(groups, checked=True)
     return groups

@@ -7,7 +7,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,11 @@ from lightning_mvp.files import write_whole
 
 FOLDER_VARIABLE = "LIGHTNING_MVP_CACHE"
 FORMAT = "lightning-mvp-groups-1"
-MOST = 64  # structures that a process remembers
+MOST = 128  # that a process remembers
 
 
-@dataclass
-class _Found:
-    groups: Groups
-    checked: bool
-
-
-_found: OrderedDict[str, _Found] = OrderedDict()
+# Of each structure what was found, and what the self-check left of it.
+_found: OrderedDict[tuple[str, bool], Groups] = OrderedDict()
 
 
 class GroupsCache:
@@ -55,32 +49,34 @@ class GroupsCache:
         self._structure: Structure | None = structure_of(backbone, inputs)
 
     def get(self, checked: bool) -> Groups | None:
-        """The groups, a copy; None if they are not known, or not ``checked`` where that is asked for."""
+        """The groups, a copy; None if they are not known.
+
+        Args:
+            checked: those that the self-check has left; else all that were found.
+        """
         if self._structure is None:
             return None
-        key = self._structure.key
-        if key not in _found or (checked and not _found[key].checked):
-            stored = self._read()
-            if stored is None:
-                return None
-            self._remember(stored)
-        _found.move_to_end(key)
-        found = _found[key]
-        return Groups(found.groups, found.groups.skipped) if found.checked or not checked else None
+        slot = self._structure.key, checked
+        if slot not in _found and checked and (stored := self._read()) is not None:
+            self._remember(stored, checked)
+        if slot not in _found:
+            return None
+        _found.move_to_end(slot)
+        return Groups(_found[slot], _found[slot].skipped)
 
     def put(self, groups: Groups, checked: bool) -> None:
-        """Remember groups; ``checked`` says that the self-check has passed."""
+        """Remember groups: those that the self-check has left, or all that were found."""
         if self._structure is None:
             return
-        self._remember(_Found(Groups(groups, groups.skipped), checked))
+        self._remember(Groups(groups, groups.skipped), checked)
         path = self._path
         if path is not None and checked:
             with contextlib.suppress(OSError):  # of another job, or a folder that can't be written to: it is a cache
                 write_whole(path, _packed(groups), overwrite=True)
 
-    def _remember(self, found: _Found) -> None:
+    def _remember(self, groups: Groups, checked: bool) -> None:
         assert self._structure is not None
-        _found[self._structure.key] = found
+        _found[self._structure.key, checked] = groups
         while len(_found) > MOST:
             _found.popitem(last=False)
 
@@ -91,13 +87,13 @@ class GroupsCache:
             return None
         return Path(folder) / "groups" / f"{self._structure.key}.safetensors"
 
-    def _read(self) -> _Found | None:
-        """What the folder has; only groups that have passed the self-check are there."""
+    def _read(self) -> Groups | None:
+        """What the folder has: groups that the self-check has left."""
         path = self._path
         if path is None or not path.exists():
             return None
         with contextlib.suppress(Exception):  # whatever is wrong with it: it can always be made again
-            return _Found(_unpacked(path.read_bytes()), checked=True)
+            return _unpacked(path.read_bytes())
         return None
 
 
