@@ -26,9 +26,18 @@ class _Local(nn.SyncBatchNorm):
 
 
 def detached_copy(backbone: nn.Module) -> nn.Module:
-    """A deep copy, also where a hook keeps a computed weight in a module, which deepcopy refuses."""
-    computed = (value for module in backbone.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return copy.deepcopy(backbone, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+    """A deep copy, also where a module keeps a computed tensor, such as a hook's weight, which deepcopy refuses."""
+    held = [tensor for module in backbone.modules() for tensor in _held(vars(module))]
+    return copy.deepcopy(backbone, {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf})
+
+
+def _held(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _held(part)
 
 
 def cpu_copy(backbone: nn.Module, dtype: torch.dtype, keep_hooks: bool = False) -> nn.Module:
