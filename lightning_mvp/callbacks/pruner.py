@@ -114,7 +114,10 @@ class Pruner:
         self._inputs: list[Any] = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in example]
         self.all_groups = find_groups(backbone, example)
         if zoo is not None and (zoo / INDEX).exists():
-            self.all_groups = self.all_groups.listed(ModelZoo(zoo).group_sizes, str(zoo))
+            contract, own = ModelZoo(zoo).group_sizes, self.all_groups.sizes
+            # Groups of other sizes are of another backbone, which the zoo refuses by name when it is opened.
+            if all(own.get(name, size) == size for name, size in contract.items()):
+                self.all_groups = self.all_groups.listed(contract, str(zoo))
         features = [group.name for group in self.all_groups.feature_groups]
         if features and keep_features:
             rank_zero_warn(

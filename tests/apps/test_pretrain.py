@@ -23,7 +23,7 @@ PARENT = ("pruning.pruning_ratio=0.5", "pruning.rounds=3", "pruning.steps_per_ro
 KINDS: dict[str, tuple[str, ...]] = {"theta0": (), "parent": PARENT}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["theta0", pytest.param("parent", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -52,7 +52,9 @@ def require_the_same(found: Path, whole: Path) -> None:
         assert found.with_suffix(".json").read_text() == whole.with_suffix(".json").read_text()
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_the_same_command_goes_on_after_a_signal(
     how: signal.Signals, code: int, kind: str, whole: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

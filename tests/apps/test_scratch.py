@@ -19,6 +19,7 @@ from .conftest import TINY, TINY_ROUNDS, Run
 
 # resnet14t, narrow: a model of timm's that no option of `backbone` names, and an argument of it.
 TIMM = ("backbone=timm", "backbone.recipe.model=resnet14t", "backbone.recipe.input_size=32")
+SLOW = pytest.mark.slow
 NARROW = ("+backbone.recipe.arguments.channels=[8,16,16,32]",)
 
 
@@ -43,12 +44,11 @@ def printed(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("backbone", "weights", "typed"),
     [
-        (("backbone=vit_mini_hybrid",), "random", ()),
-        ((*TIMM, *NARROW), "file", ("backbone=resnet_mini_s2",)),
-        ((*TIMM, *NARROW), "random", (*TIMM, *NARROW)),
-        ((), "parent", ()),
+        pytest.param(("backbone=vit_mini_hybrid",), "random", (), id="hybrid"),
+        pytest.param((*TIMM, *NARROW), "file", ("backbone=resnet_mini_s2",), id="timm, another typed", marks=SLOW),
+        pytest.param((*TIMM, *NARROW), "random", (*TIMM, *NARROW), id="timm, typed", marks=SLOW),
+        pytest.param((), "parent", (), id="parent", marks=SLOW),
     ],
-    ids=["hybrid", "timm, another typed", "timm, typed", "parent"],
 )
 def test_it_runs_for_any_backbone_and_weights(
     backbone: tuple[str, ...], weights: str, typed: tuple[str, ...], tmp_path: Path, run: Run

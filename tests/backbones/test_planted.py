@@ -91,7 +91,14 @@ BUGS: list[tuple[str, str, str, Change]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "group", "tensor", "change"), BUGS)
+# In `make test` all of the smallest model, and some of the others.
+@pytest.mark.parametrize(
+    ("model", "group", "tensor", "change"),
+    [
+        pytest.param(*bug, marks=() if bug[0] == CONVNEXT or i % 5 == 0 else pytest.mark.slow)
+        for i, bug in enumerate(BUGS)
+    ],
+)
 def test_a_planted_bug_is_found_and_its_group_named(model: str, group: str, tensor: str, change: Change) -> None:
     backbone, groups, example = build_small(model)
     masks = random_masks(groups, 0.5, seed=0)

@@ -47,11 +47,13 @@ def result(request: pytest.FixtureRequest, smoke: tuple[str, dict[str, Any]]) ->
     return smoke[1]["results"][request.param]
 
 
+@pytest.mark.slow
 def test_both_tables_of_both_backbones_have_a_row_for_each_variant(smoke: tuple[str, dict[str, Any]]) -> None:
     rows = [line.split("|")[1].strip() for line in smoke[0].splitlines() if line.startswith("| ")]
     assert rows == ["variant", *VARIANTS] * 4
 
 
+@pytest.mark.slow
 def test_ratios_are_finite_positive_and_inside_their_intervals(result: dict[str, Any]) -> None:
     assert list(result["summary"]) == VARIANTS
     for row in result["summary"].values():
@@ -60,6 +62,7 @@ def test_ratios_are_finite_positive_and_inside_their_intervals(result: dict[str,
             assert 0 < row[clock]["low"] <= row[clock]["ratio"] <= row[clock]["high"]
 
 
+@pytest.mark.slow
 def test_every_repetition_has_one_block_of_each_variant_with_its_steps(result: dict[str, Any]) -> None:
     for repetition in range(2):
         blocks = [block for block in result["blocks"] if block["repetition"] == repetition]
@@ -67,6 +70,7 @@ def test_every_repetition_has_one_block_of_each_variant_with_its_steps(result: d
         assert all(len(block["wall_ms"]) == len(block["cpu_ms"]) == 1 for block in blocks)
 
 
+@pytest.mark.slow
 def test_masks_are_active_in_the_timed_steps_of_those_that_mask(result: dict[str, Any]) -> None:
     zeros = {variant: row["zeros"] for variant, row in result["summary"].items()}
     assert zeros["plain"] == zeros["plain, again"] == zeros["Torch-Pruning"] == 0
@@ -74,11 +78,13 @@ def test_masks_are_active_in_the_timed_steps_of_those_that_mask(result: dict[str
     assert 0.25 < zeros["MVPCallback"] < 0.35
 
 
+@pytest.mark.slow
 def test_those_that_prune_have_a_round_and_the_plain_ones_none(result: dict[str, Any]) -> None:
     had_one = {variant: row["round_ms"] > 0 for variant, row in result["summary"].items()}
     assert had_one == {variant: not variant.startswith("plain") for variant in VARIANTS}
 
 
+@pytest.mark.slow
 def test_the_json_says_versions_and_settings_and_no_path(smoke: tuple[str, dict[str, Any]]) -> None:
     report = smoke[1]
     assert {"lightning", "lightning-mvp", "timm", "torch", "torch-pruning"} <= set(report["versions"])

@@ -40,6 +40,7 @@ def photos() -> Tensor:
     ) / 0.5
 
 
+@pytest.mark.slow
 def test_efficientnet_lite0_still_names_the_photos_after_mild_pruning_and_export(tmp_path: Path):
     backbone = create_backbone({"model": "tf_efficientnet_lite0", "arguments": {"num_classes": 1000}}).eval()
     backbone.load_state_dict({name: tensor.float() for name, tensor in load_file(WEIGHTS).items()})
