@@ -16,6 +16,7 @@ from torch_pruning.dependency import index_mapping
 # can be followed take a hundredth of it.
 MOST_ENTRIES = 1_000_000
 MOST_ITEMS = 5_000
+OUTPUT = tp.ops._OutputOp
 ENDLESS = "its channels pass through reshapes that can't be followed"
 
 
@@ -170,6 +171,3 @@ def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     )
     index_mapping.update_index_mapping(graph)  # as before each group: concatenations know their sizes by now
     return graph
-
-
-OUTPUT, ADDED = tp.ops._OutputOp, nn.Parameter
