@@ -1,9 +1,9 @@
 """Which timm models can be pruned, how exactly, and what that saves: the table in docs/coverage.md.
 
-    python benchmarks/coverage.py             # all models, about 20 minutes on one core; writes the table
+    python benchmarks/coverage.py             # all models, about five minutes on one core; writes the table
     python benchmarks/coverage.py --fast      # those that tests repeat, on screen only
     python benchmarks/coverage.py --models resnet50 dla34 --json coverage.json
-    python benchmarks/coverage.py --families  # the smallest model of each module of timm; writes that table
+    python benchmarks/coverage.py --families  # other models and libraries, each family of timm; writes that table
 
 Any timm model can be named, ``torchvision:NAME``, ``features:NAME`` (timm's, all its feature maps) and the small models
 of ``transformers`` (``pip install transformers``). One model at a time is built, with random weights: nothing is
@@ -22,7 +22,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -87,7 +87,7 @@ HARD = {
 }
 # More of timm's families, of all kinds.
 MORE = {
-    "botnet26t_256": 128,
+    "botnet26t_256": 256,
     "cait_xxs24_224": 64,
     "coatnet_nano_rw_224": 64,
     "convit_tiny": 64,
@@ -103,7 +103,7 @@ MORE = {
     "gcresnet33ts": 64,
     "ghostnet_100": 64,
     "gmlp_s16_224": 64,
-    "halonet26t": 128,
+    "halonet26t": 256,
     "hgnet_tiny": 64,
     "hrnet_w18_small": 64,
     "levit_128s": 224,
@@ -147,7 +147,8 @@ TORCHVISION = {
 OUTSIDE = {f"torchvision:{name}": size for name, size in TORCHVISION.items()}
 OUTSIDE |= {"features:resnet18": 64, "features:mobilenetv3_small_100": 64}
 OUTSIDE |= {f"transformers:{name}": 64 for name in ("ViT", "Swin", "ConvNext", "ResNet")}
-MODELS = {**CONVOLUTIONAL, **TRANSFORMERS, **HARD, **MORE, **OUTSIDE}
+MODELS = {**CONVOLUTIONAL, **TRANSFORMERS, **HARD}
+OTHERS = {**MORE, **OUTSIDE}  # in the second table, without latencies
 SIZED = {*TRANSFORMERS, "eva02_tiny_patch14_224", "coat_tiny", "maxvit_tiny_tf_224"}
 SIZED |= {"cait_xxs24_224", "convit_tiny", "coatnet_nano_rw_224", "gmlp_s16_224", "volo_d1_224", "xcit_nano_12_p16_224"}
 SIZED |= {"davit_tiny", "vit_small_patch16_dinov3", "focalnet_tiny_srf"} - {"davit_tiny", "focalnet_tiny_srf"}
@@ -200,8 +201,8 @@ def recipe_of_model(model: str, size: int | None = None) -> dict[str, Any]:
 
     A model that isn't listed is built as timm builds it; its images have 128 pixels, or its own size if that is fixed.
     """
-    if model in MODELS:
-        size = size or MODELS[model]
+    if model in {**MODELS, **OTHERS}:
+        size = size or {**MODELS, **OTHERS}[model]
         return {"model": model, "arguments": {"img_size": size} if model in SIZED else {}, "input_size": size}
     with torch.device("meta"):
         config: Any = timm.create_model(model).pretrained_cfg
@@ -213,7 +214,7 @@ def built(model: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
     """A model with random weights and one image for it."""
     if ":" in model:
         torch.manual_seed(SEED)
-        side = size or MODELS.get(model, 64)
+        side = size or OTHERS.get(model, 64)
         return outside(*model.split(":"), side), torch.randn(1, 3, side, side)
     recipe = recipe_of_model(model, size)
     torch.manual_seed(SEED)
@@ -369,6 +370,8 @@ MEASURED = ["latency", "check at px", "difference", "find, s", "check, s", "chec
 def shortened(note: str) -> str:
     """A note without the names of all layers but the first."""
     names, colon, reason = note.partition(": left out")
+    if not colon:
+        return note
     first, *more = names.split(", ")
     return first + (f" and {len(more)} more" if more else "") + colon + reason.partition("; they are ")[0]
 
@@ -417,49 +420,56 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def smallest_of_each_family() -> list[tuple[str, str]]:
-    """Module of timm → its model of fewest parameters."""
-    found = []
+def smallest_of_each_family() -> Iterator[tuple[str, str]]:
+    """Module of timm → its model of fewest parameters among those of the shortest names, which are its plain ones."""
     for family in timm.list_modules():
         sizes: dict[str, int] = {}
-        for name in timm.list_models(module=family, exclude_filters="*_clip*"):
+        for name in sorted(timm.list_models(module=family), key=lambda name: (len(name), name))[:24]:
             try:
                 with torch.device("meta"):
                     sizes[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
             except Exception:  # some can't be made without values
                 continue
         if sizes:
-            found.append((family, min(sizes, key=lambda name: (sizes[name], name))))
-    return found
+            yield family, min(sizes, key=lambda name: (sizes[name], name))
+
+
+def light_row(about: str, model: str, backbone: nn.Module, example: Tensor) -> str:
+    """A row of the second table: the share of parameters in groups, what is left out, seconds."""
+    start = time.perf_counter()
+    try:
+        groups = find_groups(backbone, example)
+    except ValueError as refusal:
+        cells = ["refused", "0 %", reasons(Structure(model, refusal=str(refusal)))[0][:160]]
+    else:
+        kinds = Counter(group.kind for group in groups)
+        owned = {member.tensor for group in groups for member in group.members}
+        sizes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
+        share = sum(size for name, size in sizes.items() if name in owned) / sum(sizes.values())
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        cells = [told, f"{100 * share:.0f} %", str(len(groups.skipped))]
+    return f"| {about} | `{model}` | {' | '.join(cells)} | {time.perf_counter() - start:.1f} |"
 
 
 def families() -> str:
-    """For each module of timm its smallest model: the share of its parameters in groups, what is left out, seconds."""
-    lines = ["| module | smallest model | groups | parameters in groups | left out | seconds |"]
+    """The smallest model of each module of timm, then more of its models, other libraries' and encoders."""
+    lines = ["| module | model | groups | parameters in groups | left out | seconds |"]
     lines.append("| --- | --- | --- | ---: | ---: | ---: |")
-    print(*lines, sep="\n", flush=True)
+
+    def add(about: str, model: str, backbone: nn.Module, example: Tensor) -> None:
+        lines.append(light_row(about, model, backbone, example))
+        print(lines[-1], flush=True)
+        gc.collect()  # modules refer to each other
+
+    for model in OTHERS:
+        add("listed" if ":" not in model else model.split(":")[0], model.split(":")[-1], *built(model))
     for family, model in smallest_of_each_family():
-        backbone = timm.create_model(model, num_classes=0)
-        example = torch.randn(2, 3, 64, 64)
+        backbone, example = timm.create_model(model, num_classes=0), torch.randn(2, 3, 64, 64)
         try:
             backbone(example)
         except Exception:  # its images have a size of their own
             example = torch.randn(2, *timm.get_pretrained_cfg(model).input_size)
-        start = time.perf_counter()
-        try:
-            groups = find_groups(backbone, example)
-        except ValueError as refusal:
-            cells = ["refused", "0 %", str(refusal).partition(": ")[0][:80]]
-        else:
-            kinds = Counter(group.kind for group in groups)
-            owned = {member.tensor for group in groups for member in group.members}
-            sizes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
-            share = sum(size for name, size in sizes.items() if name in owned) / sum(sizes.values())
-            told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            cells = [told, f"{share:.0%}".replace("%", " %"), str(len(groups.skipped))]
-        lines.append(f"| {family} | `{model}` | {' | '.join(cells)} | {time.perf_counter() - start:.1f} |")
-        print(lines[-1], flush=True)
-        gc.collect()
+        add(family, model, backbone, example)
     return "\n".join(lines)
 
 
@@ -481,7 +491,7 @@ def with_table(document: str, table: str, begin_line: str = BEGIN, end_line: str
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", help="timm names; shown on screen (default: all of the table)")
-    parser.add_argument("--families", action="store_true", help="the smallest model of each module of timm")
+    parser.add_argument("--families", action="store_true", help="the second table: other models and all families")
     parser.add_argument("--fast", action="store_true", help="only the models that tests repeat; shown on screen")
     parser.add_argument("--min-run-time", type=float, default=1.0, help="seconds to time a forward pass (default: 1)")
     parser.add_argument("--json", type=Path, help="write every figure and note here")

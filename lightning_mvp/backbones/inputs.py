@@ -77,3 +77,14 @@ def one_sample(inputs: Sequence[Tensor], module: nn.Module) -> tuple[Tensor, ...
         tensor[:1].detach().to(parameter.device, parameter.dtype if tensor.is_floating_point() else None)
         for tensor in inputs
     )
+
+
+def shapes_of(inputs: Sequence[Tensor]) -> str:
+    """The inputs' types and shapes, for a message."""
+    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in inputs)
+
+
+def first_line(error: Exception) -> str:
+    """An error's type and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -17,6 +17,7 @@ from lightning_mvp.backbones.attention import attention_modules, heads_group, pr
 from lightning_mvp.backbones.conv_groups import Labels, block_labels, joined
 from lightning_mvp.backbones.copies import tensors_in, without_checkpointing
 from lightning_mvp.backbones.features import classifier_names
+from lightning_mvp.backbones.inputs import first_line, shapes_of
 from lightning_mvp.backbones.strands import OUTPUT, Item, Strand, Unsupported, channels_of, dependency_graph, strand_of
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
 
@@ -396,13 +397,3 @@ def _group_name(producers: list[str], kind: Kind, deeper: int = 0) -> str:
     if kind == "mlp" and len(parts) > 1 and not parts[-1].isdigit():
         return ".".join(parts[:-1])
     return producers[0]
-
-
-def shapes_of(inputs: Sequence[Tensor]) -> str:
-    """The inputs' types and shapes, for a message."""
-    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in inputs)
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -38,11 +38,8 @@ def test_the_committed_table_has_every_model_once_in_order() -> None:
 
 
 QUICK = ("resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224", "eva02_tiny_patch14_224")
-# Of the models of other families and libraries only some: each is checked anew.
-SAMPLE = ("davit_tiny", "gcresnet33ts", "torchvision:googlenet", "torchvision:swin_t", "features:resnet18")
 FAST = [pytest.param(model, id=model) for model in QUICK]
-OTHERS = (*coverage.CONVOLUTIONAL, *coverage.TRANSFORMERS, *coverage.HARD, *SAMPLE)
-SLOW = [pytest.param(m, id=m, marks=pytest.mark.slow) for m in OTHERS if m not in QUICK]
+SLOW = [pytest.param(m, id=m, marks=pytest.mark.slow) for m in coverage.MODELS if m not in QUICK]
 
 
 @pytest.mark.parametrize("model", [*FAST, *SLOW])
