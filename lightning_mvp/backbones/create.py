@@ -181,7 +181,8 @@ def create_backbone(
         _replace(backbone, name, spec)
 
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is not None and first.in_channels != in_chans:
+    # Some of timm's own begin with a reshape, so that the first convolution takes more channels than the images have.
+    if recipe.get("replace") and first is not None and first.in_channels != in_chans:
         raise ValueError(
             f"Expected a backbone for images of {in_chans} channel(s), but its first convolution takes "
             f"{first.in_channels}. Let the recipe's `in_chans` and `replace` agree."

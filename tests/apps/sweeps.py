@@ -59,7 +59,7 @@ def prune(home: Path, *overrides: str, command: tuple[str, ...] = (), **more: st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     return Outcome(done.returncode, done.stdout)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from .conftest import TINY, Run
 LONGER = (*TINY, "steps=15", "+backbone.recipe.arguments.drop_path_rate=0.3", "trainer.enable_progress_bar=false")
 PARENT = ("pruning.pruning_ratio=0.5", "pruning.rounds=3", "pruning.steps_per_round=3")
 KINDS: dict[str, tuple[str, ...]] = {"theta0": (), "parent": PARENT}
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_pythons() -> Iterator[None]:
+    """A job that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module", params=["theta0", pytest.param("parent", marks=pytest.mark.slow)])
