@@ -226,10 +226,12 @@ def outside(library: str, name: str, size: int) -> nn.Module:
     if library == "features":
         return timm.create_model(name, features_only=True)
     if library == "torchvision":
-        return torchvision.models.get_model(name, weights=None, **({"image_size": size} if "vit" in name else {}))
+        options: dict[str, Any] = {"image_size": size} if "vit" in name else {}
+        options |= {"weights_backbone": None} if name.startswith(("lraspp", "fcn")) else {}
+        return torchvision.models.get_model(name, weights=None, **options)
     import transformers
 
-    options: dict[str, Any] = {"image_size": size}
+    options = {"image_size": size}
     if name == "ViT":
         options |= {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
     return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options))

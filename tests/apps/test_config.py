@@ -30,8 +30,8 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
-# Launchers of packages that only `make test-all` installs.
-OPTIONAL = {"joblib": "joblib", "ray": "ray", "submitit": "submitit", "slurm": "submitit"}
+# A launcher of a package that only `make test-more` installs.
+OPTIONAL = {"ray": "ray"}
 GROUPS["launcher"] = [name for name in GROUPS["launcher"] if name not in OPTIONAL or find_spec(OPTIONAL[name])]
 INTO = {"strategy": "trainer"}  # groups whose options fill another one
 USES = {
