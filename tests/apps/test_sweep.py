@@ -99,8 +99,14 @@ def test_joblib_runs_the_same_sweep_with_two_workers(tmp_path: Path):
     require_a_folder_and_a_row_for_each_job(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", [["submitit"], ["ray", "+hydra.launcher.ray.init.num_cpus=2"]], ids=lambda x: x[0])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["submitit"], id="submitit", marks=pytest.mark.slow),
+        # Starting Ray takes minutes on two cores.
+        pytest.param(["ray", "+hydra.launcher.ray.init.num_cpus=2"], id="ray", marks=pytest.mark.full),
+    ],
+)
 def test_submitit_and_ray_run_the_same_sweep(launcher: list[str], tmp_path: Path):
     pytest.importorskip("ray" if launcher[0] == "ray" else "submitit")
     done = sweep(tmp_path, f"launcher={launcher[0]}", *launcher[1:], *TWO_BY_TWO, spy=True)
