@@ -183,7 +183,7 @@ class Groups:
         return Groups([self[name] for name in chosen], [*self.skipped, *left_out])
 
     def _left_out(self, pattern: str) -> bool:
-        """Whether a pattern, or a kind, names something that a note says was left out."""
+        """Whether a pattern matches a layer that a note names, or the module that holds it."""
         words = {word for note in self.skipped for word in re.findall(r"[\w.]+", note)}
         parts = {".".join(word.split(".")[:end]) for word in words for end in range(1, word.count(".") + 2)}
         return any(fnmatchcase(part, pattern) for part in words | parts)
