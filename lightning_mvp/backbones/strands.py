@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch_pruning as tp
 from torch import nn
-from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency import index_mapping, shape_infer
+
+from lightning_mvp.backbones.inputs import first_line
 
 # Of one strand: where reshapes multiply index maps, the walk would go on for ever. The largest networks of timm that
 # can be followed take a hundredth of it.
@@ -63,13 +65,14 @@ class Strand:
     items: list[Item]
 
 
-def strand_of(graph: Any, layer: Any, outputs: bool = True) -> Strand:
+def strand_of(graph: Any, unknown: Mapping[Any, str], layer: Any, outputs: bool = True) -> Strand:
     """Follow a layer's channels to all that is coupled to them.
 
     What Torch-Pruning's ``get_pruning_group`` finds, on arrays instead of lists of tuples, and with an end.
 
     Args:
         graph: a ``DependencyGraph`` of Torch-Pruning's, its index maps up to date.
+        unknown: nodes through which channels can't be followed, and why not.
         layer: a convolution or linear layer of it.
         outputs: follow its outputs; else its inputs.
 
@@ -101,6 +104,8 @@ def strand_of(graph: Any, layer: Any, outputs: bool = True) -> Strand:
             entries_seen += len(there)
             if entries_seen > MOST_ENTRIES or len(seen) > MOST_ITEMS:
                 raise Unsupported(ENDLESS, found)
+            if dependency.target in unknown:
+                raise Unsupported(unknown[dependency.target], found)
             found.append(Item(dependency.target.module, dependency.handler, there, owners))
             stack.append((dependency.target, dependency.handler, there, owners))
     return Strand(size, _merged(found))
@@ -158,16 +163,47 @@ def _merged(items: list[Item]) -> list[Item]:
     return merged
 
 
-def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """Torch-Pruning's graph of a model, all index maps made.
+class _OneNode:
+    """A dependency graph of which one node is visited."""
+
+    def __init__(self, graph: Any, module: Any, node: Any) -> None:
+        self.graph, self.module2node = graph, {module: node}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graph, name)
+
+
+def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, dict[Any, str]]:
+    """Torch-Pruning's graph of a model, all index maps made, and the nodes whose map can't be made, with the reason.
 
     Args:
         model: returns a list of tensors.
         inputs: of one forward pass; those of floating point require gradients, since the graph is read off autograd's.
+
+    Raises:
+        Exception: of any kind, where the model can't be traced.
     """
-    # Times one: where a layer's own output is returned, Torch-Pruning would not see that it is the output.
-    graph = tp.DependencyGraph().build_dependency(
-        model, inputs, output_transform=lambda outputs: [output * 1 for output in outputs], verbose=False
-    )
-    index_mapping.update_index_mapping(graph)  # as before each group: concatenations know their sizes by now
-    return graph
+    graph = tp.DependencyGraph()
+    turns = 1  # Torch-Pruning, too, makes the maps anew before each group: concatenations know their sizes by then
+    try:
+        # Times one: where a layer's own output is returned, Torch-Pruning would not see that it is the output.
+        graph.build_dependency(
+            model, inputs, output_transform=lambda outputs: [output * 1 for output in outputs], verbose=False
+        )
+    except Exception:
+        if not any(node.dependencies for node in getattr(graph, "module2node", {}).values()):
+            raise  # it fails before its last step, which gives sizes and index maps to the nodes
+        turns = 2
+    unknown: dict[Any, str] = {}
+    for _ in range(turns):
+        unknown = {}
+        for module, node in graph.module2node.items():
+            try:
+                one = _OneNode(graph, module, node)
+                shape_infer.init_shape_information(one)
+                index_mapping.update_index_mapping(one)
+            except Exception as error:  # of any kind: Torch-Pruning checks little
+                unknown[node] = (
+                    f"Torch-Pruning can't follow channels through a {type(module).__name__.strip('_')} ({first_line(error)})"
+                )
+    return graph, unknown

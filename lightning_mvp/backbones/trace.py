@@ -95,7 +95,7 @@ class Tracer:
         with torch.inference_mode(False), torch.enable_grad(), without_checkpointing():
             inputs = tuple(t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs)
             try:
-                self.graph = dependency_graph(self.outputs, inputs)
+                self.graph, self.unknown = dependency_graph(self.outputs, inputs)
             except Exception as error:  # of any kind: Torch-Pruning checks little
                 notes = "; ".join(self.skipped) or "no attention that it can't follow is known"
                 raise ValueError(
@@ -151,7 +151,7 @@ class Tracer:
 
     def _strand(self, layer: Any, outputs: bool = True) -> Strand:
         try:
-            return strand_of(self.graph, layer, outputs)
+            return strand_of(self.graph, self.unknown, layer, outputs)
         except Unsupported:
             raise
         except Exception as error:  # whatever goes wrong in Torch-Pruning means that it can't follow the channels

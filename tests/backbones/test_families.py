@@ -136,18 +136,16 @@ def test_every_convolution_of_a_batch_normed_network_is_in_a_group(model: str) -
 
 # Models that nobody listed --------------------------------------------------------------------------------------------
 
-UNLISTED = ["lcnet_050", "edgenext_xx_small"]
+UNLISTED = ["lcnet_050", "edgenext_xx_small", "cs3darknet_s"]
 UNLISTED_SLOW = ["tinynet_e", "ghostnet_050", "repvgg_a0", "hrnet_w18_small", "dla34", "inception_v3", "gernet_s"]
 UNLISTED_SLOW += ["xcit_nano_12_p16_224", "levit_128s", "poolformer_s12", "convnextv2_atto", "mobileone_s0"]
 UNLISTED_SLOW += ["fastvit_t8", "rexnet_100", "nf_regnet_b0", *coverage.HARD]
-NAMELESS = pytest.mark.xfail(strict=True, reason="Torch-Pruning fails on a concatenation after a split: no layer known")
 
 
 @pytest.mark.parametrize(
     "model",
     [
         *UNLISTED,
-        pytest.param("cs3darknet_s", marks=NAMELESS),
         *(pytest.param(model, marks=pytest.mark.slow) for model in UNLISTED_SLOW),
     ],
 )

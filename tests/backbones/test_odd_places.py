@@ -355,3 +355,12 @@ def test_models_whose_index_maps_multiply_come_to_an_end(model: str) -> None:
     import timm
 
     assert len(find_groups(timm.create_model(model, num_classes=0), torch.zeros(1, 3, 64, 64))) > 5
+
+
+def test_where_torch_pruning_fails_on_a_concatenation_only_its_layers_are_left_whole() -> None:
+    backbone = torchvision.models.shufflenet_v2_x0_5().eval()
+    groups = find_groups(backbone, torch.zeros(1, 3, 64, 64))
+    assert "can't follow channels through a" in noted(groups, "stage2.1.branch2.5")
+    inside = {f"stage{stage}.{block}.branch2.0" for stage, blocks in ((2, 4), (3, 8), (4, 4)) for block in range(blocks)}
+    assert inside <= set(groups.names)
+    require_exact(backbone, groups, torch.zeros(1, 3, 64, 64), training=False)
