@@ -203,7 +203,6 @@ def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, di
                 shape_infer.init_shape_information(one)
                 index_mapping.update_index_mapping(one)
             except Exception as error:  # of any kind: Torch-Pruning checks little
-                unknown[node] = (
-                    f"Torch-Pruning can't follow channels through a {type(module).__name__.strip('_')} ({first_line(error)})"
-                )
+                kind = type(module).__name__.strip("_")
+                unknown[node] = f"Torch-Pruning can't follow channels through a {kind} ({first_line(error)})"
     return graph, unknown

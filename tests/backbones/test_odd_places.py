@@ -361,6 +361,9 @@ def test_where_torch_pruning_fails_on_a_concatenation_only_its_layers_are_left_w
     backbone = torchvision.models.shufflenet_v2_x0_5().eval()
     groups = find_groups(backbone, torch.zeros(1, 3, 64, 64))
     assert "can't follow channels through a" in noted(groups, "stage2.1.branch2.5")
-    inside = {f"stage{stage}.{block}.branch2.0" for stage, blocks in ((2, 4), (3, 8), (4, 4)) for block in range(blocks)}
+    blocks = (
+        [(2, block) for block in range(4)] + [(3, block) for block in range(8)] + [(4, block) for block in range(4)]
+    )
+    inside = {f"stage{stage}.{block}.branch2.0" for stage, block in blocks}
     assert inside <= set(groups.names)
     require_exact(backbone, groups, torch.zeros(1, 3, 64, 64), training=False)
