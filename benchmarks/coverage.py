@@ -47,6 +47,7 @@ RATIOS = (0.5, 0.9)
 SEED = 0
 TRAINING_BATCH = 32
 TURNS = 7
+LARGEST = 100_000_000  # parameters of a model in the second table: its self-check needs a few copies in float64
 FULL_SIZE = 224  # side of the images for MACs and latency
 
 # Model → side of the images for the self-check, in pixels. A transformer's size is an argument when it is built.
@@ -423,8 +424,8 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def smallest_of_each_family() -> Iterator[tuple[str, str]]:
-    """Module of timm → its model of fewest parameters among those of the shortest names, which are its plain ones."""
+def smallest_of_each_family() -> Iterator[tuple[str, str, int]]:
+    """Module of timm, its model of fewest parameters among those of the shortest names, its plain ones, and how many."""
     for family in timm.list_modules():
         sizes: dict[str, int] = {}
         for name in sorted(timm.list_models(module=family), key=lambda name: (len(name), name))[:24]:
@@ -434,7 +435,8 @@ def smallest_of_each_family() -> Iterator[tuple[str, str]]:
             except Exception:  # some can't be made without values
                 continue
         if sizes:
-            yield family, min(sizes, key=lambda name: (sizes[name], name))
+            model = min(sizes, key=lambda name: (sizes[name], name))
+            yield family, model, sizes[model]
 
 
 def light_row(about: str, model: str, backbone: nn.Module, example: Tensor) -> str:
@@ -466,7 +468,10 @@ def families() -> str:
 
     for model in OTHERS:
         add("listed" if ":" not in model else model.split(":")[0], model.split(":")[-1], *built(model))
-    for family, model in smallest_of_each_family():
+    for family, model, parameters in smallest_of_each_family():
+        if parameters > LARGEST:
+            lines.append(f"| {family} | `{model}` | not run: {parameters / 1e6:.0f} M parameters | | | |")
+            continue
         backbone, example = timm.create_model(model, num_classes=0), torch.randn(2, 3, 64, 64)
         try:
             backbone(example)

@@ -65,6 +65,7 @@ NUMBERS = (
     "parent.pruning_ratio",
     "measure.seconds",
     "checkpoint_seconds",
+    "mimic",
 )
 NUMBERS_OR_NULL = (
     "data.options.test_fraction",

@@ -127,11 +127,12 @@ def cost(config: DictConfig) -> float:
 
 
 def module_of(config: DictConfig, backbone: nn.Module, datamodule: TaskDataModule) -> TaskModule:
-    """θ⁰ with a head for the task."""
+    """θ⁰ with a head for the task, and what it mimics."""
     from lightning_mvp.modules.task import TaskModule
 
-    module = TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
+    module = TaskModule.for_task(backbone, datamodule.facts, mimic=config.mimic, **plain(config.optim))
     module.initialise_head(datamodule, config.head_init)
+    module.take_teacher(backbone, datamodule, seed=config.seed)
     return module
 
 

@@ -276,6 +276,7 @@ def training_of(config: DictConfig, world_size: int) -> dict[str, Any]:
         "augment": config.data.augment,
         "head_init": config.get("head_init"),
         **({"devices": world_size} if world_size > 1 else {}),
+        **({"mimic": float(config.mimic)} if config.get("mimic") else {}),
     }
 
 

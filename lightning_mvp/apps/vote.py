@@ -106,6 +106,7 @@ def run(config: DictConfig) -> float:
         **plain(config.vote),
         seed=config.seed,
         head_init=config.head_init,
+        mimic=config.mimic,
         **plain(config.optim),
     )
     if not module.waits:  # rank 0, which voted; before anything is trained

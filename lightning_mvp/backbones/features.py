@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,7 @@ def classifier_name(backbone: nn.Module) -> str | None:
         >>> classifier_name(timm.create_model("resnet18", num_classes=0)) is None
         True
     """
-    get_classifier = getattr(backbone, "get_classifier", None)
-    classifier = get_classifier() if callable(get_classifier) else None
+    classifier = _classifiers(backbone)
     if not isinstance(classifier, nn.Linear):
         return None
     return next((name for name, module in backbone.named_modules() if module is classifier), None)
@@ -35,11 +35,19 @@ def classifier_names(backbone: nn.Module) -> list[str]:
         >>> classifier_names(timm.create_model("deit_tiny_distilled_patch16_224"))
         ['head', 'head_dist']
     """
-    get_classifier = getattr(backbone, "get_classifier", None)
-    given = get_classifier() if callable(get_classifier) else None
+    given = _classifiers(backbone)
     heads = given if isinstance(given, (tuple, list)) else [given]
     parts = {part for head in heads if isinstance(head, nn.Module) for part in head.modules()}
     return [name for name, module in backbone.named_modules() if module in parts and name]
+
+
+def _classifiers(backbone: nn.Module) -> Any:
+    """What timm's ``get_classifier`` gives, None where there is none."""
+    get_classifier = getattr(backbone, "get_classifier", None)
+    try:
+        return get_classifier() if callable(get_classifier) else None
+    except AttributeError:  # some of timm's look for a layer that a model without classifier does not have
+        return None
 
 
 @contextmanager

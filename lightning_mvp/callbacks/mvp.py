@@ -243,6 +243,7 @@ class MVPCallback(Readout):
         if self._resumed is None:
             warn_of_dead_units(backbone, self.groups)
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
+        self._tell_units()
         if self.zoo is not None and not self._dev_run:
             self.zoo.open(backbone, self.pruner.all_groups)
 
@@ -325,9 +326,16 @@ class MVPCallback(Readout):
             tell_of_round(trainer, round_)
             self.pruner.zero_optimizer_state(backbone, self._optimizer)
             restart_averages(trainer, pl_module)
+            self._tell_units()
             if self.finished:
                 warn_of_low_rate(self._rate, self._peak_rate)
         return can_score
+
+    def _tell_units(self) -> None:
+        """A module that has ``on_units_kept(groups, masks)``, as one that mimics a teacher, hears which are left."""
+        hears = getattr(self._module, "on_units_kept", None)
+        if callable(hears):
+            hears(self.groups, self.masks)
 
     # After ------------------------------------------------------------------------------------------------------------
 

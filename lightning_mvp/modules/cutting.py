@@ -7,6 +7,7 @@ is wrapped anew, and one that is wrapped never changes its shapes, which would l
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -26,7 +27,8 @@ from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.callbacks.zoo_export import small_head
 from lightning_mvp.modules.fit import resolve_precision
-from lightning_mvp.modules.task import TaskModule, one_cycle
+from lightning_mvp.modules.mimic import Teacher
+from lightning_mvp.modules.task import TaskModule, feature_count, one_cycle
 from lightning_mvp.pruning.importance import (
     Scores,
     TaylorScores,
@@ -57,6 +59,10 @@ class Cutter(Protocol):
     @property
     def masks(self) -> Masks | None:
         """The units of the origin that are left, where that is known."""
+
+    @property
+    def origin(self) -> Groups:
+        """The groups of what they are units of."""
 
 
 class OwnCutter:
@@ -203,6 +209,18 @@ def endless(data: TaskDataModule, rank: int = 0, world_size: int = 1) -> Iterato
         yield from loader
 
 
+class _Classifier(nn.Module):
+    """Features, and the logits that a head makes of them."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return features, self.head(features)
+
+
 class _Set:
     """A module and its optimizer as Fabric wraps them, until the next round.
 
@@ -226,7 +244,7 @@ class _Set:
             own = {key: named[name] for key, named in (moments or {}).items() if name in named}
             self.optimizer.state[parameter].update(own | (counters or {}).get(name, {}))
         # Not the LightningModule itself: Fabric would keep each round's, and call its hooks.
-        network = nn.Sequential(module.backbone, module.head)
+        network = _Classifier(module.backbone, module.head)
         self.network, self.stepper = fabric.setup(network, self.optimizer, move_to_device=False)
 
     def remembered(self) -> tuple[Moments, dict[str, dict[str, Any]]]:
@@ -280,6 +298,8 @@ def prune_and_cut(
     schedule, rounds_done, watch = pruning.schedule(steps), 0, LossWatch(zeroes=False)
     batches = endless(data, fabric.global_rank, fabric.world_size)
     peak, onecycle = module.hparams["learning_rate"], module.hparams["schedule"] == "onecycle"
+    module.require_teacher()
+    teacher = copy.copy(module.teacher) if module.mimic else None
     elsewhere, now = fabric.device.type != "cpu", _Set(fabric, module)
     for step in range(steps):
         images, labels = next(batches)
@@ -288,8 +308,12 @@ def prune_and_cut(
         for group in now.optimizer.param_groups:
             group["lr"] = peak * (one_cycle(step, steps) if onecycle else 1.0)
         now.optimizer.zero_grad(set_to_none=True)
-        logits = now.network(images.contiguous(memory_format=now.module.layout))
+        images = images.contiguous(memory_format=now.module.layout)
+        features, logits = now.network(images)
         loss = F.cross_entropy(logits.float(), labels)
+        if teacher is not None:
+            with fabric.autocast():
+                loss = loss + module.mimic * teacher.loss(features, images)
         fabric.backward(loss)
         if rounds_done < pruning.rounds and step >= pruning.warmup_steps:
             cutter.see(now.module)
@@ -302,6 +326,8 @@ def prune_and_cut(
             watch.check()
             moments, counters = now.remembered()
             smaller = cutter.cut(now.module, moments, schedule.kept_fraction(due))
+            if teacher is not None:
+                _follow(teacher, cutter, smaller, data)
             if cutter.masks is not None:
                 require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, due)
             now, rounds_done = _Set(fabric, smaller, moments, counters), due
@@ -311,3 +337,12 @@ def prune_and_cut(
             now.module.train()
     watch.check()
     return now.module
+
+
+def _follow(teacher: Teacher, cutter: Cutter, smaller: TaskModule, data: TaskDataModule) -> None:
+    """Let the teacher know which features are left, or fit a map where a cutter does not tell."""
+    if cutter.masks is None:
+        teacher.follow(smaller.backbone, data)
+    else:
+        every = feature_count(teacher.backbone, smaller.hparams["recipe"], smaller.example)
+        teacher.kept = torch.as_tensor(cutter.origin.kept_features(cutter.masks, every))

@@ -92,7 +92,8 @@ def prune_into_zoo(
     zoo.open(module.backbone, pruner.all_groups)
     prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
 
-    own = {name: module.hparams[name] for name in module.own_hparams if name not in ("recipe", "facts")}
+    own = {name: value for name, value in module.hparams.items() if name in module.own_hparams}
+    own = {name: value for name, value in own.items() if name not in ("recipe", "facts")}
     cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)
     start = time.perf_counter()
     small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)

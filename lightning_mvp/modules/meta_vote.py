@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_mvp.backbones.create import plain
+from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.modules.decision import Decision, freeze, is_first_process, rank_variables
-from lightning_mvp.modules.task import HeadInit, TaskModule
+from lightning_mvp.modules.mimic import Teacher, require_weight
+from lightning_mvp.modules.task import HeadInit, TaskModule, feature_count
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import SHORTLIST, Similarity
 from lightning_mvp.voting.vote import Ballots
 from lightning_mvp.voting.voted import voted_backbone
+from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -54,6 +58,7 @@ class MetaVoteModule(TaskModule):
             )
         super().__init__(recipe, facts, **options)  # type: ignore[arg-type]  # `_build` waits where there is no recipe
         self._to_share = False
+        self._dense: nn.Module | None = None  # what a process that waits was given
         if report is not None:
             self.report = dict(report)
 
@@ -76,6 +81,8 @@ class MetaVoteModule(TaskModule):
         exclude: tuple[str, ...] = (),
         round_to: int = 1,
         shortlist: int | None = SHORTLIST,
+        mimic: float = 0.0,
+        theta0: nn.Module | None = None,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -99,14 +106,18 @@ class MetaVoteModule(TaskModule):
             round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
             shortlist: of a larger zoo so many entries are read and scored, see
                 :func:`~lightning_mvp.voting.similarity.rank_neighbours`; None scores all.
+            mimic: weight of :func:`~lightning_mvp.modules.mimic.mimic_loss` in the training loss, such as 2: the
+                features are drawn to those of the zoo's backbone. 0 leaves it out.
+            theta0: another teacher than the zoo's backbone, such as the wider one that a parent was pruned from.
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
             The module; its ``report`` says what was done, also printed once. On any other rank than 0 it waits.
         """
+        options["mimic"] = require_weight(mimic)
         if not is_first_process():
             module = cls(None, datamodule.facts.to_dict(), None, **options)
-            module._to_share = True
+            module._to_share, module._dense = True, backbone
             return module
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
@@ -129,6 +140,12 @@ class MetaVoteModule(TaskModule):
         voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
         assert isinstance(voted, cls)
         voted.initialise_head(datamodule, head_init)
+        if mimic:
+            dense = dense_backbone(zoo, backbone)
+            groups = find_groups(dense, voted.example).listed(zoo.group_sizes, str(zoo.path))
+            every = feature_count(dense, voted.hparams["recipe"], voted.example)
+            kept = None if theta0 is not None else torch.as_tensor(groups.kept_features(report.masks, every))
+            voted.take_teacher(dense if theta0 is None else theta0, datamodule, kept, seed)
         voted._to_share = True
         rank_zero_info(report.summary())
         return voted
@@ -152,7 +169,8 @@ class MetaVoteModule(TaskModule):
             return  # a later Trainer may have more
         packed = None
         if self.global_rank == 0 and not self.waits:
-            packed = Decision.of(self, {name: self.hparams[name] for name in self.own_hparams}).pack()
+            own = {name: self.hparams[name] for name in self.own_hparams if name in self.hparams}
+            packed = Decision.of(self, own).pack()
         packed = self.trainer.strategy.broadcast(packed)
         if packed is None:
             raise RuntimeError(_nobody_decided("the process that the Trainer made rank 0 waits, too"))
@@ -161,7 +179,16 @@ class MetaVoteModule(TaskModule):
             self._become(decision.hparams)
             self.load_state_dict(decision.weights)
             freeze(self, decision.frozen)
+        if self.mimic:
+            self._share_teacher()
         self._to_share = False
+
+    def _share_teacher(self) -> None:
+        """Give rank 0's teacher to the others: they open no zoo."""
+        teacher = self.teacher if self.global_rank == 0 else None
+        packed = self.trainer.strategy.broadcast(None if teacher is None else teacher.pack())
+        if self.global_rank != 0 and packed is not None:
+            self.teacher = Teacher.unpack(*packed, self._dense)
 
     def _build(self, recipe: Mapping[str, Any] | None, backbone: nn.Module | None = None) -> None:
         if recipe is not None:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -16,18 +17,24 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
+from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.inputs import one_sample
 from lightning_mvp.backbones.layout import training_layout
+from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.ridge import ridge_head
 from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.modules.decision import freeze, frozen_parameters
+from lightning_mvp.modules.mimic import Teacher, require_weight
 from lightning_mvp.modules.resume import require_resizable, require_same_model, same_shapes, undisturbed
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.zoo.rebuild import dense_backbone
+from lightning_mvp.zoo.zoo import ModelZoo
 
 HeadInit = Literal["ridge", "random"]
+TEACHER = "lightning_mvp_teacher"  # what a checkpoint says of it
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["onecycle", "constant"]
 
@@ -51,6 +58,10 @@ class TaskModule(L.LightningModule):
             :func:`~lightning_mvp.backbones.layout.training_layout` says of it. True also forces the layout where it
             doesn't, which on an old CPU may crash.
         backbone: a ready backbone to train instead of building one; its recipe is ``recipe``.
+        mimic: weight of :func:`~lightning_mvp.modules.mimic.mimic_loss` in the training loss, such as 2; 0 leaves it
+            out. A module with another weight needs a teacher: :meth:`take_teacher` gives it one.
+        zoo: a zoo, or its folder, whose backbone is the teacher of the checkpoint that this module goes on from;
+        theta0: or that teacher itself. Only :meth:`load_from_checkpoint` needs one of them, and only to train further.
 
     Shapes:
         ``forward``: ``(N, C, S, S)`` normalised images to ``(N, classes)`` logits.
@@ -71,7 +82,9 @@ class TaskModule(L.LightningModule):
         "weight_decay",
         "schedule",
         "channels_last",
+        "mimic",
     )
+    teacher: Teacher | None
 
     def __init__(
         self,
@@ -83,8 +96,17 @@ class TaskModule(L.LightningModule):
         schedule: ScheduleName = "onecycle",
         channels_last: bool | None = None,
         backbone: nn.Module | None = None,
+        mimic: float = 0.0,
+        zoo: ModelZoo | str | Path | None = None,
+        theta0: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.mimic, self.teacher, self._gone_on_from = require_weight(mimic), None, None
+        if zoo is not None or theta0 is not None:
+            if zoo is not None:
+                theta0 = dense_backbone(ModelZoo(zoo) if isinstance(zoo, str | Path) else zoo)
+            assert theta0 is not None
+            self.teacher = Teacher(theta0)
         require_choice("optimizer", optimizer, OptimizerName)
         require_choice("schedule", schedule, ScheduleName)
         if not learning_rate > 0:
@@ -93,7 +115,8 @@ class TaskModule(L.LightningModule):
             raise ValueError(f"Expected argument `channels_last` to be true, false or None, but got {channels_last!r}.")
         # Containers of another library, such as OmegaConf's, would break loading with weights_only=True.
         recipe, facts = plain(recipe), plain(facts)
-        self.save_hyperparameters(ignore=["backbone"])
+        # Without mimicking a checkpoint says what it said before there was any.
+        self.save_hyperparameters(ignore=["backbone", "zoo", "theta0", *([] if self.mimic else ["mimic"])])
         self._describe(facts)
         classes = len(self.facts.classes)
         self.accuracy = nn.ModuleDict(
@@ -105,12 +128,17 @@ class TaskModule(L.LightningModule):
         self.facts = TaskFacts.from_dict(facts)
         self.example_input_array = torch.zeros(2, len(self.facts.mean), self.facts.input_size, self.facts.input_size)
 
+    @property
+    def example(self) -> Tensor:
+        """Two images of zeros in the task's size."""
+        assert isinstance(self.example_input_array, Tensor)
+        return self.example_input_array
+
     def _build(self, recipe: Mapping[str, Any], backbone: nn.Module | None = None) -> None:
         self.backbone = create_backbone(recipe) if backbone is None else backbone
         self._lay_out()
         self.backbone.train()
-        assert isinstance(self.example_input_array, Tensor)
-        n_features = _feature_count(self.backbone, recipe, self.example_input_array)
+        n_features = feature_count(self.backbone, recipe, self.example)
         # Drawn on the CPU, whatever the backbone is on: the same seed, the same head.
         device = next(self.backbone.parameters()).device
         self.head = nn.Linear(n_features, len(self.facts.classes)).to(device)
@@ -128,7 +156,9 @@ class TaskModule(L.LightningModule):
         """Take other hyper-parameters for one's own and rebuild at their widths; the weights then say nothing yet."""
         own = {name: copy.deepcopy(hparams[name]) for name in self.own_hparams if name in hparams}
         before = self.hparams["recipe"]
+        self.hparams.pop("mimic", None)
         self.hparams.update(own)
+        self.mimic = float(own.get("mimic", 0.0))
         self._hparams_initial = copy.deepcopy(self.hparams)  # what loggers are given
         with undisturbed():
             self._describe(own["facts"])
@@ -155,6 +185,13 @@ class TaskModule(L.LightningModule):
         if not same_shapes(self.hparams["recipe"], saved["recipe"]):
             require_resizable(self._trainer)
         self._become(saved)
+        self._gone_on_from = checkpoint.get(TEACHER)
+        if self.teacher is not None and self._gone_on_from is not None:
+            self.teacher.load_state_dict(self._gone_on_from)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.mimic:  # all but its weights; a module that was never trained further hands on what it was told
+            checkpoint[TEACHER] = self._gone_on_from if self.teacher is None else self.teacher.state_dict()
 
     @classmethod
     def for_task(cls, backbone: nn.Module, facts: TaskFacts, **options: Any) -> TaskModule:
@@ -177,6 +214,45 @@ class TaskModule(L.LightningModule):
             images, labels = datamodule.train_images()
             features = features_of(self.backbone, preprocess(images, self.facts))
             self.head.load_state_dict(ridge_head(features, labels, len(self.facts.classes)).state_dict())
+
+    def take_teacher(
+        self, theta0: nn.Module, datamodule: TaskDataModule, kept: Tensor | None = None, seed: int = 0
+    ) -> None:
+        """Choose the backbone whose features are mimicked, before fit; nothing is done where ``mimic`` is 0.
+
+        Args:
+            theta0: the dense backbone, such as the one that this module's was pruned from; it is copied.
+            datamodule: the task; its training images give batch-norm moments.
+            kept: int64, which of the features of ``theta0`` this module's backbone has. None: all, if it has as many;
+                else a linear map from this module's features to those of ``theta0`` is fitted in closed form.
+            seed: of the images that give the moments.
+        """
+        if self.mimic:
+            self.teacher = Teacher(theta0, datamodule, kept, seed)
+            wide = feature_count(theta0, self.hparams["recipe"], self.example)
+            if kept is None and wide != self.head.in_features:
+                self.teacher.follow(self.backbone, datamodule)
+
+    def on_units_kept(self, groups: Groups, masks: Masks) -> None:
+        """:class:`~lightning_mvp.callbacks.mvp.MVPCallback` says, after each round, which units are left."""
+        if self.teacher is not None:
+            self.teacher.kept = torch.as_tensor(groups.kept_features(masks, self.head.in_features))
+
+    def require_teacher(self) -> None:
+        """Refuse to train with a weight of mimicking and nobody to mimic.
+
+        Raises:
+            ValueError: what to do is in the message.
+        """
+        if self.mimic and self.teacher is None:
+            raise ValueError(
+                f"Expected a teacher, because this module mimics with weight {self.mimic:g}, but got none. Call "
+                "module.take_teacher(theta0, datamodule) before fit; for a module of load_from_checkpoint give zoo=… "
+                "or theta0=… there."
+            )
+
+    def on_fit_start(self) -> None:
+        self.require_teacher()
 
     def accuracy_on(self, images: Tensor, labels: Tensor) -> float:
         """Accuracy on raw images, in eval mode.
@@ -203,8 +279,15 @@ class TaskModule(L.LightningModule):
 
     def _shared_step(self, batch: Sequence[Tensor], stage: str) -> Tensor:
         images, labels = batch
-        logits = self(images.contiguous(memory_format=self.layout))
-        loss = F.cross_entropy(logits.float(), labels)
+        images = images.contiguous(memory_format=self.layout)
+        if stage == "train" and self.teacher is not None and self.mimic:
+            features = self.backbone(images)
+            logits, mimicked = self.head(features), self.teacher.loss(features, images)
+            self.log("mimic_loss", mimicked)
+            loss = F.cross_entropy(logits.float(), labels) + self.mimic * mimicked
+        else:
+            logits = self(images)
+            loss = F.cross_entropy(logits.float(), labels)
         metric = self.accuracy[f"{stage}_stage"]
         assert isinstance(metric, MulticlassAccuracy)
         metric(logits, labels)
@@ -240,7 +323,7 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tensor) -> int:
+def feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tensor) -> int:
     """The number of features that a backbone makes of a task's images; refuses images that it can't take."""
     channels, size = example.shape[1:3]
     expected = recipe.get("in_chans", 3)

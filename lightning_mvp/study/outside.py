@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.reference import reference_pruner
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.cutting import Moments
@@ -27,7 +28,8 @@ class TorchPruningCutter:
         options: of the optimizer, for the smaller module.
     """
 
-    masks = None
+    masks = None  # it does not tell
+    origin = Groups(())
 
     def __init__(
         self,

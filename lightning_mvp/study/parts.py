@@ -180,6 +180,7 @@ class Workshop:
         options = {**self.settings.optim, "learning_rate": rate}
         module = TaskModule.for_task(self.theta0.build(), data.facts, **options)
         module.initialise_head(data)
+        module.take_teacher(self.theta0.build(), data, seed=self.settings.seed)
         cutter = OwnCutter(self.theta0.pruned, self.theta0.cost, pruning, options)
         module = self._cut(module, data, cutter, pruning, steps, self.settings)
         save_weights(module.backbone, self.folder / "parent.safetensors", overwrite=True)
@@ -195,6 +196,7 @@ class Workshop:
         data, zoo = self.datamodule(task), self.folder / zoo_name
         module = TaskModule.for_task(origin.build(), data.facts, **self.settings.optim)
         module.initialise_head(data)
+        module.take_teacher(origin.build(), data, seed=self.settings.seed)
         callback = self.pruner(pruning_ratio=ratio, task=data.facts, zoo=zoo)
         name = entry_id(task.name, callback.config(steps))
         if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
@@ -254,6 +256,7 @@ class Workshop:
         start = Starts(self, settings).of(method, data)
         module = TaskModule.for_task(start.backbone, data.facts, **settings.optim)
         module.initialise_head(data)
+        start.mimic(module, data, settings.seed)
         ready = time.perf_counter()
         curve = AccuracyCurve(*(data.test_images() if test else data.val_images()), steps=curve_steps(steps))
         curve.evaluate(module, 0)

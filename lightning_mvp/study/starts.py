@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from lightning_mvp.backbones.create import create_backbone
@@ -15,7 +16,7 @@ from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.modules.cutting import endless
-from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.modules.task import TaskModule, feature_count
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
 from lightning_mvp.study.methods import ORACLE
@@ -39,11 +40,28 @@ VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing", "ballots", "reestimat
 
 @dataclass(frozen=True)
 class Start:
-    """Where a method's fine-tuning starts, and what is kept of how it got there."""
+    """Where a method's fine-tuning starts, and what is kept of how it got there.
+
+    Args:
+        backbone: small, or dense.
+        origin: what it was cut from: what it may mimic.
+        masks: what is left of that; None: all.
+        notes: for the record.
+    """
 
     backbone: nn.Module
-    notes: dict[str, Any] = field(default_factory=dict)
+    origin: Origin
     masks: Masks | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def mimic(self, module: TaskModule, data: TaskDataModule, seed: int) -> None:
+        """Let a module around the backbone mimic the origin, where its settings say so."""
+        if module.mimic:
+            dense, kept = self.origin.build(), None
+            if self.masks is not None:
+                every = feature_count(dense, self.origin.recipe, self.origin.example)
+                kept = torch.as_tensor(self.origin.groups.kept_features(self.masks, every))
+            module.take_teacher(dense, data, kept, seed)
 
 
 class Starts:
@@ -115,7 +133,8 @@ class Starts:
     # From θ⁰ ----------------------------------------------------------------------------------------------------------
 
     def dense(self, data: TaskDataModule) -> Start:
-        return Start(self._reestimated(self.shop.theta0.build(), data), self.shop.theta0.size_of(None))
+        origin = self.shop.theta0
+        return Start(self._reestimated(origin.build(), data), origin, notes=origin.size_of(None))
 
     def oneshot_taylor(self, data: TaskDataModule) -> Start:
         backbone = self._reestimated(self.shop.theta0.build(), data)
@@ -133,7 +152,7 @@ class Starts:
         kept = 1 - pruning.pruning_ratio
         masks = pruning.choose(scores, Masks.full(origin.pruned), kept, origin.pruned, origin.cost)
         small = self._reestimated(shrink(backbone, origin.pruned, masks), data)
-        return Start(small, origin.size_of(masks))
+        return Start(small, origin, masks, origin.size_of(masks))
 
     def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
         """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
@@ -169,7 +188,7 @@ class Starts:
         notes = origin.size_of(report.masks)
         notes["neighbours"] = [vars(neighbour) for neighbour in report.neighbours]
         notes["shares"], notes["stage_seconds"] = report.shares, report.seconds
-        return Start(small, notes, report.masks)
+        return Start(small, origin, report.masks, notes)
 
     def _generic(self, data: TaskDataModule, folder: str) -> Start:
         return self._vote(data, 1, folder, similarity="random", temperature=None)
@@ -193,7 +212,7 @@ class Starts:
         small = shrink(backbone, self.shop.root.groups, masks)
         if state is not None:
             small.load_state_dict(state)
-        return Start(self._reestimated(small, data), self.shop.root.size_of(masks))
+        return Start(self._reestimated(small, data), self.shop.root, masks, self.shop.root.size_of(masks))
 
     def _vote_of_neighbours(self, data: TaskDataModule) -> Masks:
         """The masks that MVP's neighbours vote for."""
