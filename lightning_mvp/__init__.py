@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.export.export import export_model
     from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.modules.mimic import mimic_loss
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.data import ImageData, load_data
     from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -62,6 +63,7 @@ _HOMES = {
     "callbacks.checkpoint": ("PrunedCheckpoint",),
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
     "modules.task": ("TaskModule",),
+    "modules.mimic": ("mimic_loss",),
     "modules.meta_vote": ("MetaVoteModule",),
     "export.export": ("export_model",),
 }
@@ -92,6 +94,7 @@ __all__ = [
     "leep",
     "load_data",
     "merge",
+    "mimic_loss",
     "shrink",
     "split_tasks",
     "vote",

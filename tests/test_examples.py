@@ -15,6 +15,7 @@ SAYS = {
     "02_vote_new_task.py": "before the first step",
     "03_ddp.py": "Global batch 64 = 2 device(s)",
     "05_own_module.py": "After 40 steps: characters",
+    "06_mimic.py": "256 of 512 features are left",
 }
 ARGUMENTS = {"03_ddp.py": ["--devices", "2", "--accelerator", "cpu"]}
 

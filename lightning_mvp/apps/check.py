@@ -79,6 +79,7 @@ FLAGS = (
     "dry_run",
     "overwrite",
     "cut_between_rounds",
+    "new_images",
     "data.download",
     "backbone.pretrained",
     "trainer.enable_checkpointing",

@@ -46,6 +46,7 @@ def settings_of(config: DictConfig) -> StudySettings:
         zoo_of=config.zoo_of,
         target_kind=config.target_kind,
         images_per_class=config.images_per_class,
+        new_images=config.new_images,
         label=config.label,
         seed=config.seed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.starts import Starts
 from lightning_mvp.tasks.data import ImageData, load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.partition import stratified_split
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
 from lightning_mvp.voting.similarity import rank_neighbours
 from lightning_mvp.zoo.entry import entry_id
@@ -49,6 +50,15 @@ class Workshop:
     @cached_property
     def data(self) -> ImageData:
         return load_data(**self.settings.data)
+
+    @cached_property
+    def halves(self) -> tuple[ImageData, ImageData]:
+        """What models of the past learn from, and what new tasks bring: the same images unless settings part them."""
+        if not self.settings.new_images:
+            return self.data, self.data
+        train = self.data.train
+        past, new = (train[half] for half in stratified_split(train.labels, 0.5, self.settings.seed))
+        return replace(self.data, train=past), replace(self.data, train=new)
 
     @cached_property
     def split(self) -> TaskSplit:
@@ -90,7 +100,8 @@ class Workshop:
         options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}
         if task.name.startswith(self.settings.target_kind):
             options["images_per_class"] = self.settings.images_per_class
-        return TaskDataModule(self.data, task.classes, task.name, seed=self.settings.seed, **options)
+        is_new = task.name.startswith((self.settings.target_kind, "development"))
+        return TaskDataModule(self.halves[is_new], task.classes, task.name, seed=self.settings.seed, **options)
 
     def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: L.Callback, **options: Any) -> None:
         options = {"gradient_clip_val": self.settings.gradient_clip, **options}

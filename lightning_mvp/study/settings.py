@@ -52,6 +52,8 @@ class StudySettings:
             set, class count or number of images.
         target_kind: ``"target"``, tasks over seen classes, or ``"heldout"``, over classes that nothing else has seen.
         images_per_class: training images of each class of a target; None takes all.
+        new_images: half of each class's training images, drawn by ``seed``, make θ⁰, parent, zoo and generic models, the
+            other half the targets and development tasks; else all make all.
         label: what a report calls this study, where it shows several kinds.
         seed: of everything random.
     """
@@ -81,6 +83,7 @@ class StudySettings:
     zoo_of: str | None = None
     target_kind: TargetKind = "target"
     images_per_class: int | None = None
+    new_images: bool = False
     label: str = ""
     seed: int = 0
 
