@@ -48,6 +48,7 @@ SEED = 0
 TRAINING_BATCH = 32
 TURNS = 7
 LARGEST = 100_000_000  # parameters of a model in the second table: its self-check needs a few copies in float64
+LARGEST_SIDE = 512  # pixels of its images
 FULL_SIZE = 224  # side of the images for MACs and latency
 
 # Model → side of the images for the self-check, in pixels. A transformer's size is an argument when it is built.
@@ -425,7 +426,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def smallest_of_each_family() -> Iterator[tuple[str, str, int]]:
-    """Module of timm, its model of fewest parameters among those of the shortest names, its plain ones, and how many."""
+    """Module of timm, its model of fewest parameters (of those of the shortest names, its plain ones), and how many."""
     for family in timm.list_modules():
         sizes: dict[str, int] = {}
         for name in sorted(timm.list_models(module=family), key=lambda name: (len(name), name))[:24]:
@@ -477,6 +478,9 @@ def families() -> str:
             backbone(example)
         except Exception:  # its images have a size of their own
             example = torch.randn(2, *timm.get_pretrained_cfg(model).input_size)
+        if example.shape[-1] > LARGEST_SIDE:
+            lines.append(f"| {family} | `{model}` | not run: images of {example.shape[-1]} pixels | | | |")
+            continue
         add(family, model, backbone, example)
     return "\n".join(lines)
 

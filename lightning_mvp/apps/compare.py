@@ -47,6 +47,9 @@ def settings_of(config: DictConfig) -> StudySettings:
         target_kind=config.target_kind,
         images_per_class=config.images_per_class,
         new_images=config.new_images,
+        entries=config.entries,
+        growths=plain(config.growths),
+        variants=plain(config.variants),
         label=config.label,
         seed=config.seed,
     )

@@ -41,7 +41,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     _refuse_bad_vote(settings)
     pruning = PruningSettings(**settings.pruning)
     require_time_for(pruning.schedule(settings.source_steps), settings.source_steps)
-    for trial in (*settings.compared(), *settings.tried()):
+    for trial in (*settings.compared(), *settings.tried(), *settings.varied()):
         own = settings.changed(trial.changes)
         _refuse_bad_vote(own)
         if METHODS[trial.method].kind == "rounds":

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.study.check import refuse_bad_settings
+from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.records import open_study, rank_part, read_record, read_settings
 from lightning_mvp.study.settings import STAGES, StudySettings
@@ -55,27 +56,48 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
         share = settings.parent.get("batch_size", settings.batch_size) / settings.batch_size
         first.append([Part("parent", CUT_STEP * settings.parent["steps"] * share + OVERHEAD_STEPS)])
         entry *= CUT_STEP
-    sources = [f"source-{index:03d}" for index in range(settings.split["sources"])]
+    sources = settings.sources
     zoo = [Part(name, entry + OVERHEAD_STEPS) for name in sources]
     budgets = {"generic": settings.source_steps, "generic_parent": entry, "generic_zoo": settings.zoo_steps}
     zoo += [Part(name, budgets[name] + 4 * OVERHEAD_STEPS) for name in generic_models(settings)]
     return {
         "pretrain": [] if settings.home is not None else first,
         "zoo": [] if settings.zoo_of is not None else [_longest_first(zoo)],
+        "grow": _growth_waves(settings),
         "overlap": []
         if settings.zoo_of is not None
         else [
             [Part(rank_part(name, "leep"), 2.0 * len(sources)) for name in sources],
             [Part("overlap", 2.0 * len(sources))],
         ],
-        "compare": _runs(settings.target_kind, settings.targets, settings.compared(), settings, settings.targets_of),
+        "compare": _runs(
+            settings.target_kind,
+            settings.targets,
+            [*settings.compared(), *settings.varied()],
+            settings,
+            settings.targets_of,
+        ),
         "ablate": _runs("development", settings.split.get("development", 0), settings.tried(), settings),
     }
 
 
+def _growth_waves(settings: StudySettings) -> list[list[Part]]:
+    """One task of each growing zoo after the other; those of several zoos go on side by side."""
+    growths = {name: Growth(**options) for name, options in settings.growths.items()}
+    longest = max((growth.tasks for growth in growths.values()), default=0)
+    return [
+        [
+            Part(f"grow-{name}-{index:03d}", SMALL_STEP * growth.steps + OVERHEAD_STEPS)
+            for name, growth in growths.items()
+            if index < growth.tasks
+        ]
+        for index in range(longest)
+    ]
+
+
 def generic_models(settings: StudySettings) -> list[str]:
     """The broad models that methods or trials begin with."""
-    needed = {trial.method for trial in (*settings.compared(), *settings.tried())}
+    needed = {trial.method for trial in (*settings.compared(), *settings.tried(), *settings.varied())}
     return [name for name in ("generic", "generic_parent", "generic_zoo") if name in needed]
 
 
@@ -94,9 +116,9 @@ def _runs(
         needed = {
             rank_part(name, settings.changed(trial.changes).vote.get("similarity", "leep"))
             for trial in wanted
-            if METHODS[trial.method].kind == "zoo"
+            if METHODS[trial.method].kind == "zoo" and trial.method != "grown"
         }
-        ranks += [Part(part, 2.0 * settings.split["sources"]) for part in sorted(needed)]
+        ranks += [Part(part, 2.0 * len(settings.sources)) for part in sorted(needed)]
         for trial in wanted:
             cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
             runs.append(Part(f"{name}--{trial.name}", cost))
@@ -192,9 +214,9 @@ def _require_forerunners(
     folder: Path, settings: StudySettings, everything: dict[str, list[list[Part]]], stages: Sequence[str], shards: int
 ) -> None:
     """Refuse a stage that needs parts which neither exist nor are about to be made here."""
-    order = ["pretrain", "zoo"]
+    order = ["pretrain", "zoo", "grow"]
     for stage in (stage for stage in STAGES if stage in stages and stage != "pretrain"):
-        for before in order[: 1 if stage == "zoo" else 2]:
+        for before in order[:1] if stage == "zoo" else order[:2] if stage in ("grow", "overlap") else order:
             missing = _missing(folder, everything[before])
             if missing and (before not in stages or shards > 1):
                 raise ValueError(

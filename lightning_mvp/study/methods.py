@@ -37,6 +37,8 @@ METHODS = {
     "vote_random": Method("the vote's masks, random weights", "vote, random w.", "zoo"),
     "magnitude_average": Method("magnitude masks, the neighbours' average weights", "magnitude, average", "zoo"),
     "random_average": Method("random masks, the neighbours' average weights", "random, average", "zoo"),
+    "grown": Method("vote of the latest entries of a zoo grown by use", "grown by use", "zoo"),
+    "parent_magnitude": Method("the zoo's parent cut once by magnitude", "parent, magnitude", "generic"),
     "generic": Method("θ⁰ pruned once on all source classes, one task's budget", "generic", "generic"),
     "generic_parent": Method(
         "the zoo's parent pruned on with all source classes, one task's budget", "generic, parent", "generic"
@@ -44,6 +46,9 @@ METHODS = {
     "generic_zoo": Method("θ⁰ pruned once on all source classes, the whole zoo's budget", "generic, zoo", "generic"),
     "oneshot_taylor": Method("one-shot Taylor", "one-shot Taylor", "once"),
     "oneshot_magnitude": Method("one-shot magnitude (θ⁰'s magnitude mask, θ⁰'s weights)", "one-shot magnitude", "once"),
+    "oneshot_reconstructed": Method(
+        "one-shot Taylor, its layers reconstructed in closed form", "one-shot, reconstr.", "once"
+    ),
     "taylor": Method("iterative Taylor", "iterative Taylor", "rounds"),
     "magnitude": Method("iterative magnitude", "iterative magn.", "rounds"),
     "torch_pruning": Method("Torch-Pruning's iterative Taylor pruner", "Torch-Pruning", "rounds"),

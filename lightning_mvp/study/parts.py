@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.backbones.create import create_backbone, recipe_of
@@ -19,14 +20,15 @@ from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
-from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.modules.task import TaskModule, feature_count
+from lightning_mvp.study.growth import grow_one
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.study.outside import TorchPruningCutter
 from lightning_mvp.study.overlap import leep_matrix, study_overlap
 from lightning_mvp.study.records import rank_part, read_record, write_record
 from lightning_mvp.study.settings import StudySettings
-from lightning_mvp.study.starts import Starts
+from lightning_mvp.study.starts import Start, Starts
 from lightning_mvp.tasks.data import ImageData, load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import stratified_split
@@ -121,7 +123,7 @@ class Workshop:
 
         Args:
             part: ``"pretrain"``, ``"parent"``, ``"generic"`` (or ``"generic_parent"``, ``"generic_zoo"``),
-                ``"source-007"``, ``"overlap"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or
+                ``"source-007"``, ``"grow-NAME-007"``, ``"overlap"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or
                 ``"development-003--TRIAL"``.
         """
         if read_record(self.folder, part) is not None:
@@ -146,17 +148,21 @@ class Workshop:
             return self.prune(union, "generic_parent", self.root, settings.source_steps, settings.entry_ratio)
         if part == "generic_zoo":
             return self.prune(union, "generic_zoo", self.theta0, settings.zoo_steps, settings.pruning_ratio)
+        if part.startswith("grow-"):
+            name, _, index = part.removeprefix("grow-").rpartition("-")
+            return grow_one(self, name, int(index))
         first, _, second = part.partition("--")
         if first.startswith("rank"):
-            return self.rank(self._task(second), first.partition("-")[2] or "leep")
+            return self.rank(self.task(second), first.partition("-")[2] or "leep")
         if second:
             measured = not first.startswith("development")
-            trials = settings.compared() if measured else settings.tried()
+            trials = (*settings.compared(), *settings.varied()) if measured else settings.tried()
             trial = next(trial for trial in trials if trial.name == second)
-            return self.compare(self._task(first), trial, test=measured)
-        return self.prune(self._task(first), "zoo", self.root, settings.source_steps, settings.entry_ratio)
+            return self.compare(self.task(first), trial, test=measured)
+        return self.prune(self.task(first), "zoo", self.root, settings.source_steps, settings.entry_ratio)
 
-    def _task(self, name: str) -> TaskSpec:
+    def task(self, name: str) -> TaskSpec:
+        """The task of a name such as ``source-007``."""
         kind, _, number = name.rpartition("-")
         return self.split.get(kind, int(number))
 
@@ -267,7 +273,7 @@ class Workshop:
         start = Starts(self, settings).of(method, data)
         module = TaskModule.for_task(start.backbone, data.facts, **settings.optim)
         module.initialise_head(data)
-        start.mimic(module, data, settings.seed)
+        self._mimic(module, data, settings, start)
         ready = time.perf_counter()
         curve = AccuracyCurve(*(data.test_images() if test else data.val_images()), steps=curve_steps(steps))
         curve.evaluate(module, 0)
@@ -278,7 +284,7 @@ class Workshop:
             self.fit(module, data, steps, curve, gradient_clip_val=settings.gradient_clip)
         fitted = time.perf_counter() - ready - curve.seconds
         similarity = settings.vote.get("similarity", "leep")
-        searched = METHODS[method].kind == "zoo" and method not in ("random_vote", "all_vote")
+        searched = METHODS[method].kind == "zoo" and method not in ("random_vote", "all_vote", "grown")
         return {
             "task": task.name,
             "classes": list(task.classes),
@@ -292,6 +298,17 @@ class Workshop:
             "fit_seconds": fitted,
             **notes,
         }
+
+    def _mimic(self, module: TaskModule, data: TaskDataModule, settings: StudySettings, start: Start) -> None:
+        """Give the module its teacher, if it mimics: what it was cut from, or θ⁰ with ``vote.teacher``."""
+        if not module.mimic:
+            return
+        origin = self.theta0 if settings.vote.get("teacher") == "theta0" else start.origin
+        dense, kept = origin.build(), None
+        if start.masks is not None and origin is start.origin:
+            every = feature_count(dense, origin.recipe, origin.example)
+            kept = torch.as_tensor(origin.groups.kept_features(start.masks, every))
+        module.take_teacher(dense, data, kept, settings.seed)
 
     def cutter_of(
         self, method: str, module: TaskModule, data: TaskDataModule, settings: StudySettings

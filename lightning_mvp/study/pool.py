@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.records import rank_part, read_record, read_settings
 from lightning_mvp.study.results import break_even, load_runs
@@ -93,8 +94,24 @@ class Study:
     @property
     def sources(self) -> list[dict[str, Any]]:
         """The records of the zoo's entries that are done."""
-        names = [f"source-{index:03d}" for index in range(self.settings.split["sources"])]
-        return [record for name in names if (record := self.record(name)) is not None]
+        return [record for name in self.settings.sources if (record := self.record(name)) is not None]
+
+    @cached_property
+    def varied(self) -> list[dict[str, Any]]:
+        """The runs of variants on targets that are done, variant by variant."""
+        names = [trial.name for trial in self.settings.varied()]
+        targets = [self.settings.target(index) for index in range(self.settings.targets)]
+        records = (self.record(f"{target}--{name}") for name in names for target in targets)
+        return [record for record in records if record is not None]
+
+    @cached_property
+    def grown(self) -> dict[str, list[dict[str, Any]]]:
+        """Growth → the records of the entries that joined, in their order."""
+        found = {}
+        for name, options in self.settings.growths.items():
+            records = (self.record(f"grow-{name}-{index:03d}") for index in range(Growth(**options).tasks))
+            found[name] = [record for record in records if record is not None]
+        return found
 
     @property
     def rankings(self) -> list[dict[str, Any]]:

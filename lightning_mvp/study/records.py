@@ -12,7 +12,7 @@ from lightning_mvp.study.methods import ORACLE, Trial
 from lightning_mvp.study.settings import StudySettings
 
 # A study may grow by these: each run's record says with what settings it was made.
-MAY_CHANGE = {"methods", "fewer", "trials", "tuned", "label"}
+MAY_CHANGE = {"methods", "fewer", "trials", "variants", "growths", "tuned", "label"}
 
 
 def open_study(folder: Path, settings: StudySettings) -> None:
@@ -33,7 +33,8 @@ def open_study(folder: Path, settings: StudySettings) -> None:
             f"{folder} holds a comparison with other settings, which is not overwritten:\n{lines}\n"
             "Choose another `folder`, or remove that one."
         )
-    _refuse_other_runs(folder, settings.target_kind, settings.targets, settings.compared())
+    on_targets = [*settings.compared(), *settings.varied()]
+    _refuse_other_runs(folder, settings.target_kind, settings.targets, on_targets)
     _refuse_other_runs(folder, "development", settings.split.get("development", 0), settings.tried())
     if found != wanted:
         write_json(path, wanted, overwrite=True)

@@ -26,6 +26,7 @@ from lightning_mvp.study.plots import (
 )
 from lightning_mvp.study.pool import Study, by_label, ratios, runs_at
 from lightning_mvp.study.results import Row, hubs, summarise
+from lightning_mvp.study.variants import accuracy_against_entries, variants
 
 
 def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str, learned: str = "") -> list[Row]:
@@ -49,13 +50,13 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     sections = {
         (label, ratio): runs_at(own, ratio) for label, own in by_label(everything).items() for ratio in ratios(own)
     }
-    if not sections and not any(study.trials for study in studies):
+    if not sections and not any((*study.trials, *study.varied) for study in studies):
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
     tables = {section: summarise(runs) for section, runs in sections.items()}
     out.mkdir(parents=True, exist_ok=True)
     overlaps = {study.folder.name: found for study in studies if (found := _overlap_of(study))}
     pictures = _draw(out, studies, sections, overlaps)
-    lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in (*study.runs, *study.trials)]
+    lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in _runs_of(study)]
     write_whole(out / "results.jsonl", ("\n".join(lines) + "\n").encode(), overwrite=True)
     write_json(
         out / "results.json",
@@ -81,7 +82,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     paragraphs += about(studies)
     for (label, ratio), rows in tables.items():
         paragraphs += operating_point(ratio, rows, sections[label, ratio], label)
-    paragraphs += [*zoos(studies), *overlap(overlaps), *trials(studies)]
+    paragraphs += [*zoos(studies), *overlap(overlaps), *variants(studies), *trials(studies)]
     paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures)]
     paragraphs.append(
         f"## Again\n\n{_indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
@@ -93,6 +94,11 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _runs_of(study: Study) -> list[dict[str, Any]]:
+    """All that was run: on targets, on development tasks, and what made zoos grow."""
+    return [*study.runs, *study.varied, *study.trials, *(entry for grown in study.grown.values() for entry in grown)]
 
 
 def _lean(run: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +135,8 @@ def _draw(
         what = "Share of the labels' entropy that LEEP explains, 1 + LEEP / H(y)," if measure == "LEEP" else measure
         caption = f"{what} of each zoo task on each target against the number of classes they share."
         figures.append(("leep.png", caption, similarity_against_shared_classes(rankings, measure)))
+    if figure := accuracy_against_entries([run for study in studies for run in study.varied]):
+        figures.append(("growth.png", "Test accuracy against the entries of a zoo that grows by use.", figure))
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."
         figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, overlap_by_group(rows)))

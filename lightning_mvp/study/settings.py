@@ -13,7 +13,7 @@ from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
 TargetKind = Literal["target", "heldout"]
-STAGES = ("pretrain", "zoo", "overlap", "compare", "ablate", "report")
+STAGES = ("pretrain", "zoo", "grow", "overlap", "compare", "ablate", "report")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,13 @@ class StudySettings:
             set, class count or number of images.
         target_kind: ``"target"``, tasks over seen classes, or ``"heldout"``, over classes that nothing else has seen.
         images_per_class: training images of each class of a target; None takes all.
-        new_images: half of each class's training images, drawn by ``seed``, make θ⁰, parent, zoo and generic models, the
-            other half the targets and development tasks; else all make all.
+        new_images: half of each class's training images, drawn by ``seed``, make θ⁰, parent, zoo and generic models,
+            and the other half the targets and development tasks; else all make all.
+        entries: how many source tasks, the first ones, get an entry of their own; None: all.
+        growths: name → how a zoo grows by use from some of those entries, see
+            :class:`~lightning_mvp.study.growth.Growth`.
+        variants: name → ``method`` and dotted settings of a run on each target, as ``trials`` are of one on each
+            development task: ``{"grown-A@100": {"method": "grown@100", "vote.growth": "A", "vote.entries": 50}}``.
         label: what a report calls this study, where it shows several kinds.
         seed: of everything random.
     """
@@ -84,6 +89,9 @@ class StudySettings:
     target_kind: TargetKind = "target"
     images_per_class: int | None = None
     new_images: bool = False
+    entries: int | None = None
+    growths: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     label: str = ""
     seed: int = 0
 
@@ -94,7 +102,7 @@ class StudySettings:
                 raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
-        for trial in (*self.compared(), *self.tried()):
+        for trial in (*self.compared(), *self.tried(), *self.varied()):
             if trial.steps == 0 and (METHODS[trial.method].kind == "rounds" or trial.method == "mvp_refine"):
                 raise ValueError(f"Expected {trial.method} to have steps, but got {trial.method}@0.")
             self.changed(trial.changes)
@@ -154,7 +162,13 @@ class StudySettings:
     def zoo_steps(self) -> int:
         """Optimizer steps that the whole zoo took, its parent's included."""
         parent = 0 if self.parent is None else self.parent["steps"]
-        return parent + self.split["sources"] * self.source_steps
+        return parent + len(self.sources) * self.source_steps
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the source tasks that get an entry of their own."""
+        count = self.split["sources"]
+        return [f"source-{index:03d}" for index in range(count if self.entries is None else min(count, self.entries))]
 
     def compared(self) -> list[Trial]:
         """The methods with their steps and what was tuned for them; names are those of the records."""
@@ -172,8 +186,15 @@ class StudySettings:
 
     def tried(self) -> list[Trial]:
         """The trials on development tasks; a method's tuned settings hold unless the trial has others."""
+        return self._trials(self.trials)
+
+    def varied(self) -> list[Trial]:
+        """The variants on targets, likewise."""
+        return self._trials(self.variants)
+
+    def _trials(self, options_of: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
         trials = []
-        for name, options in self.trials.items():
+        for name, options in options_of.items():
             method, steps = parse_method(options.get("method", "mvp"), self.steps)
             own = {key: value for key, value in options.items() if key != "method"}
             trials.append(Trial(method, steps, {**self.tuned_for(method, steps), **own}, name))
@@ -201,7 +222,7 @@ class StudySettings:
                 values[name] = value
             else:
                 values.setdefault(section, dict(getattr(self, section)))[key] = value
-        return replace(self, **values, tuned={}, trials={}) if values else self
+        return replace(self, **values, tuned={}, trials={}, variants={}) if values else self
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> StudySettings:

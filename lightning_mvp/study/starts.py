@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from lightning_mvp.backbones.create import create_backbone
@@ -16,9 +15,10 @@ from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.modules.cutting import endless
-from lightning_mvp.modules.task import TaskModule, feature_count
+from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
+from lightning_mvp.study.growth import latest_entries
 from lightning_mvp.study.methods import ORACLE
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -54,15 +54,6 @@ class Start:
     masks: Masks | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def mimic(self, module: TaskModule, data: TaskDataModule, seed: int) -> None:
-        """Let a module around the backbone mimic the origin, where its settings say so."""
-        if module.mimic:
-            dense, kept = self.origin.build(), None
-            if self.masks is not None:
-                every = feature_count(dense, self.origin.recipe, self.origin.example)
-                kept = torch.as_tensor(self.origin.groups.kept_features(self.masks, every))
-            module.take_teacher(dense, data, kept, seed)
-
 
 class Starts:
     """The starts of one study's methods.
@@ -80,6 +71,8 @@ class Starts:
         own: dict[str, Callable[[TaskDataModule], Start]] = {
             "mvp": self.mvp,
             "mvp_refine": self.mvp,
+            "grown": self.grown,
+            "parent_magnitude": self.parent_magnitude,
             "nearest": lambda data: self._vote(data, self.ranking(data)[:1]),
             "random_vote": self.random_vote,
             "farthest_vote": self.farthest_vote,
@@ -159,10 +152,23 @@ class Starts:
         reestimate_batch_norm(backbone, reestimation_batches(data, self.settings.seed))
         return backbone
 
+    def parent_magnitude(self, data: TaskDataModule) -> Start:
+        """The parent cut once more by magnitude, to the size of the zoo's entries."""
+        root, pruning = self.shop.root, self.shop.scratch_settings(self.settings)
+        kept = 1 - self.settings.entry_ratio
+        masks = pruning.choose(self._magnitudes(root), Masks.full(root.pruned), kept, root.pruned, root.cost)
+        return self._cut_to(data, masks, root.build())
+
     # From pruned models -----------------------------------------------------------------------------------------------
 
     def mvp(self, data: TaskDataModule) -> Start:
         return self._vote(data, self.ranking(data)[: self.neighbours])
+
+    def grown(self, data: TaskDataModule) -> Start:
+        """The vote of the latest entries of a zoo that has grown to ``vote.entries`` by ``vote.growth``."""
+        name, entries = self.settings.vote["growth"], self.settings.vote["entries"]
+        latest = latest_entries(self.shop, name, entries, self.neighbours)
+        return self._vote(data, latest, f"grown-{name}", temperature=None)
 
     def farthest_vote(self, data: TaskDataModule) -> Start:
         ranked = sorted(self.ranking(data), key=lambda neighbour: neighbour.score)

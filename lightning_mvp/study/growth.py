@@ -1,0 +1,155 @@
+"""A study's zoos that grow by use: each source task in turn begins with the vote of the latest entries, and joins them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lightning_mvp.modules.growing import Grown, grow
+from lightning_mvp.study.records import read_record
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.voting.similarity import Neighbour
+from lightning_mvp.zoo.zoo import ModelZoo
+
+if TYPE_CHECKING:
+    from lightning_mvp.study.parts import Workshop
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a zoo grows.
+
+    Args:
+        seeds: the first so many entries of the study's zoo.
+        tasks: so many of the other source tasks join them, one after the other.
+        order: 0: by number; any other draws an order.
+        neighbours: how many of the latest vote; 1 trains one net on task after task.
+        steps: of each new entry.
+        mimic: weight of the mimicking loss.
+        augment: of their images.
+        shuffle: permute their labels, so that nothing true can be learned.
+    """
+
+    seeds: int = 8
+    tasks: int = 42
+    order: int = 0
+    neighbours: int = 8
+    steps: int = 100
+    mimic: float = 2.0
+    augment: str = "none"
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "tasks", "neighbours", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected `growths.….{name}` to be an integer of at least 1, but got {value!r}.")
+
+    def sequence(self, sources: int) -> list[str]:
+        """The names of the tasks that join, in their order.
+
+        Raises:
+            ValueError: there are not so many source tasks.
+        """
+        if self.seeds + self.tasks > sources:
+            raise ValueError(
+                f"Expected `split.sources` to be at least {self.seeds + self.tasks}, the seeds and tasks of a growth, "
+                f"but got {sources}."
+            )
+        rest = np.arange(self.seeds, sources)
+        if self.order:
+            rest = np.random.default_rng(self.order).permutation(rest)
+        return [f"source-{index:03d}" for index in rest[: self.tasks]]
+
+
+def growth_folder(folder: Path, name: str) -> Path:
+    """Where the zoo of a growth is."""
+    return folder / f"grown-{name}"
+
+
+def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
+    """One more entry of a growth, and what it took.
+
+    Args:
+        shop: of the study.
+        name: of the growth.
+        index: how many have joined before.
+    """
+    settings, growth = shop.settings, Growth(**shop.settings.growths[name])
+    task = shop.task(growth.sequence(settings.split["sources"])[index])
+    zoo = _zoo_of(shop, name, growth)
+    data = shop.datamodule(task, augment=growth.augment)
+    before, made = index + 1, f"{task.name}--"
+    for entry in [entry for entry in zoo.names if entry.startswith(made) and _wave(zoo, entry) == before]:
+        zoo.remove(entry)  # a stop between entry and record: its seconds are not known
+    if growth.shuffle:
+        data = _shuffled(data, settings.seed + index)
+    start = time.perf_counter()
+    grown: Grown = grow(
+        zoo,
+        data,
+        steps=growth.steps,
+        neighbours=growth.neighbours,
+        wave=before,
+        seed=settings.seed,
+        keep_worse=True,
+        precision=settings.precision,
+        mimic=growth.mimic,
+        **settings.optim,
+    )
+    info = zoo.header(grown.name)["info"]
+    return {
+        "entry": grown.name,
+        "task": task.name,
+        "classes": list(task.classes),
+        "steps": growth.steps,
+        "start_accuracy": grown.start_accuracy,
+        "val_accuracy": grown.val_accuracy,
+        "parents": info["parents"],
+        "generation": info["generation"],
+        "seconds": time.perf_counter() - start,
+        "masks": grown.module.report["masks"],
+    }
+
+
+def latest_entries(shop: Workshop, name: str, entries: int, neighbours: int) -> list[Neighbour]:
+    """The latest of a growth's first so many entries, seeds included, the newest first."""
+    growth = Growth(**shop.settings.growths[name])
+    seeds = [read_record(shop.zoo_home, source) for source in shop.settings.sources[: growth.seeds]]
+    joined = [read_record(shop.zoo_home, f"grow-{name}-{index:03d}") for index in range(entries - growth.seeds)]
+    found = [record["entry"] for record in (*seeds, *joined) if record is not None][:entries]
+    return [Neighbour(entry, 0.0, None) for entry in reversed(found[-neighbours:])]
+
+
+def _zoo_of(shop: Workshop, name: str, growth: Growth) -> ModelZoo:
+    """The growing zoo; at first a copy of the seeds' entries."""
+    folder = growth_folder(shop.folder, name)
+    if not (folder / "zoo.json").exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(shop.zoo_home / "zoo", partial, ignore=shutil.ignore_patterns("catalogue*"))
+        records = [read_record(shop.zoo_home, source) for source in shop.settings.sources[: growth.seeds]]
+        seeds = {record["entry"] for record in records if record is not None}
+        copied = ModelZoo(partial)
+        for entry in [entry for entry in copied.names if entry not in seeds]:
+            copied.remove(entry)
+        partial.rename(folder)
+    return ModelZoo(folder)
+
+
+def _wave(zoo: ModelZoo, entry: str) -> int:
+    return int(zoo.header(entry)["info"].get("wave", 0))
+
+
+def _shuffled(data: TaskDataModule, seed: int) -> TaskDataModule:
+    """The same task with its training labels permuted."""
+    labels = data._train.labels
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    data._train = replace(data._train, labels=labels[order])
+    return data
