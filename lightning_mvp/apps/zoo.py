@@ -22,6 +22,7 @@ from rich.filesize import decimal
 
 from lightning_mvp.zoo.check import check_zoo
 from lightning_mvp.zoo.entry_file import read_entry, shown
+from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page
@@ -48,7 +49,7 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     say("accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
     for each in damaged:
         say(f"damaged: {each.problem}", markup=False)
-    entries = [{name: value for name, value in asdict(each).items() if name != "settings"} for each in summaries]
+    entries = [{name: value for name, value in asdict(each).items() if name not in ("settings", "family")} for each in summaries]
     configs = {each.config: each.settings for each in summaries if each.problem is None}
     return {"entries": entries, "configs": configs}, 0
 
@@ -57,8 +58,8 @@ def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     """All about one entry."""
     require_known(zoo, [arguments.entry])
     entry = zoo[arguments.entry]
-    config = entry.name.rpartition("--")[2]
-    others, damaged = sound_entries(zoo, [name for name in zoo.configs[config] if name != entry.name])
+    family = families(zoo).get(family_of(entry.name, entry.config), ())
+    others, damaged = sound_entries(zoo, [name for name in family if name != entry.name])
     relatives = nearest_relatives(entry, others, NEAREST)
     size = entry_size(zoo, entry.name)
     say(entry_page(entry, size, relatives))
@@ -140,7 +141,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     output = Path(arguments.output or zoo.path / "picture.png")
     refuse_existing(output)
     config, others = chosen_config(zoo, arguments.config)
-    entries, damaged = sound_entries(zoo, zoo.configs.get(config, ()))
+    entries, damaged = sound_entries(zoo, families(zoo).get(config, ()))
     found = relations(entries)
     page = BytesIO()
     title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
@@ -154,12 +155,12 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 
 def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
-    """The hash of the config that is asked for, else of the one with most entries; and the others.
+    """The hash of the config that is asked for, else of the one with most entries, grown ones included; the others.
 
     Raises:
         ValueError: no entry has that config, or the zoo is empty.
     """
-    sizes = Counter({key: len(names) for key, names in zoo.configs.items()})
+    sizes = Counter({key: len(names) for key, names in families(zoo).items()})
     if not sizes:
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     if config is None:
