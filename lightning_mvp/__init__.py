@@ -27,12 +27,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.export.export import export_model
+    from lightning_mvp.modules.growing import add_voted, grow
     from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.data import ImageData, load_data
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.facts import TaskFacts
     from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+    from lightning_mvp.voting.latest import latest
     from lightning_mvp.voting.leep import leep
     from lightning_mvp.voting.merge import merge
     from lightning_mvp.voting.vote import vote
@@ -54,6 +56,7 @@ _HOMES = {
     "zoo.entry": ("ZooEntry",),
     "zoo.zoo": ("ModelZoo",),
     "voting.leep": ("leep",),
+    "voting.latest": ("latest",),
     "voting.vote": ("vote",),
     "voting.merge": ("merge",),
     "voting.voted": ("VoteReport", "voted_backbone"),
@@ -63,6 +66,7 @@ _HOMES = {
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
     "modules.task": ("TaskModule",),
     "modules.meta_vote": ("MetaVoteModule",),
+    "modules.growing": ("add_voted", "grow"),
     "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -85,10 +89,13 @@ __all__ = [
     "UnitGroup",
     "VoteReport",
     "ZooEntry",
+    "add_voted",
     "apply_masks",
     "create_backbone",
     "export_model",
     "find_groups",
+    "grow",
+    "latest",
     "leep",
     "load_data",
     "merge",
