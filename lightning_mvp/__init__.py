@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.export.export import export_model
-    from lightning_mvp.modules.growing import add_voted, grow
+    from lightning_mvp.modules.adding import add_voted
+    from lightning_mvp.modules.growing import grow
     from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.data import ImageData, load_data
@@ -66,7 +67,8 @@ _HOMES = {
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
     "modules.task": ("TaskModule",),
     "modules.meta_vote": ("MetaVoteModule",),
-    "modules.growing": ("add_voted", "grow"),
+    "modules.adding": ("add_voted",),
+    "modules.growing": ("grow",),
     "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

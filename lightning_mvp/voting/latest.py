@@ -43,9 +43,7 @@ def latest(
     return latest_of([m for m in members if before_wave is None or m.wave < before_wave], k, zoo, classes)
 
 
-def latest_of(
-    members: Sequence[Member], k: int | None, zoo: ModelZoo, classes: Sequence[str] | None = None
-) -> Ranking:
+def latest_of(members: Sequence[Member], k: int | None, zoo: ModelZoo, classes: Sequence[str] | None = None) -> Ranking:
     """The last `k` of members that are in the order of (wave, name), as :func:`latest` ranks them."""
     if k is not None and k < 1:
         raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")

@@ -91,9 +91,7 @@ def seeds_fingerprint(members: Sequence[Member]) -> str:
 def _member(header: Mapping[str, Any]) -> Member:
     info, name = header["info"], header["name"]
     grown = is_grown(header["config"])
-    wave, generation, parents = (
-        (info.get("wave"), info.get("generation"), info.get("parents")) if grown else (0, 0, [])
-    )
+    wave, generation, parents = (info.get("wave"), info.get("generation"), info.get("parents")) if grown else (0, 0, [])
     whole = all(type(value) is int and value >= int(grown) for value in (wave, generation))
     if not whole or not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise DamagedEntryError(

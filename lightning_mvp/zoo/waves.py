@@ -5,8 +5,8 @@
 <zoo>/waves/<entry>.refused.json              a task whose model got worse than its start: it is done, and no entry
 ```
 
-The first job of a wave writes the list, all others read it. So jobs that run at once, in any order, or again after a kill
-choose among the same entries.
+The first job of a wave writes the list, all others read it. So jobs that run at once, in any order, or again after a
+kill choose among the same entries.
 """
 
 from __future__ import annotations

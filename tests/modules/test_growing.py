@@ -1,4 +1,4 @@
-"""A voted model becomes an entry: whose masks, weights and importance it has, who its parents are, and what is refused."""
+"""A voted model becomes an entry: its masks, weights and importance, who its parents are, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from lightning_mvp import ImageData, MetaVoteModule, ModelZoo, TaskDataModule, add_voted, grow, voted_backbone
-from lightning_mvp.modules.fit import fit_quietly, make_trainer
-from lightning_mvp.modules.growing import WorseThanStartError, start_accuracy, start_of_growth
+from lightning_mvp.backbones import find_groups
+from lightning_mvp.modules.adding import WorseThanStartError
+from lightning_mvp.modules.fit import make_trainer
+from lightning_mvp.modules.growing import start_accuracy, start_of_growth
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.latest import latest
 from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
-from lightning_mvp.zoo.waves import WAVES, family_members, wave_voters
-from lightning_mvp.backbones import find_groups
+from lightning_mvp.zoo.waves import WAVES, family_members
 
 from .conftest import task
 
@@ -57,9 +58,9 @@ def test_a_grown_entry_is_the_trained_model_with_the_masks_of_its_vote(zoo: Mode
     assert right.float().mean().item() == pytest.approx(grown.module.accuracy_on(images, labels))
     assert entry.prototypes is not None
     assert len(entry.prototypes) == 3
-    assert entry.info["kept"]["params"] == pytest.approx(sum(p.numel() for p in small.parameters()) / sum(
-        p.numel() for p in dense.parameters()
-    ))
+    assert entry.info["kept"]["params"] == pytest.approx(
+        sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in dense.parameters())
+    )
 
 
 def test_later_votes_take_grown_entries_and_seeds_together(zoo: ModelZoo, data: ImageData, target: TaskDataModule):

@@ -100,7 +100,7 @@ def test_a_list_with_a_voter_that_is_gone_is_written_anew_unless_the_wave_has_us
     assert wave_voters(zoo, config) == members[:3]
     zoo.add(grown(zoo, "d", 3, [members[2].name], 2))
     zoo.remove(members[2].name)
-    with pytest.raises(ValueError, match="c--.* is gone. Put it back .*or remove d--"):
+    with pytest.raises(ValueError, match=r"c--.* is gone\. Put it back .*or remove d--"):
         wave_voters(zoo, config)
 
 
