@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.export.export import export_model
+    from lightning_mvp.modules.adding import add_voted
+    from lightning_mvp.modules.growing import grow
     from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.modules.mimic import mimic_loss
     from lightning_mvp.modules.task import TaskModule
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.facts import TaskFacts
     from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+    from lightning_mvp.voting.latest import latest
     from lightning_mvp.voting.leep import leep
     from lightning_mvp.voting.merge import merge
     from lightning_mvp.voting.vote import vote
@@ -55,6 +58,7 @@ _HOMES = {
     "zoo.entry": ("ZooEntry",),
     "zoo.zoo": ("ModelZoo",),
     "voting.leep": ("leep",),
+    "voting.latest": ("latest",),
     "voting.vote": ("vote",),
     "voting.merge": ("merge",),
     "voting.voted": ("VoteReport", "voted_backbone"),
@@ -65,6 +69,8 @@ _HOMES = {
     "modules.task": ("TaskModule",),
     "modules.mimic": ("mimic_loss",),
     "modules.meta_vote": ("MetaVoteModule",),
+    "modules.adding": ("add_voted",),
+    "modules.growing": ("grow",),
     "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -87,10 +93,13 @@ __all__ = [
     "UnitGroup",
     "VoteReport",
     "ZooEntry",
+    "add_voted",
     "apply_masks",
     "create_backbone",
     "export_model",
     "find_groups",
+    "grow",
+    "latest",
     "leep",
     "load_data",
     "merge",

@@ -36,6 +36,9 @@ WHOLE = {
     "pruning.floor": 1,
     "pruning.round_to": 1,
     "vote.neighbours": 1,
+    "growth.neighbours": 1,
+    "growth.wave_size": 1,
+    "growth.first": 0,
     "vote.round_to": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.num_nodes": 1,
@@ -53,6 +56,8 @@ WHOLE_OR_NULL = {
     "data.options.per_class_test": 1,
     "pruning.steps_per_round": 1,
     "vote.shortlist": 1,
+    "growth.wave": 1,
+    "growth.among": 1,
     "images_per_class": 1,
 }
 # Here the range is checked by whoever uses it.
@@ -76,6 +81,8 @@ NUMBERS_OR_NULL = (
     "pretrain.learning_rate",
 )
 FLAGS = (
+    "add",
+    "growth.keep_worse",
     "dry_run",
     "overwrite",
     "cut_between_rounds",
@@ -100,8 +107,8 @@ PATHS = (  # or null; where one must be given, GIVEN says so
     "superclasses",
     "learned",
 )
-LISTS = ("methods", "stages", "pool", "reports", "measure.batch_sizes")
-MAPPINGS = ("fewer", "tuned", "trials")
+LISTS = ("methods", "stages", "pool", "reports", "measure.batch_sizes", "growth.without")
+MAPPINGS = ("fewer", "tuned", "trials", "growth.vote")
 GIVEN = ("zoo", "folder", "output")  # of those commands that would otherwise not know where to write
 
 Test = Callable[[Any], bool]
@@ -159,6 +166,9 @@ def require_sound(config: DictConfig, app: str) -> None:
         _require(config, key, "a list", "[…]", lambda value: isinstance(value, ListConfig))
     for key in MAPPINGS:
         _require(config, key, "a mapping", "{…}", lambda value: isinstance(value, DictConfig))
+    _require(config, "start", "theta0 or vote", "vote", lambda value: value in ("theta0", "vote"))
+    _require(config, "growth.family", "text", "HASH", lambda value: isinstance(value, str), null=True)
+    _require(config, "growth.without", "a list of numbers", "[…]", lambda value: all(map(is_whole, value)))
     _require(config, "parent", "a mapping", "{…}", lambda value: isinstance(value, DictConfig), null=True)
     _require(config, "split.classes", "a list of class names", "[…]", lambda v: isinstance(v, ListConfig), null=True)
     for key in GIVEN if app in ("pretrain", "prune", "compare") else ("zoo",) if app == "vote" else ():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from lightning_mvp.apps import growing
 from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     backbone_of,
@@ -95,6 +96,8 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.modules.cutting import make_fabric
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    if config.start == "vote":
+        return growing.ready(config, world_size)
     if config.cut_between_rounds:
         make_fabric(**cutting_options(config))
     datamodule, callback, name = pruning_of(config, world_size)
@@ -118,10 +121,12 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     return Done(f"{name} is in {zoo} already: skipped", entry.info.get("val_accuracy"))
 
 
-def cost(config: DictConfig) -> float:
-    """Seconds of training for this task, from a few steps of it in this process."""
+def cost(config: DictConfig) -> float | None:
+    """Seconds of training for this task, from a few steps in this process; None where a vote decides the model."""
     from lightning_mvp.apps.estimate import training_seconds
 
+    if config.start == "vote":
+        return None
     data = data_of(config)
     return training_seconds(config, datamodule_of(config, data, task_of(config, data)))
 
@@ -140,6 +145,8 @@ def run(config: DictConfig) -> float:
     """Prune one task, add the entry, return its accuracy on validation images."""
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    if config.start == "vote":
+        return growing.run(config)
     name, accuracy, first = (_cut if config.cut_between_rounds else _zero)(config)
     if first:
         console.print(f"{name}: {accuracy:.1%} on validation images")

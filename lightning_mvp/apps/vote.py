@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from lightning_mvp.apps import growing
 from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     console,
@@ -73,17 +74,29 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.zoo.zoo import ModelZoo
 
     zoo, settings = ModelZoo(config.zoo), settings_of(config, world_size)
+    done = growing.ready_to_add(config, world_size) if config.add else None
+    if done is not None:
+        return done
     output = output_of(config, settings)
-    if (output / "report.json").exists() and not config.overwrite:
-        report = json.loads((output / "report.json").read_text())
-        if report.get("settings") == settings:
-            return Done(f"{output} is there already: skipped", report["val_accuracy"])
-    require_free(output, FILES, config.overwrite)
+    report = made_before(config, output, settings)
+    if report is not None and not (config.add and growing.may_be_added(report)):
+        return Done(f"{output} is there already: skipped", report["val_accuracy"])
+    if report is None:
+        require_free(output, FILES, config.overwrite)
     task_of(config, data_of(config))
     with open_dict(config):
         config.output = str(output)
+        config.settings = settings  # of the zoo as it votes now, whoever adds to it meanwhile
         config.from_scratch = scratch_words(config, zoo.recipe)
     return None
+
+
+def made_before(config: DictConfig, output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of an output that was made with these settings, unless it is to be overwritten."""
+    if config.overwrite or not (output / "report.json").exists():
+        return None
+    report = json.loads((output / "report.json").read_text())
+    return report if report.get("settings") == settings else None
 
 
 def run(config: DictConfig) -> float:
@@ -112,6 +125,11 @@ def run(config: DictConfig) -> float:
     if not module.waits:  # rank 0, which voted; before anything is trained
         for sentence in advise(config, module.report):
             console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
+    start = growing.start_to_add(config, module, datamodule) if config.add else {}
+    made = made_before(config, Path(config.output), plain(config.settings)) if config.add else None
+    if made is not None:  # all but added: the job was stopped in between, or somebody decides only now
+        growing.add_made(config, datamodule, start)
+        return made["val_accuracy"]
     # All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind.
     recipe = ModelZoo(config.zoo).recipe
     with torch.random.fork_rng(devices=[]):
@@ -122,16 +140,19 @@ def run(config: DictConfig) -> float:
     test_accuracy = module.accuracy_on(*datamodule.test_images())
     report = {
         **module.report,
+        **start,
         "steps": config.steps,
         "val_accuracy": val_accuracy,
         "test_accuracy": test_accuracy,
-        "settings": settings_of(config, trainer.world_size),
+        "settings": plain(config.settings),
     }
     write(config, trainer, module, report)
     if trainer.is_global_zero:
         console.print(f"{test_accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
         for name, what in FILES.items():
             console.print(f"wrote {Path(config.output) / name}: {what}")
+    if config.add:
+        growing.add_trained(config, trainer, module, datamodule, start)
     return val_accuracy
 
 

@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,7 +23,11 @@ from rich.filesize import decimal
 
 from lightning_mvp.zoo.check import check_zoo
 from lightning_mvp.zoo.entry_file import read_entry, shown
+from lightning_mvp.zoo.families import families, family_of
+from lightning_mvp.zoo.generations import generations
 from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
+from lightning_mvp.zoo.lineage import descendants, lineage
+from lightning_mvp.zoo.lineage_tables import generations_table, lineage_table
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -48,7 +53,10 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     say("accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
     for each in damaged:
         say(f"damaged: {each.problem}", markup=False)
-    entries = [{name: value for name, value in asdict(each).items() if name != "settings"} for each in summaries]
+    entries = [
+        {name: value for name, value in asdict(each).items() if name not in ("settings", "family")}
+        for each in summaries
+    ]
     configs = {each.config: each.settings for each in summaries if each.problem is None}
     return {"entries": entries, "configs": configs}, 0
 
@@ -57,8 +65,8 @@ def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     """All about one entry."""
     require_known(zoo, [arguments.entry])
     entry = zoo[arguments.entry]
-    config = entry.name.rpartition("--")[2]
-    others, damaged = sound_entries(zoo, [name for name in zoo.configs[config] if name != entry.name])
+    family = families(zoo).get(family_of(entry.name, entry.config), ())
+    others, damaged = sound_entries(zoo, [name for name in family if name != entry.name])
     relatives = nearest_relatives(entry, others, NEAREST)
     size = entry_size(zoo, entry.name)
     say(entry_page(entry, size, relatives))
@@ -101,15 +109,48 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     }, 0 if found.sound else 1
 
 
+def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """Who came from whom, and how alike the masks of each generation are."""
+    found, tables = {}, families(zoo)
+    for family, names in tables.items():
+        members = lineage(zoo, names)
+        grown = generations(zoo, members)
+        say(lineage_table(members, f"family {shown(Path(family))}" if len(tables) > 1 else "", set(zoo.names)))
+        say(generations_table(grown))
+        found[family] = {"members": [asdict(each) for each in members], "generations": [asdict(each) for each in grown]}
+    say(f"{_count(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data", markup=False)
+    return {"families": found}, 0
+
+
 def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
-    """Exactly these, or none if one of them is unknown."""
+    """Exactly these, or none if one of them is unknown, or others descend from them and nobody said what of those.
+
+    Raises:
+        ValueError: an unknown name, or descendants that are not named, with neither ``--yes`` nor ``--descendants``.
+    """
     names = list(dict.fromkeys(arguments.entries))
     require_known(zoo, names, "Nothing was removed. ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged ones are often what shall be removed
+        left = list(descendants(lineage(zoo), names))
+    if left and arguments.descendants:
+        names, left = [*names, *left], []
+    if left and not arguments.yes:
+        raise ValueError(
+            f"Nothing was removed. {_count(len(left), 'entry descends', 'entries descend')} from what you named, and "
+            f"would keep what it got from there: {_names(left[:20])}{', …' if len(left) > 20 else ''}. Remove them, "
+            "too, with --descendants, to grow them anew (docs/zoo.md); or leave them with --yes."
+        )
     for name in names:
         zoo.remove(name)
         say(f"removed {shown(Path(name))}", markup=False)
     say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}", markup=False)
-    return {"removed": names, "left": len(zoo)}, 0
+    if left:
+        say(
+            f"{_count(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}",
+            markup=False,
+        )
+    return {"removed": names, "left": len(zoo), **({"descend": left} if left else {})}, 0
 
 
 def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -140,7 +181,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     output = Path(arguments.output or zoo.path / "picture.png")
     refuse_existing(output)
     config, others = chosen_config(zoo, arguments.config)
-    entries, damaged = sound_entries(zoo, zoo.configs.get(config, ()))
+    entries, damaged = sound_entries(zoo, families(zoo).get(config, ()))
     found = relations(entries)
     page = BytesIO()
     title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
@@ -154,12 +195,12 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 
 def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
-    """The hash of the config that is asked for, else of the one with most entries; and the others.
+    """The hash of the config that is asked for, else of the one with most entries, grown ones included; the others.
 
     Raises:
         ValueError: no entry has that config, or the zoo is empty.
     """
-    sizes = Counter({key: len(names) for key, names in zoo.configs.items()})
+    sizes = Counter({key: len(names) for key, names in families(zoo).items()})
     if not sizes:
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     if config is None:
@@ -213,8 +254,13 @@ def parser() -> argparse.ArgumentParser:
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
     command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
     command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")
+    add(
+        "lineage", show_lineage, "who came from whom in a zoo that has grown, and how alike each generation's masks are"
+    )
     command = add("remove", remove_entries, "remove these entries without asking, or none if one is unknown")
     command.add_argument("entries", metavar="ENTRY", nargs="+", help="names, as `mvp-zoo list` shows them")
+    command.add_argument("--yes", action="store_true", help="also if others were grown from them, which stay")
+    command.add_argument("--descendants", action="store_true", help="and all that was grown from them")
     command = add("picture", draw_picture, "tasks by tasks on one page: the units they share, and how alike they are")
     command.add_argument("--output", metavar="FILE.png", help="also .pdf or .svg (default: ZOO/picture.png)")
     command.add_argument("--config", metavar="HASH", help="whose entries to compare (default: that of most entries)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from lightning_mvp.modules.mimic import Teacher, require_weight
 from lightning_mvp.modules.task import HeadInit, TaskModule, feature_count
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
-from lightning_mvp.voting.similarity import SHORTLIST, Similarity
+from lightning_mvp.voting.similarity import SHORTLIST, Neighbour, Similarity
 from lightning_mvp.voting.vote import Ballots
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo.rebuild import dense_backbone
@@ -67,7 +67,7 @@ class MetaVoteModule(TaskModule):
         cls,
         zoo: ModelZoo | str | Path,
         datamodule: TaskDataModule,
-        neighbours: int = 8,
+        neighbours: int | Sequence[Neighbour] | None = 8,
         pruning_ratio: float | None = None,
         similarity: Similarity = "leep",
         *,
@@ -92,7 +92,8 @@ class MetaVoteModule(TaskModule):
         Args:
             zoo: a zoo or its folder.
             datamodule: the new task; only its training images are used.
-            neighbours: how many zoo entries vote.
+            neighbours: how many zoo entries vote; None lets all vote; or a ranking already made, such as that of
+                :func:`~lightning_mvp.voting.latest.latest`.
             pruning_ratio: of the voted model; default: the neighbours' mean widths.
             similarity: ``"leep"`` or ``"prototypes"`` (``"random"`` and ``"farthest"`` are controls).
             temperature: votes and weights by softmax(score / temperature); None: all neighbours count alike.

@@ -22,6 +22,7 @@ from lightning_mvp.voting.recall import class_means, recalled
 from lightning_mvp.voting.sources import Inputs, probabilities_of, require_takes, seen_by
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
+from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.rebuild import dense_backbone, refill, require_fits
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -90,8 +91,8 @@ def rank_neighbours(
             [−1.3, +0.9] with 8 neighbours, benchmarks/cifar100/cnn/report.md); the controls "random" (drawn by `seed`)
             and "farthest" (the least LEEP first).
         k: how many; None takes all. With fewer entries than k, all are taken, with a warning.
-        config: hash of the pruning config whose entries count; None takes the one with most entries, and says so if
-            there are others.
+        config: hash of the pruning config whose entries count, with those that were grown from them; None takes the
+            one with most entries, and says so if there are others. The hash of a grown entry's config takes that alone.
         classes: the target's class names, to report how many are shared.
         seed: of "random".
         batch_size: images a pass.
@@ -118,7 +119,7 @@ def rank_neighbours(
             f"Expected argument `shortlist` to be at least 1, but got {shortlist}. None scores all entries."
         )
     excluded = set(exclude)
-    names = [name for name in zoo.configs[_one_config(zoo, config)] if name not in excluded]
+    names = [name for name in _one_family(zoo, config) if name not in excluded]
     if images.is_floating_point() and similarity != "random":
         require_takes(backbone, images, "images")
     inputs = Inputs(images)
@@ -276,19 +277,20 @@ def _having(entries: Iterable[ZooEntry], what: str, has: Callable[[ZooEntry], bo
     return [entry for entry in entries if has(entry)]
 
 
-def _one_config(zoo: ModelZoo, config: str | None) -> str:
-    """The hash of the config whose entries are compared."""
+def _one_family(zoo: ModelZoo, config: str | None) -> tuple[str, ...]:
+    """The names of the entries that are compared: of one pruning config, and those that were grown from them."""
     if not len(zoo):
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
-    configs = zoo.configs
-    if config is not None and config not in configs:
-        raise ValueError(f"Expected `config` to be one of {list(configs)}, but got {config!r}.")
-    if config is None:
-        config = max(configs, key=lambda key: len(configs[key]))  # the first in order among equals
-        if len(configs) > 1:
-            sizes = {key: len(names) for key, names in configs.items()}
-            warnings.warn(
-                f"The zoo holds entries of several pruning configs ({sizes}); using {config}. Choose one by `config`.",
-                stacklevel=3,
-            )
-    return config
+    found, configs = families(zoo), zoo.configs
+    if config is not None:
+        if config not in found and config not in configs:
+            raise ValueError(f"Expected `config` to be one of {list(configs)}, but got {config!r}.")
+        return found.get(config) or configs[config]
+    config = max(found, key=lambda key: len(found[key]))  # the first in order among equals
+    if len(found) > 1:
+        sizes = {key: len(names) for key, names in found.items()}
+        warnings.warn(
+            f"The zoo holds entries of several pruning configs ({sizes}); using {config}. Choose one by `config`.",
+            stacklevel=3,
+        )
+    return found[config]

@@ -130,7 +130,7 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
 
 
 def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
-    """Name, facts, config, groups and info of an entry, without its tensors: cheap, but the SHA-256 is not verified.
+    """Name, facts, config, groups, info and "sha256" of an entry, without its tensors: cheap, but that is not verified.
 
     Args:
         path: of the file.
@@ -142,7 +142,7 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     with _reading(path), open_tensors(path) as file:
-        header = _read_header(path, file)[0]
+        header = {**_read_header(path, file)[0], "sha256": file.metadata.get("sha256", "")}
         if not prototypes:
             return header
         rows = None

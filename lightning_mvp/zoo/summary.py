@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning_mvp.zoo.entry import DamagedEntryError
 from lightning_mvp.zoo.entry_file import SUFFIX, shown
+from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.zoo import ModelZoo
 
 SortBy = Literal["name", "accuracy", "size"]
@@ -31,6 +32,7 @@ class EntrySummary:
         kept: "units", "params" and "macs" → the fraction that was kept.
         settings: the pruning config.
         problem: what is wrong with the entry, if its header shows it.
+        family: hash of the config of the seeds that it was grown from; of others their own.
     """
 
     name: str
@@ -42,6 +44,7 @@ class EntrySummary:
     kept: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    family: str = ""
 
 
 def validation_accuracy(info: Mapping[str, Any]) -> float | None:
@@ -68,7 +71,7 @@ def kept_fractions(info: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summarise(zoo: ModelZoo, sort: SortBy = "name") -> list[EntrySummary]:
-    """All entries of a zoo, damaged ones included: grouped by config, sorted within it.
+    """All entries of a zoo, damaged ones included: grouped by family, sorted within it.
 
     Args:
         zoo: to be listed; no tensor is read, so a listing of large entries is as quick as one of small ones. What
@@ -91,8 +94,8 @@ def summarise(zoo: ModelZoo, sort: SortBy = "name") -> list[EntrySummary]:
     }
     if sort not in keys:
         raise ValueError(f"Expected argument `sort` to be one of {tuple(keys)}, but got {sort!r}.")
-    by_config = ([_summary(zoo, name) for name in names] for names in zoo.configs.values())
-    return [each for found in by_config for each in sorted(filter(None, found), key=keys[sort])]
+    by_family = ([_summary(zoo, name, family) for name in names] for family, names in families(zoo).items())
+    return [each for found in by_family for each in sorted(filter(None, found), key=keys[sort])]
 
 
 def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -120,8 +123,8 @@ def entry_size(zoo: ModelZoo, name: str) -> int:
         return 0
 
 
-def _summary(zoo: ModelZoo, name: str) -> EntrySummary | None:
-    own = EntrySummary(name, name.rpartition("--")[2], entry_size(zoo, name))
+def _summary(zoo: ModelZoo, name: str, family: str) -> EntrySummary | None:
+    own = EntrySummary(name, name.rpartition("--")[2], entry_size(zoo, name), family=family)
     try:
         header = zoo.header(name)
     except KeyError:

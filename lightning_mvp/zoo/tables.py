@@ -32,21 +32,22 @@ def percent(value: float | None) -> str:
 
 
 def entries_tables(summaries: Sequence[EntrySummary]) -> list[Table]:
-    """A row for each entry, a table for each config, headed by what tells the configs apart.
+    """A row for each entry, a table for each family, headed by what tells the configs of the families' seeds apart.
 
     Args:
         summaries: as :func:`~lightning_mvp.zoo.summary.summarise` gives them.
     """
-    differing = differing_settings({each.config: each.settings for each in summaries if each.problem is None})
+    seeds = (each for each in summaries if each.problem is None and each.config == each.family)
+    differing = differing_settings({each.config: each.settings for each in seeds})
     tables = []
-    for config in dict.fromkeys(each.config for each in summaries):
-        title = ", ".join([f"config {shown(Path(config))}", *_pairs(differing.get(config, {}))])
+    for family in dict.fromkeys(each.family for each in summaries):
+        title = ", ".join([f"config {shown(Path(family))}", *_pairs(differing.get(family, {}))])
         table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("entry", overflow="fold")
         for heading in ("classes", "accuracy", "units", "params", "MACs", "size"):
             table.add_column(heading, justify="right", no_wrap=True)
         for each in summaries:
-            if each.config == config:
+            if each.family == family:
                 table.add_row(*_entry_row(each), style="red" if each.problem else None)
         tables.append(table)
     return tables

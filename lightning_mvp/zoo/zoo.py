@@ -180,9 +180,9 @@ class ModelZoo:
             prototypes: read these, too.
 
         Returns:
-            ``{"name", "facts", "config", "groups" (group → units), "info"}``, and with `prototypes` also ``"has_head"``
-            and ``"prototypes"`` (an array or None). Its SHA-256 is not verified: that takes the tensors, which
-            ``zoo[name]`` reads.
+            ``{"name", "facts", "config", "groups" (group → units), "info", "sha256"}``, and with `prototypes` also
+            ``"has_head"`` and ``"prototypes"`` (an array or None). Its SHA-256 is told, not verified: that takes the
+            tensors, which ``zoo[name]`` reads.
 
         Raises:
             KeyError: no entry of that name; similar names are told.

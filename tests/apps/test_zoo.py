@@ -16,6 +16,7 @@ from lightning_mvp.apps.zoo import main
 from lightning_mvp.zoo import ModelZoo, ZooEntry, config_hash, entry_id
 
 from ..zoo.entries import CONFIG, GROUPS, THETA0, make_entry
+from ..zoo.grown import FAMILY, grown_zoo
 
 OTHER = {**CONFIG, "rounds": 8}
 
@@ -336,3 +337,46 @@ def test_names_and_groups_are_never_taken_for_markup(tmp_path: Path, ask: Ask) -
     assert name in shown.out
     assert "no head" in shown.out
     assert shown.out.count("not stored") == 2
+
+
+def test_lineage_says_who_came_from_whom(tmp_path: Path, ask: Ask) -> None:
+    zoo = grown_zoo(tmp_path / "zoo")
+    found = ask("lineage", zoo.path, "--json").json["families"][FAMILY]
+    assert [(each["task"], each["wave"], each["generation"]) for each in found["members"]] == [
+        ("a", 0, 0),
+        ("b", 0, 0),
+        ("c", 1, 1),
+        ("a", 2, 2),
+    ]
+    assert [each["entries"] for each in found["generations"]] == [2, 1, 1]
+    a, b = name_of("a"), name_of("b")
+    zoo.remove(a)
+    done = ask("lineage", zoo.path)
+    assert (done.code, done.err) == (0, "")
+    assert " †" in done.line
+    assert "Masks by generation" in done.line
+    assert f"family {FAMILY}" in done.line
+    rows = [line.split() for line in done.out.splitlines() if "--" in line]
+    assert ["0", "0", b] in [row[:3] for row in rows]
+
+
+def test_a_grown_zoo_is_listed_and_shown_by_family(tmp_path: Path, ask: Ask) -> None:
+    zoo = grown_zoo(tmp_path / "zoo")
+    done = ask("list", zoo.path)
+    assert done.out.count("config ") == 2, "the seeds' config, with what was grown from it, and another one"
+    assert len(ask("show", zoo.path, name_of("a"), "--json").json["nearest"]) == 3
+
+
+def test_what_others_were_grown_from_is_removed_only_by_a_word(tmp_path: Path, ask: Ask) -> None:
+    zoo = grown_zoo(tmp_path / "zoo")
+    before = zoo.names
+    refused = ask("remove", zoo.path, name_of("a"))
+    assert refused.code == 1
+    assert "Nothing was removed. 2 entries descend from what you named" in " ".join(refused.err.split())
+    assert zoo.names == before
+    assert ask("remove", zoo.path, "z--" + config_hash({"rounds": 9})).code == 0
+    kept = ask("remove", zoo.path, name_of("a"), "--yes", "--json")
+    assert len(kept.json["descend"]) == 2
+    gone = ask("remove", zoo.path, name_of("b"), "--descendants")
+    assert gone.code == 0
+    assert zoo.names == ()

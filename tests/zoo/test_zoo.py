@@ -43,6 +43,7 @@ def test_a_header_is_what_the_entry_says_about_itself(fill: Fill, tmp_path: Path
         "config": entry.config,
         "groups": zoo.group_sizes,
         "info": entry.info,
+        "sha256": header["sha256"],
     }
     with pytest.raises(KeyError, match="such as"):
         zoo.header("nothing")

@@ -1,0 +1,345 @@
+"""``mvp-prune start=vote`` and ``mvp-vote add=true``: a zoo that grows by use, job by job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from lightning_mvp.apps.job import Done
+from lightning_mvp.apps.runtime import (
+    console,
+    data_of,
+    datamodule_of,
+    plain,
+    split_of,
+    task_of,
+    trainer_options,
+    training_of,
+)
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+
+def module_options(config: DictConfig) -> dict[str, Any]:
+    """What ``MetaVoteModule.from_zoo`` is told of the training."""
+    mimic = config.get("mimic") or 0
+    return {**plain(config.optim), "head_init": config.head_init, **({"mimic": mimic} if mimic else {})}
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which wave each numbered task of a sweep is in: ``(task - first) // size + 1``.
+
+    Args:
+        first: number of the first task.
+        size: tasks in a wave.
+        without: numbers of tasks that no wave waits for.
+
+    Example:
+        >>> order = Order(8, 4, (9,))
+        >>> [order.wave(task) for task in (8, 11, 12)], order.before(2)
+        ([1, 1, 2], [8, 10, 11])
+    """
+
+    first: int
+    size: int
+    without: tuple[int, ...] = ()
+
+    def wave(self, task: int) -> int:
+        """The wave of a task."""
+        return (task - self.first) // self.size + 1
+
+    def before(self, wave: int) -> list[int]:
+        """The tasks of all earlier waves."""
+        return [task for task in range(self.first, self.first + (wave - 1) * self.size) if task not in self.without]
+
+
+def order_of(config: DictConfig) -> Order | None:
+    """The order of a sweep's tasks; None where ``growth.wave`` says the wave, and nothing is waited for.
+
+    Raises:
+        ValueError: a task without a number, or one before the first, has no wave of itself.
+    """
+    growth = config.growth
+    if growth.wave is not None:
+        return None
+    task = config.split.task
+    if config.split.get("classes") is not None or not isinstance(task, int):
+        raise ValueError(
+            f"Expected growth.wave with start=vote for a task of your own, but got none for {task!r}. Entries of lower "
+            "waves may vote for it: `mvp-zoo lineage ZOO` shows the waves that are there."
+        )
+    if task < growth.first:
+        raise ValueError(
+            f"Expected `split.task` to be at least growth.first={growth.first}, the first task of the first wave, but "
+            f"got {task}. Name a lower growth.first, or the wave itself with growth.wave."
+        )
+    return Order(growth.first, growth.wave_size, tuple(sorted(growth.without)))
+
+
+def rule_of(config: DictConfig, world_size: int, wave: int, order: Order | None) -> dict[str, Any]:
+    """All that tells this growth from another; with the zoo's seeds it is what the entry's id is made of."""
+    growth = plain(config.growth)
+    known = {name: growth[name] for name in ("neighbours", "which", "among", "keep_worse", "vote")}
+    waits = None
+    if order is not None:
+        without = [task for task in order.without if order.wave(task) < wave]
+        waits = {"kind": config.split.kind, "first": order.first, "size": order.size, "without": without}
+    training = training_of(config, world_size)
+    return {**known, "wave": wave, "order": waits, "steps": config.steps, "seed": config.seed, "training": training}
+
+
+def ready(config: DictConfig, world_size: int) -> Done | None:
+    """Refuse what can't work; say so if the entry is there, or was refused once; leave the entry's config to the ranks.
+
+    Raises:
+        FileNotFoundError: there is no such zoo.
+        ValueError: options that a vote has no use for, a zoo without seeds, or entries of earlier waves that are not
+            there yet.
+    """
+    from lightning_mvp.modules.growing import require_growth, require_wave
+    from lightning_mvp.zoo.entry import entry_id
+    from lightning_mvp.zoo.waves import family_members, growth_config, refusal
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    _require_used(config)
+    growth = config.growth
+    require_growth(growth.neighbours, growth.which, growth.among)
+    order, zoo = order_of(config), ModelZoo(config.zoo)
+    wave = require_wave(growth.wave) if order is None else order.wave(config.split.task)
+    data = data_of(config)
+    datamodule = datamodule_of(config, data, task_of(config, data))
+    family, members = family_members(zoo, growth.family)
+
+    def own(wave: int) -> dict[str, Any]:
+        return growth_config(family, members, rule_of(config, world_size, wave, order))
+
+    name = entry_id(datamodule.facts.name, own(wave))
+    done = _there(zoo, name, datamodule)
+    if done is not None:
+        return done
+    refused = refusal(zoo, name)
+    if refused is not None:
+        return Done(f"{name} was worse than its start, and is not in {zoo.path}: skipped", refused.get("val_accuracy"))
+    if order is not None and not config.dry_run:
+        earlier = order.before(wave)
+        split = split_of(config, data)
+        names = {task: entry_id(split.get(config.split.kind, task).name, own(order.wave(task))) for task in earlier}
+        _require_earlier(zoo, wave, {task: name for task, name in names.items() if name not in zoo}, refusal)
+    with open_dict(config):
+        config.growth.own = own(wave)
+    return None
+
+
+def _there(zoo: ModelZoo, name: str, datamodule: TaskDataModule) -> Done | None:
+    if name not in zoo:
+        return None
+    entry = zoo[name]  # a damaged entry is named, not taken for done
+    if entry.facts != datamodule.facts.to_dict():
+        raise ValueError(
+            f"Expected the entry {name} of the zoo {zoo.path} to be about this task, but it is about other classes or "
+            f"other data: {', '.join(entry.facts['classes'])}. Take another zoo=FOLDER, or a name of your own: "
+            "'split.classes=[…]' with split.task=NAME."
+        )
+    return Done(f"{name} is in {zoo.path} already: skipped", entry.info.get("val_accuracy"))
+
+
+def _require_earlier(
+    zoo: ModelZoo, wave: int, missing: Mapping[int, str], refusal: Callable[[ModelZoo, str], Any]
+) -> None:
+    missing = {task: name for task, name in missing.items() if refusal(zoo, name) is None}
+    if missing:
+        tasks = ",".join(map(str, missing))
+        raise ValueError(
+            f"Expected all entries of the waves before wave {wave} to be in the zoo {zoo.path}, as this one votes from "
+            f"them, but {len(missing)} are not there: {', '.join(list(missing.values())[:5])}. Run the same command "
+            f"with split.task={tasks} first. Tasks that shall be left out: 'growth.without=[{tasks}]'."
+        )
+
+
+def _require_used(config: DictConfig) -> None:
+    """What was typed and has no use is refused: a vote has no rounds, and its widths are its voters'."""
+    typed = [word.lstrip("+~") for word in HydraConfig.get().overrides.task]
+    for word in typed:
+        if word.startswith(("pruning.", "pruning=")):
+            raise ValueError(
+                f"Expected no `pruning` with start=vote, which has no rounds, but got {word}. Leave it out; widths are "
+                "the mean of the voters', or those of '+growth.vote.pruning_ratio=RATIO'."
+            )
+    if config.cut_between_rounds:
+        raise ValueError("Expected cut_between_rounds=false with start=vote, which has no rounds. Leave it out.")
+
+
+def run(config: DictConfig) -> float:
+    """Vote, train, add the entry; return its accuracy on validation images.
+
+    Raises:
+        ValueError: a voter of the wave is gone.
+    """
+    from lightning_mvp.callbacks.zoo_export import on_rank_zero
+    from lightning_mvp.modules.adding import WorseThanStartError, add_voted
+    from lightning_mvp.modules.decision import is_first_process
+    from lightning_mvp.modules.growing import start_accuracy, start_of_growth
+    from lightning_mvp.zoo.entry import entry_id
+    from lightning_mvp.zoo.waves import refuse, wave_voters
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    data = data_of(config)
+    datamodule = datamodule_of(config, data, task_of(config, data))
+    zoo, growth, own = ModelZoo(config.zoo), plain(config.growth), plain(config.growth.own)
+    voters = wave_voters(zoo, own) if is_first_process() else ()
+    chosen = {name: growth[name] for name in ("neighbours", "which", "among")}
+    options = {**module_options(config), **growth["vote"]}
+    module = start_of_growth(zoo, datamodule, voters, **chosen, seed=config.seed, **options)
+    start = None if module.waits else start_accuracy(module, datamodule, config.head_init)
+    trainer = trainer_for(config, zoo)
+    begin = time.perf_counter()
+    trainer.fit(module, datamodule=datamodule)
+    seconds = time.perf_counter() - begin
+    accuracy = module.accuracy_on(*datamodule.val_images())
+    name = entry_id(datamodule.facts.name, own)
+    info = {"steps": trainer.global_step, "seed": config.seed, "seconds": seconds, "start_val_accuracy": start}
+    told = [f"{name}: {accuracy:.1%} on validation images"]
+
+    def write() -> None:
+        try:
+            add_voted(
+                zoo,
+                module,
+                datamodule,
+                config=own,
+                start_accuracy=None if growth["keep_worse"] else start,
+                info=info,
+                storage=config.storage,
+                folder=config.trainer.get("default_root_dir", "."),
+            )
+            told.append(f"wrote {name} to the zoo {config.zoo}, which has {len(zoo)} entries now")
+        except WorseThanStartError as error:
+            refuse(zoo, name, {**info, "val_accuracy": accuracy})
+            told.append(f"{error} Later waves go on without it.")
+
+    on_rank_zero(trainer, write)
+    if trainer.is_global_zero:
+        for sentence in told:
+            console.print(sentence, markup=False, highlight=False)
+    return accuracy
+
+
+def trainer_for(config: DictConfig, zoo: ModelZoo) -> L.Trainer:
+    """All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind."""
+    import torch
+
+    from lightning_mvp.backbones.create import create_backbone
+    from lightning_mvp.modules.fit import make_trainer
+
+    with torch.random.fork_rng(devices=[]):
+        network = None if zoo.recipe is None else create_backbone(zoo.recipe)
+    return make_trainer(config.steps, network=network, **trainer_options(config))
+
+
+# ``mvp-vote add=true``
+
+
+def vote_rule(config: DictConfig, world_size: int) -> dict[str, Any]:
+    """What the id of an entry that ``mvp-vote`` adds is made of: its settings, and not the zoo as it was at that time.
+
+    So a sweep that is run again skips what it has added, though the zoo has grown since.
+    """
+    own = {name: config[name] for name in ("steps", "seed")}
+    return {"vote": plain(config.vote), **own, "training": training_of(config, world_size)}
+
+
+def ready_to_add(config: DictConfig, world_size: int) -> Done | None:
+    """Say so if the entry that ``add=true`` would add is there already; leave its config to the ranks.
+
+    An output of its own name is made all the same, from the zoo as it is now; the entry stays as it is.
+
+    Raises:
+        ValueError: the zoo has no seeds, or such an entry about another task.
+    """
+    from lightning_mvp.zoo.entry import entry_id
+    from lightning_mvp.zoo.waves import family_members, growth_config
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    zoo, data = ModelZoo(config.zoo), data_of(config)
+    datamodule = datamodule_of(config, data, task_of(config, data))
+    own = growth_config(*family_members(zoo, config.vote.get("config")), vote_rule(config, world_size))
+    with open_dict(config):
+        config.add_as = own
+    done = _there(zoo, entry_id(datamodule.facts.name, own), datamodule)
+    wanted = config.overwrite or not Path(config.output).exists() if config.output is not None else config.overwrite
+    return None if wanted else done
+
+
+def may_be_added(report: Mapping[str, Any]) -> bool:
+    """Whether a voted model that was made before is not known to be worse than its start."""
+    return report.get("start_val_accuracy", 0.0) <= report["val_accuracy"]
+
+
+def start_to_add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule) -> dict[str, float]:
+    """The start's accuracy for the report; nothing on ranks that wait for the first one's vote."""
+    from lightning_mvp.modules.growing import start_accuracy
+
+    if module.waits:
+        return {}
+    return {"start_val_accuracy": start_accuracy(module, datamodule, config.head_init)}
+
+
+def add_trained(
+    config: DictConfig,
+    trainer: L.Trainer,
+    module: MetaVoteModule,
+    datamodule: TaskDataModule,
+    start: Mapping[str, float],
+) -> None:
+    """Add what ``mvp-vote`` has just made, once its files are written; called by all ranks."""
+    from lightning_mvp.callbacks.zoo_export import on_rank_zero
+
+    info = {"steps": trainer.global_step, **start}
+    on_rank_zero(trainer, lambda: _add(config, module, datamodule, info))
+
+
+def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
+    """Add what an earlier ``mvp-vote`` has made, from its checkpoint; called by all ranks, done by the first."""
+    from lightning_mvp.modules.meta_vote import MetaVoteModule
+
+    if start:
+        module = MetaVoteModule.load_from_checkpoint(Path(config.output) / "model.ckpt", weights_only=True)
+        _add(config, module, datamodule, {"steps": config.steps, **start})
+
+
+def _add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule, info: Mapping[str, Any]) -> None:
+    from lightning_mvp.modules.adding import WorseThanStartError, add_voted
+    from lightning_mvp.zoo.entry import entry_id
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    own, zoo = plain(config.add_as), ModelZoo(config.zoo)
+    name = entry_id(datamodule.facts.name, own)
+    if name in zoo:
+        said = f"{name} is in the zoo {config.zoo} already, and stays as it is"
+    else:
+        try:
+            add_voted(
+                zoo,
+                module,
+                datamodule,
+                config=own,
+                start_accuracy=info["start_val_accuracy"],
+                info={**info, "seed": config.seed},
+                folder=config.trainer.get("default_root_dir", "."),
+            )
+            said = f"added {name} to the zoo {config.zoo}, which has {len(zoo)} entries now"
+        except WorseThanStartError as error:
+            said = str(error)
+    console.print(said, markup=False, highlight=False)

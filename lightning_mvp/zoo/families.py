@@ -1,0 +1,56 @@
+"""Which entries of a zoo vote together: those of one pruning config, and what was grown from them. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_mvp.zoo.entry import DamagedEntryError
+from lightning_mvp.zoo.zoo import ModelZoo
+
+START = "vote"  # what the config of a grown entry says under "start"
+
+
+def is_grown(config: Any) -> bool:
+    """Whether an entry of this config began with a vote of other entries; of what is no config, it did not."""
+    return isinstance(config, Mapping) and config.get("start") == START
+
+
+def families(zoo: ModelZoo) -> dict[str, tuple[str, ...]]:
+    """The entries that vote together: those of one pruning config, and those that were grown from them.
+
+    A family is named by the hash of its seeds' config. Without grown entries this is ``zoo.configs``.
+
+    Returns:
+        Hash of the seeds' config → names of the family's entries, both sorted.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> families(ModelZoo.create(tempfile.mkdtemp(), None, {"w": np.zeros(2, np.float32)}, {"conv": 2}))
+        {}
+    """
+    found: dict[str, list[str]] = {}
+    for key, names in zoo.configs.items():
+        found.setdefault(_family(zoo, key, names), []).extend(names)
+    return {key: tuple(sorted(found[key])) for key in sorted(found)}
+
+
+def family_of(name: str, config: Mapping[str, Any]) -> str:
+    """The family of an entry, from its name and its config.
+
+    Example:
+        >>> family_of("pets--0a1b2c3d", {"start": "vote", "family": "4b5bcf91"}), family_of("cars--4b5bcf91", {})
+        ('4b5bcf91', '4b5bcf91')
+    """
+    family = config.get("family") if is_grown(config) else None
+    return family if isinstance(family, str) else name.rpartition("--")[2]
+
+
+def _family(zoo: ModelZoo, key: str, names: Iterable[str]) -> str:
+    """All entries of one config have one family, so that the first sound header tells it."""
+    for name in names:
+        try:
+            return family_of(name, zoo.header(name)["config"])
+        except (DamagedEntryError, KeyError):
+            continue
+    return key
