@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.backbones.groups import Groups, UnitGroup, find_groups
     from lightning_mvp.backbones.masks import Masks, apply_masks
+    from lightning_mvp.backbones.reconstruct import reconstruct
     from lightning_mvp.backbones.surgery import shrink
     from lightning_mvp.callbacks.checkpoint import PrunedCheckpoint
     from lightning_mvp.callbacks.early_stopping import PrunedEarlyStopping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.export.export import export_model
     from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.modules.once import prune_once
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.data import ImageData, load_data
     from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -50,6 +52,7 @@ _HOMES = {
     "backbones.create": ("create_backbone",),
     "backbones.groups": ("Groups", "UnitGroup", "find_groups"),
     "backbones.masks": ("Masks", "apply_masks"),
+    "backbones.reconstruct": ("reconstruct",),
     "backbones.surgery": ("shrink",),
     "zoo.entry": ("ZooEntry",),
     "zoo.zoo": ("ModelZoo",),
@@ -63,6 +66,7 @@ _HOMES = {
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
     "modules.task": ("TaskModule",),
     "modules.meta_vote": ("MetaVoteModule",),
+    "modules.once": ("prune_once",),
     "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -92,6 +96,8 @@ __all__ = [
     "leep",
     "load_data",
     "merge",
+    "prune_once",
+    "reconstruct",
     "shrink",
     "split_tasks",
     "vote",

@@ -135,6 +135,23 @@ class _Layer:
         return output.index_select(output_axis(self.dense), self.rows.to(output.device))
 
 
+def require_count(images: int, argument: str = "reconstruct") -> int:
+    """Refuse what is no number of images to reconstruct with.
+
+    Example:
+        >>> require_count(1)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `reconstruct` to be a number of images, two or more, or 0 for none, but got 1. ...
+    """
+    if isinstance(images, bool) or not isinstance(images, int) or images < 0 or images == 1:
+        raise ValueError(
+            f"Expected argument `{argument}` to be a number of images, two or more, or 0 for none, but got {images!r}."
+            " 1000 is a good number."
+        )
+    return images
+
+
 def _require_cut(small: nn.Module, dense: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
     """Refuse a small backbone of other shapes than the masks leave."""
     got = {name: tuple(tensor.shape) for name, tensor in small.named_parameters()}

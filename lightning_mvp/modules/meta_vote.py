@@ -76,6 +76,7 @@ class MetaVoteModule(TaskModule):
         exclude: tuple[str, ...] = (),
         round_to: int = 1,
         shortlist: int | None = SHORTLIST,
+        reconstruct: int = 0,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -99,6 +100,8 @@ class MetaVoteModule(TaskModule):
             round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
             shortlist: of a larger zoo so many entries are read and scored, see
                 :func:`~lightning_mvp.voting.similarity.rank_neighbours`; None scores all.
+            reconstruct: so many training images refit the merged weights towards the zoo's dense backbone, see
+                :func:`~lightning_mvp.voting.voted.voted_backbone`; 0 leaves them as they are.
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
@@ -125,6 +128,7 @@ class MetaVoteModule(TaskModule):
             exclude=exclude,
             round_to=round_to,
             shortlist=shortlist,
+            reconstruct=reconstruct,
         )
         voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
         assert isinstance(voted, cls)
