@@ -95,6 +95,7 @@ class LeastSquares:
         self.count = 0
         self.usable = True
         self._sums: list[Tensor] | None = None
+        self._rows_held: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def add(self, given: Tensor, output: Tensor, wanted: Tensor) -> bool:
@@ -141,26 +142,28 @@ class LeastSquares:
         return _double(self.layer.weight).reshape(self.groups, self._outputs, -1)  # type: ignore[arg-type]
 
     def _add(self, patches: Tensor, residual: Tensor) -> None:
-        patches, residual = _double(patches).transpose(0, 1), residual.transpose(0, 1)
-        more = [patches.mT @ patches, residual.mT @ patches, patches.sum(1), residual.sum(1)]
-        self._sums = more if self._sums is None else [a.add_(b) for a, b in zip(self._sums, more, strict=True)]
-        self.count += patches.shape[1]
+        self._rows_held.append((_double(patches).transpose(0, 1), residual.transpose(0, 1)))
+        self.count += len(patches)
+        if self._sums is not None or self.count > patches.shape[-1]:  # before that the rows are the smaller matrix
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Rows to sums."""
+        for patches, residual in self._rows_held:
+            more = [patches.mT @ patches, residual.mT @ patches, patches.sum(1), residual.sum(1)]
+            self._sums = more if self._sums is None else [a.add_(b) for a, b in zip(self._sums, more, strict=True)]
+        self._rows_held.clear()
 
     @torch.no_grad()
     def fit(self) -> bool:
         """Give the layer the best weights and, if it has one, bias; whether they are finite, else it keeps its own."""
-        if not self.usable or self._sums is None:
+        if not self.usable or not self.count:
             return False
-        gram, cross, inputs, residuals = self._sums
-        if self.centred:
-            gram = gram - inputs[:, :, None] * inputs[:, None] / self.count
-            cross = cross - residuals[:, :, None] * inputs[:, None] / self.count
-        if not bool(gram.isfinite().all() and cross.isfinite().all()):
-            return False
-        change = ridge_change(gram, cross, self.penalty)
+        change, inputs, residuals = self._by_rows() if self._sums is None else self._by_sums(*self._sums)
         layer = self.layer
         weight = (self._weight().to(change.device) + change).reshape(layer.weight.shape)  # type: ignore[arg-type]
-        shift = ((residuals - (change @ inputs[:, :, None]).squeeze(-1)) / self.count).reshape(-1)
+        weight = weight.to(layer.weight)  # type: ignore[arg-type]  # half precision may not hold it
+        shift = (residuals - (change @ inputs[:, :, None]).squeeze(-1)).reshape(-1) / self.count
         if not bool(weight.isfinite().all() and shift.isfinite().all()):
             return False
         layer.weight.copy_(weight)  # type: ignore[operator,union-attr]
@@ -168,39 +171,60 @@ class LeastSquares:
             layer.bias.add_(shift.to(layer.bias))  # type: ignore[operator,union-attr,arg-type]
         return True
 
+    def _by_sums(self, gram: Tensor, cross: Tensor, inputs: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The change of the weights, and the sums of inputs and residuals."""
+        if self.centred:
+            gram = gram - inputs[:, :, None] * inputs[:, None] / self.count
+            cross = cross - residuals[:, :, None] * inputs[:, None] / self.count
+        change = solve_ridge(gram, cross, self.penalty * gram.diagonal(dim1=1, dim2=2).mean(1))
+        # What the squared error becomes, less what it was: rounding must not make it worse.
+        worse = (change * (change @ gram - 2 * cross)).sum((1, 2)) > 0
+        return change.masked_fill(worse[:, None, None], 0.0), inputs, residuals
 
-def ridge_change(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
-    r"""What ridge regression of residuals adds to the weights: :math:`\sum r u^\top (\sum u u^\top + \lambda I)^{-1}`.
+    def _by_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Likewise, by :math:`U^\top (U U^\top + \lambda I)^{-1} R`: there are fewer positions than inputs."""
+        patches, residual = (torch.cat(parts, 1) for parts in zip(*self._rows_held, strict=True))
+        inputs, residuals = patches.sum(1), residual.sum(1)
+        if self.centred:
+            patches = patches - patches.mean(1, keepdim=True)
+            residual = residual - residual.mean(1, keepdim=True)
+        ridge = self.penalty * patches.square().sum(1).mean(1)
+        change = solve_ridge(patches @ patches.mT, residual.mT, ridge) @ patches
+        worse = (residual - patches @ change.mT).square().sum((1, 2)) > residual.square().sum((1, 2))
+        return change.masked_fill(worse[:, None, None], 0.0), inputs, residuals
+
+
+def solve_ridge(gram: Tensor, cross: Tensor, ridge: Tensor) -> Tensor:
+    r"""``cross @ inverse(gram + ridge * eye)``, for several at once.
 
     Args:
-        gram: float64 ``(groups, inputs, inputs)``, :math:`\sum u u^\top`.
-        cross: float64 ``(groups, outputs, inputs)``, :math:`\sum r u^\top`.
-        penalty: λ as a share of the mean of each gram's diagonal. Where that leaves a gram singular, the directions in
-            which the inputs do not vary get no change.
+        gram: float64 ``(groups, n, n)``, positive semi-definite.
+        cross: float64 ``(groups, outputs, n)``.
+        ridge: float64 ``(groups,)``, 0 or more. Where a gram stays singular, the directions in which it is zero count
+            nothing.
 
     Returns:
-        ``(groups, outputs, inputs)``; zero for a group that can't be solved.
+        ``(groups, outputs, n)``; NaN where something is not finite.
 
     Example:
-        >>> ridge_change(torch.tensor([[[4.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[2.0, 0.0]]]), 0.0)
+        >>> solve_ridge(torch.tensor([[[4.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[2.0, 1.0]]]), torch.zeros(1))
         tensor([[[0.5000, 0.0000]]])
     """
-    ridge = penalty * gram.diagonal(dim1=1, dim2=2).mean(1)
+    if not bool(gram.isfinite().all()):  # eigh would raise
+        return torch.full_like(cross, torch.nan)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(gram + ridge[:, None, None] * eye)
     pivots = factor.diagonal(dim1=1, dim2=2)
     sound = (failed == 0) & (pivots.amin(1) > math.sqrt(RANK) * pivots.amax(1))
-    change = torch.zeros_like(cross)
+    solved = torch.zeros_like(cross)
     if bool(sound.any()):
-        change[sound] = torch.cholesky_solve(cross[sound].mT, factor[sound]).mT
+        solved[sound] = torch.cholesky_solve(cross[sound].mT, factor[sound]).mT
     for group in (~sound).nonzero().flatten().tolist():
         values, vectors = torch.linalg.eigh(gram[group])
-        varies = values > RANK * values.amax()
-        scale = torch.where(varies, 1 / (values + ridge[group]).where(varies, 1.0), 0.0)
-        change[group] = (cross[group] @ vectors * scale) @ vectors.T
-    # Rounding must not make a group worse: its squared error changes by tr(D G Dᵀ) - 2 tr(D Cᵀ).
-    worse = (change * (change @ gram - 2 * cross)).sum((1, 2)) > 0
-    return change.masked_fill(worse[:, None, None], 0.0)
+        there = values > RANK * values.amax()
+        scale = torch.where(there, 1 / (values + ridge[group]).where(there, 1.0), 0.0)
+        solved[group] = (cross[group] @ vectors * scale) @ vectors.T
+    return solved
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones import Groups, Masks, create_backbone, find_groups
 from lightning_mvp.backbones.features import batch_moments
 from lightning_mvp.backbones.masks import random_masks
-from lightning_mvp.backbones.reconstruct import reconstruct
+from lightning_mvp.backbones.reconstruct import _layers, reconstruct
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Member, UnitGroup
 
@@ -179,6 +179,28 @@ def test_nothing_but_weights_and_biases_is_touched() -> None:
 
 def norms(net: nn.Module) -> list[Any]:
     return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_only_a_batch_norm_that_is_alone_takes_up_the_means() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alone, self.read_twice, self.free = (nn.Conv2d(3, 3, 1, bias=False) for _ in range(3))
+            self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(self.alone(x))
+            x = self.read_twice(x)
+            return self.free(x + self.two(x)).mean((2, 3))
+
+    net, groups = Branches(), Groups([UnitGroup("none", "conv", 1, ())])
+    with batch_moments(net):
+        layers = _layers(net, copy.deepcopy(net), groups, Masks.full(groups), torch.randn(2, 3, 4, 4))
+    assert {name: layer.norm_follows for name, layer in layers.items()} == {
+        "alone": True,
+        "read_twice": False,
+        "free": False,
+    }
 
 
 def test_a_failing_pass_leaves_the_dense_backbone_as_it_was() -> None:
