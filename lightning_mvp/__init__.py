@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.backbones.groups import Groups, UnitGroup, find_groups
     from lightning_mvp.backbones.masks import Masks, apply_masks
+    from lightning_mvp.backbones.reconstruct import reconstruct
     from lightning_mvp.backbones.surgery import shrink
     from lightning_mvp.callbacks.checkpoint import PrunedCheckpoint
     from lightning_mvp.callbacks.early_stopping import PrunedEarlyStopping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.modules.growing import grow
     from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.modules.mimic import mimic_loss
+    from lightning_mvp.modules.once import prune_once
     from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.data import ImageData, load_data
     from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -54,6 +56,7 @@ _HOMES = {
     "backbones.create": ("create_backbone",),
     "backbones.groups": ("Groups", "UnitGroup", "find_groups"),
     "backbones.masks": ("Masks", "apply_masks"),
+    "backbones.reconstruct": ("reconstruct",),
     "backbones.surgery": ("shrink",),
     "zoo.entry": ("ZooEntry",),
     "zoo.zoo": ("ModelZoo",),
@@ -71,6 +74,7 @@ _HOMES = {
     "modules.meta_vote": ("MetaVoteModule",),
     "modules.adding": ("add_voted",),
     "modules.growing": ("grow",),
+    "modules.once": ("prune_once",),
     "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -104,6 +108,8 @@ __all__ = [
     "load_data",
     "merge",
     "mimic_loss",
+    "prune_once",
+    "reconstruct",
     "shrink",
     "split_tasks",
     "vote",

@@ -177,8 +177,9 @@ def _require_used(config: DictConfig) -> None:
                 f"Expected no `pruning` with start=vote, which has no rounds, but got {word}. Leave it out; widths are "
                 "the mean of the voters', or those of '+growth.vote.pruning_ratio=RATIO'."
             )
-    if config.cut_between_rounds:
-        raise ValueError("Expected cut_between_rounds=false with start=vote, which has no rounds. Leave it out.")
+    for name in ("cut_between_rounds", "once"):
+        if config[name]:
+            raise ValueError(f"Expected {name}=false with start=vote, which has no rounds. Leave it out.")
 
 
 def run(config: DictConfig) -> float:

@@ -43,19 +43,20 @@ def cutting_options(config: DictConfig) -> dict[str, Any]:
         ValueError: an argument of the Trainer's that a loop without a Trainer can't follow, named.
     """
     options = {name: value for name, value in trainer_options(config).items() if name not in UNSEEN}
+    asked = "once=true" if config.once else "cut_between_rounds=true"
     if "logger" in options:
-        raise ValueError("Expected logger=none with cut_between_rounds=true, which has no Trainer to log for it.")
+        raise ValueError(f"Expected logger=none with {asked}, which has no Trainer to log for it.")
     options.pop("gradient_clip_val", None)
     heeded = {name: options.pop(name) for name in HEEDED if name in options}
     for name, value in options.items():
         if name in FIXED and value != FIXED[name]:
             raise ValueError(
-                f"Expected trainer.{name} to be {str(FIXED[name]).lower()} with cut_between_rounds=true, but got "
+                f"Expected trainer.{name} to be {str(FIXED[name]).lower()} with {asked}, but got "
                 f"{value!r}. Leave one of them out: a Trainer has it, and zeroes units instead of cutting them."
             )
         if name not in FIXED and value is not None:
             raise ValueError(
-                f"Expected no trainer.{name} with cut_between_rounds=true, but got {value!r}: there is no Trainer that "
+                f"Expected no trainer.{name} with {asked}, but got {value!r}: there is no Trainer that "
                 "would heed it. Leave one of them out."
             )
     return heeded
@@ -64,22 +65,31 @@ def cutting_options(config: DictConfig) -> dict[str, Any]:
 def pruning_of(config: DictConfig, world_size: int) -> tuple[TaskDataModule, MVPCallback, str]:
     """The task's data, the callback that prunes, and the id of the entry that will come of it."""
     from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.modules.once import ONE_ROUND, once_config
     from lightning_mvp.zoo.entry import entry_id
 
     data = data_of(config)
     datamodule = datamodule_of(config, data, task_of(config, data))
+    settings, training = plain(config.pruning), training_of(config, world_size)
+    if config.once:
+        settings, training = {**settings, **ONE_ROUND}, once_config(config.reconstruct)
     callback = MVPCallback(
-        **plain(config.pruning),
+        **settings,
         head="head",
         task=datamodule.facts,
         zoo=config.zoo,
         seed=config.seed,
-        training=training_of(config, world_size),
+        training=training,
         storage=config.storage,
     )
     assert callback.zoo is not None
     callback.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
-    return datamodule, callback, entry_id(datamodule.facts.name, callback.config(config.steps))
+    return datamodule, callback, entry_id(datamodule.facts.name, callback.config(steps_of(config)))
+
+
+def steps_of(config: DictConfig) -> int:
+    """Optimizer steps of the job: none with ``once=true``."""
+    return 0 if config.once else config.steps
 
 
 def ready(config: DictConfig, world_size: int) -> Done | None:
@@ -87,7 +97,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
 
     Raises:
         ValueError: a schedule that doesn't fit, a zoo of another backbone or θ⁰, an entry of that name about other
-            classes or other data, an argument of the Trainer's that can't be had with ``cut_between_rounds``.
+            classes or other data, an argument of the Trainer's that can't be had without one.
     """
     from lightning_mvp.backbones.create import recipe_of
     from lightning_mvp.callbacks.guards import require_time_for
@@ -98,10 +108,13 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
 
     if config.start == "vote":
         return growing.ready(config, world_size)
-    if config.cut_between_rounds:
+    if config.once:
+        require_once(config)
+    if config.once or config.cut_between_rounds:
         make_fabric(**cutting_options(config))
     datamodule, callback, name = pruning_of(config, world_size)
-    require_time_for(callback.settings.schedule(config.steps), config.steps)
+    if not config.once:
+        require_time_for(callback.settings.schedule(config.steps), config.steps)
     say_if_random(config, config.weights, "weights")
     backbone, zoo = backbone_of(config, config.weights), Path(config.zoo)
     if not (zoo / "zoo.json").exists():
@@ -121,11 +134,24 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     return Done(f"{name} is in {zoo} already: skipped", entry.info.get("val_accuracy"))
 
 
+def require_once(config: DictConfig) -> None:
+    """Refuse what says something else than ``once=true``."""
+    from lightning_mvp.backbones.reconstruct import require_count
+
+    require_count(config.reconstruct)
+    if config.cut_between_rounds:
+        raise ValueError("Expected once=true or cut_between_rounds=true, but got both. With once there are no rounds.")
+    if config.head_init != "ridge":
+        raise ValueError(
+            f"Expected head_init=ridge with once=true, but got {config.head_init!r}: nothing would train another head."
+        )
+
+
 def cost(config: DictConfig) -> float | None:
-    """Seconds of training for this task, from a few steps in this process; None where a vote decides the model."""
+    """Seconds of training for this task, from a few steps of it in this process; None where nothing is trained."""
     from lightning_mvp.apps.estimate import training_seconds
 
-    if config.start == "vote":
+    if config.once or config.start == "vote":
         return None
     data = data_of(config)
     return training_seconds(config, datamodule_of(config, data, task_of(config, data)))
@@ -147,7 +173,7 @@ def run(config: DictConfig) -> float:
 
     if config.start == "vote":
         return growing.run(config)
-    name, accuracy, first = (_cut if config.cut_between_rounds else _zero)(config)
+    name, accuracy, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
     if first:
         console.print(f"{name}: {accuracy:.1%} on validation images")
         console.print(f"wrote {name} to the zoo {config.zoo}, which has {len(ModelZoo(config.zoo))} entries now")
@@ -182,10 +208,11 @@ def _cut(config: DictConfig) -> tuple[str, float, bool]:
         module_of(config, backbone, datamodule),
         datamodule,
         pruning,
-        config.steps,
+        steps_of(config),
         fabric,
         clip=config.trainer.get("gradient_clip_val"),
         folder=Path(config.trainer.get("default_root_dir", ".")),
+        once=config.reconstruct if config.once else None,
     )
     if fabric.is_global_zero and config.trainer.enable_progress_bar:
         rich.print(cut.table())

@@ -87,6 +87,24 @@ def _as_taken(images: Tensor, backbone: nn.Module) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
+@contextmanager
+def batch_moments(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, but batch norms use the moments of their batch; all is as it was afterwards.
+
+    Their stored statistics are only out of sight meanwhile: no number of theirs, momentum or count is touched.
+    """
+    norms = {part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)}
+    held = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    with evaluating(*modules):
+        try:
+            for norm in norms:
+                norm.running_mean = norm.running_var = None
+            yield
+        finally:
+            for norm, mean, variance in held:
+                norm.running_mean, norm.running_var = mean, variance
+
+
 def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace batch-norm statistics by their plain average over the batches; no weight changes.
 

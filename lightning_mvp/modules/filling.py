@@ -1,56 +1,27 @@
-"""One entry for a zoo by cutting between rounds: what `MVPCallback` makes of a fit, without a Trainer."""
+"""One entry for a zoo without a Trainer: what `MVPCallback` makes of a fit, by cutting between rounds or at once."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-from rich.table import Table
 from torch import Tensor
 
-from lightning_mvp.backbones.cost import CostModel
-from lightning_mvp.backbones.groups import Groups
-from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.callbacks.guards import require_time_for, warn_of_low_rate
+from lightning_mvp.callbacks.guards import require_equal_on_all_ranks, require_time_for, warn_of_low_rate
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.pruner import Pruner, fractions_kept, of_all_groups
-from lightning_mvp.callbacks.table import pruning_table
 from lightning_mvp.callbacks.zoo_export import (
     entry_of,
     means_of_features,
     on_rank_zero,
     prototype_images,
 )
+from lightning_mvp.modules.cut_run import CutRun
 from lightning_mvp.modules.cutting import OwnCutter, prune_and_cut
+from lightning_mvp.modules.once import cut_once
 from lightning_mvp.modules.task import TaskModule, one_cycle
 from lightning_mvp.tasks.datamodule import TaskDataModule
-
-
-@dataclass(frozen=True)
-class CutRun:
-    """What came of one task.
-
-    Args:
-        module: the small model.
-        masks: the units kept, of the groups that were pruned.
-        val_accuracy: on the task's validation images.
-        seconds: of training, rounds included.
-        groups: those that were pruned.
-        cost: of the backbone before.
-    """
-
-    module: TaskModule
-    masks: Masks
-    val_accuracy: float
-    seconds: float
-    groups: Groups
-    cost: CostModel
-
-    def table(self) -> Table:
-        """Units, parameters and MACs before and after, for ``rich.print``."""
-        return pruning_table(self.groups, self.masks, self.cost, f"Pruned to ratio {self.masks.pruning_ratio:.2f}")
 
 
 def prune_into_zoo(
@@ -62,6 +33,7 @@ def prune_into_zoo(
     *,
     clip: float | None = None,
     folder: Path = Path(),
+    once: int | None = None,
 ) -> CutRun:
     """Prune by cutting between rounds, and add the entry that :class:`MVPCallback` adds by zeroing.
 
@@ -73,6 +45,8 @@ def prune_into_zoo(
         fabric: launched; every rank calls this with the same model.
         clip: largest gradient norm; None leaves gradients as they are.
         folder: where the entry is kept if the zoo can't be written.
+        once: remove all units at once and train nothing; so many images, or none, reconstruct the weights
+            (:func:`~lightning_mvp.modules.once.prune_once`). ``steps`` is 0 then. None: train.
 
     Raises:
         FileExistsError: the zoo has this entry already.
@@ -84,7 +58,8 @@ def prune_into_zoo(
     if zoo is None:
         raise ValueError("Expected argument `pruning` to have a zoo and a task, but got none. MVPCallback(zoo=, task=)")
     schedule = settings.schedule(steps)
-    require_time_for(schedule, steps)
+    if once is None:
+        require_time_for(schedule, steps)
     zoo.reserve(pruning.config(steps))
     zoo.capture(module.backbone)
     assert isinstance(module.example_input_array, Tensor)
@@ -96,9 +71,13 @@ def prune_into_zoo(
     own = {name: value for name, value in own.items() if name not in ("recipe", "facts")}
     cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)
     start = time.perf_counter()
-    small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
+    if once is None:
+        small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
+    else:
+        small = cut_once(module.to(fabric.device), data, cutter, once)
+        require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, 1)
     seconds = time.perf_counter() - start
-    if own["schedule"] == "onecycle":
+    if once is None and own["schedule"] == "onecycle":
         peak = own["learning_rate"]
         warn_of_low_rate(peak * one_cycle(schedule.last_step - 1, steps), peak)
     accuracy = small.accuracy_on(*data.val_images())
@@ -118,7 +97,7 @@ def prune_into_zoo(
                 "seed": settings.seed,
                 "seconds": seconds,
                 "val_accuracy": accuracy,
-                "cut_between_rounds": True,
+                "cut_between_rounds" if once is None else "once": True,
                 **pruning.info,
             },
             kept=fractions_kept(pruner.cost, cutter.masks),

@@ -83,6 +83,7 @@ class MetaVoteModule(TaskModule):
         shortlist: int | None = SHORTLIST,
         mimic: float = 0.0,
         theta0: nn.Module | None = None,
+        reconstruct: int = 0,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -110,6 +111,8 @@ class MetaVoteModule(TaskModule):
             mimic: weight of :func:`~lightning_mvp.modules.mimic.mimic_loss` in the training loss, such as 2: the
                 features are drawn to those of the zoo's backbone. 0 leaves it out.
             theta0: another teacher than the zoo's backbone, such as the wider one that a parent was pruned from.
+            reconstruct: so many training images refit the merged weights towards the zoo's dense backbone, see
+                :func:`~lightning_mvp.voting.voted.voted_backbone`; 0 leaves them as they are.
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
@@ -137,6 +140,7 @@ class MetaVoteModule(TaskModule):
             exclude=exclude,
             round_to=round_to,
             shortlist=shortlist,
+            reconstruct=reconstruct,
         )
         voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
         assert isinstance(voted, cls)

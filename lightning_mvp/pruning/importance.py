@@ -124,7 +124,21 @@ def taylor_importance(
     groups: Groups,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Scores:
-    """Taylor scores of a model as it stands, without training it: one backward pass for each batch.
+    """Taylor scores of a model as it stands, without training it: float32 ``(units,)`` for each group.
+
+    The arguments are those of :func:`taylor_scores`.
+    """
+    return taylor_scores(backbone, head, batches, groups, loss).means()
+
+
+def taylor_scores(
+    backbone: nn.Module,
+    head: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    groups: Groups,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> TaylorScores:
+    """Sums for the Taylor scores of a model as it stands: one backward pass for each batch, and no step.
 
     The module's gradients are cleared; batch-norm statistics and the training flag stay as they were.
 
@@ -136,7 +150,7 @@ def taylor_importance(
         loss: of logits and labels, averaged over the batch.
 
     Returns:
-        float32 ``(units,)`` for each group.
+        The sums; ``.means()`` are the scores.
     """
     parameters = dict(backbone.named_parameters())
     scores = TaylorScores(groups)
@@ -151,7 +165,7 @@ def taylor_importance(
         )
         scores.update(parameters, dict(zip(parameters, gradients, strict=True)))
     backbone.train(training)
-    return scores.means()
+    return scores
 
 
 def magnitude_importance(state: Mapping[str, Tensor], groups: Groups) -> Scores:

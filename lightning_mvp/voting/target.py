@@ -78,6 +78,10 @@ class Target:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         return cls(images[order], scoring_images, scoring_labels, facts, None if classes is None else tuple(classes))
 
+    def first(self, facts: dict[str, Any], most: int) -> Tensor:
+        """The first images, preprocessed, in one tensor; fewer where fewer were read."""
+        return as_input(self.images[:most], facts)
+
     def batches(self, facts: dict[str, Any], most: int) -> Iterator[Tensor]:
         """Preprocessed batches of equal size: a small last one would count as much as the others."""
         images = self.images[: most * REESTIMATION_BATCH]

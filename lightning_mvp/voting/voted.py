@@ -19,6 +19,8 @@ from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
+from lightning_mvp.backbones.reconstruct import reconstruct as reconstructed
+from lightning_mvp.backbones.reconstruct import require_count
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.backbones.weights import load_tensors
@@ -147,10 +149,12 @@ def voted_backbone(
     exclude: Collection[str] = (),
     round_to: int = 1,
     shortlist: int | None = SHORTLIST,
+    reconstruct: int = 0,
 ) -> tuple[nn.Module, VoteReport]:
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
 
-    The stages are `rank_neighbours`, `vote`, `merge`, `shrink`, and batch-norm statistics re-estimated on the target.
+    The stages are `rank_neighbours`, `vote`, `merge`, `shrink`, `reconstruct` if asked for, and batch-norm statistics
+    re-estimated on the target.
     The backbone has no head: put your own on it, or start from `ridge_head`, and fine-tune. It is in train mode, since
     a Trainer trains a module in the mode that it finds; call ``.eval()`` to use it as it is.
 
@@ -183,6 +187,9 @@ def voted_backbone(
         exclude: names of entries that must not vote.
         round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
         shortlist: of a larger zoo so many entries are read and scored, see `rank_neighbours`; None scores all.
+        reconstruct: so many images of the target refit the merged weights, layer by layer, so that each layer gives
+            what the zoo's dense backbone gives (:func:`~lightning_mvp.backbones.reconstruct.reconstruct`); 0 leaves
+            them as they are, 1,000 are enough. Where the loader gave fewer, all are used.
 
     Returns:
         The voted backbone, physically small, in train mode and ready for a Trainer; and the report.
@@ -203,6 +210,11 @@ def voted_backbone(
     require_choice("missing", missing, Missing)
     require_temperature(temperature)
     require_round_to(round_to)
+    if require_count(reconstruct) and not reestimate_batches:
+        raise ValueError(
+            "Expected argument `reestimate_batches` to be at least 1 with `reconstruct`, but got 0: the merged "
+            "batch-norm statistics do not fit weights that are refitted."
+        )
     if isinstance(neighbours, Sequence) and not neighbours:
         raise ValueError("Expected argument `neighbours` to hold at least one neighbour, but the ranking is empty.")
     zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
@@ -257,10 +269,13 @@ def voted_backbone(
     with _timed(seconds, "build"):
         small = shrink(dense, groups, chosen)
         load_tensors(small, merged.state)
+    # Without facts of its own the target is seen as its nearest neighbour sees it.
+    own = target.facts or entries[ranked[0].name].facts
+    if reconstruct:
+        with _timed(seconds, "reconstruct"):
+            small = reconstructed(small, dense, groups, chosen, target.first(own, reconstruct))
     with _timed(seconds, "re-estimate"):
         if reestimate_batches:
-            # Without facts of its own the target is seen as its nearest neighbour sees it.
-            own = target.facts or entries[ranked[0].name].facts
             reestimate_batch_norm(small, target.batches(own, reestimate_batches))
     report = VoteReport(
         neighbours=tuple(ranked),

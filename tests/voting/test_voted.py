@@ -339,3 +339,25 @@ def test_arguments_out_of_range_are_refused_before_the_loader_is_read(bad: dict,
 
     with pytest.raises(ValueError, match=f"`{next(iter(bad))}`"):
         voted_backbone(made, loader(), **bad)
+
+
+def test_reconstruction_brings_the_vote_nearer_to_the_dense_backbone(world: World, made: ModelZoo) -> None:
+    target = Module(world, "abe")
+    (plain, first), (better, report), (again, _) = (
+        voted_backbone(made, target, neighbours=3, reconstruct=images) for images in (0, 60, 60)
+    )
+    assert report.masks.fingerprint == first.masks.fingerprint
+    assert [*report.seconds] == ["read", "rank", "vote", "merge", "build", "reconstruct", "re-estimate"]
+    assert "reconstruct" not in first.seconds
+    assert better.training
+    assert fingerprint(better.state_dict()) == fingerprint(again.state_dict())
+    dense, images = dense_backbone(made), preprocess(target.images, target.facts)
+    voted.reestimate_batch_norm(dense, [images])
+    wanted = features_of(dense, images)
+    kept = world.groups.kept_features(report.masks, wanted.shape[1])
+    errors = [(features_of(small, images) - wanted[:, kept]).norm() for small in (plain, better)]
+    assert errors[1] < 0.8 * errors[0]
+    with pytest.raises(ValueError, match="Expected argument `reconstruct` to be a number of images"):
+        voted_backbone(made, target, reconstruct=-1)
+    with pytest.raises(ValueError, match="`reestimate_batches` to be at least 1 with `reconstruct`"):
+        voted_backbone(made, target, reconstruct=10, reestimate_batches=0)
