@@ -29,8 +29,6 @@ from lightning_mvp.zoo.rebuild import as_tensors, dense_backbone, entry_masks
 from lightning_mvp.zoo.waves import family_members, growth_config, next_wave
 from lightning_mvp.zoo.zoo import ModelZoo
 
-_NO_SETTINGS = ("recipe", "facts", "report")
-
 
 class WorseThanStartError(ValueError):
     """A model is worse on validation images than the vote it began with: it is no use to later votes."""
@@ -102,8 +100,7 @@ def add_voted(
     if wave is None:
         wave = next_wave(members) if config is None else config.get("wave") or next_wave(members)
     if config is None:
-        settings = {name: module.hparams[name] for name in module.own_hparams if name not in _NO_SETTINGS}
-        rule = {"neighbours": len(parents), "wave": wave, "training": settings, **_steps(info)}
+        rule = {"neighbours": len(parents), "wave": wave, "training": module.training_options, **_steps(info)}
         config = growth_config(family, members, rule)
     entry = grown_entry(
         zoo, module, datamodule, parents, config, {**(info or {}), "val_accuracy": accuracy, "wave": wave}

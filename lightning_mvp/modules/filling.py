@@ -67,8 +67,7 @@ def prune_into_zoo(
     zoo.open(module.backbone, pruner.all_groups)
     prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
 
-    own = {name: value for name, value in module.hparams.items() if name in module.own_hparams}
-    own = {name: value for name, value in own.items() if name not in ("recipe", "facts")}
+    own = module.training_options
     cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)
     start = time.perf_counter()
     if once is None:

@@ -66,7 +66,7 @@ def prune_once(
         include: which groups to prune, by patterns of their names or by kind; None: all.
         exclude: which to leave whole, likewise.
         images: so many training images reconstruct the weights; 0 leaves them as they were cut.
-        options: of :class:`TaskModule`, for training it later: ``learning_rate``, ``optimizer`` and so on.
+        options: of :class:`TaskModule`, for training it later: ``learning_rate``, ``mimic`` and so on.
 
     Returns:
         The small ``module``, its ``masks``, its ``val_accuracy``, the ``seconds`` it took, and a ``table()``.
@@ -98,8 +98,7 @@ def prune_once(
     module = TaskModule.for_task(detached_copy(backbone), data.facts, **options)
     assert isinstance(module.example_input_array, torch.Tensor)
     pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
-    own = {name: module.hparams[name] for name in module.own_hparams if name not in ("recipe", "facts")}
-    cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)
+    cutter = OwnCutter(pruner.groups, pruner.cost, settings, module.training_options)
     start = time.perf_counter()
     small = cut_once(module, data, cutter, images)
     seconds = time.perf_counter() - start
@@ -138,4 +137,6 @@ def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images
         small.backbone = reconstruct(small.backbone, module.backbone, groups, cutter.masks, first)
     reestimate_batch_norm(small.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES))
     small.initialise_head(data)
+    kept = torch.as_tensor(groups.kept_features(cutter.masks, module.head.in_features))
+    small.take_teacher(module.backbone, data, kept, pruning.seed)  # for whoever trains it later with `mimic`
     return small

@@ -215,6 +215,12 @@ class TaskModule(L.LightningModule):
             features = features_of(self.backbone, preprocess(images, self.facts))
             self.head.load_state_dict(ridge_head(features, labels, len(self.facts.classes)).state_dict())
 
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """The hyper-parameters that say how it is trained: what a smaller module of the same task takes over."""
+        told = ("recipe", "facts", "report")
+        return {name: value for name, value in self.hparams.items() if name in self.own_hparams and name not in told}
+
     def take_teacher(
         self, theta0: nn.Module, datamodule: TaskDataModule, kept: Tensor | None = None, seed: int = 0
     ) -> None:

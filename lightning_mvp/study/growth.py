@@ -1,4 +1,4 @@
-"""A study's zoos that grow by use: each source task in turn begins with the vote of the latest entries, and joins them."""
+"""A study's zoos that grow by use: each source task in turn begins with the latest entries' vote, and joins them."""
 
 from __future__ import annotations
 

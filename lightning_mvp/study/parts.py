@@ -123,8 +123,8 @@ class Workshop:
 
         Args:
             part: ``"pretrain"``, ``"parent"``, ``"generic"`` (or ``"generic_parent"``, ``"generic_zoo"``),
-                ``"source-007"``, ``"grow-NAME-007"``, ``"overlap"``, ``"rank--target-003"``, ``"target-003--mvp@100"`` or
-                ``"development-003--TRIAL"``.
+                ``"source-007"``, ``"grow-NAME-007"``, ``"overlap"``, ``"rank--target-003"``,
+                ``"target-003--mvp@100"`` or ``"development-003--TRIAL"``.
         """
         if read_record(self.folder, part) is not None:
             return

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.reconstruct import reconstruct
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.modules.cutting import endless
 from lightning_mvp.modules.task import TaskModule
@@ -24,7 +25,7 @@ from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.similarity import Neighbour
-from lightning_mvp.voting.target import reestimation_batches
+from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target, reestimation_batches
 from lightning_mvp.voting.vote import coefficients
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo.rebuild import entry_masks
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from lightning_mvp.study.settings import StudySettings
 
 ONESHOT_BATCHES = 10
-VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing", "ballots", "reestimate_batches")
+RECONSTRUCTION_IMAGES = 1000
+VOTE_OPTIONS = ("pruning_ratio", "temperature", "missing", "ballots", "reestimate_batches", "reconstruct")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Starts:
             "generic_parent": lambda data: self._generic(data, "generic_parent"),
             "generic_zoo": lambda data: self._generic(data, "generic_zoo"),
             "oneshot_taylor": self.oneshot_taylor,
+            "oneshot_reconstructed": self.oneshot_reconstructed,
             "oneshot_magnitude": lambda data: self._one_shot(
                 data, self.shop.theta0.build(), self._magnitudes(self.shop.theta0)
             ),
@@ -136,6 +139,16 @@ class Starts:
         batches = islice(endless(data), ONESHOT_BATCHES)
         scores = taylor_importance(backbone, module.head, batches, self.shop.theta0.groups)
         return self._one_shot(data, backbone, scores)
+
+    def oneshot_reconstructed(self, data: TaskDataModule) -> Start:
+        """One-shot Taylor, its layers then fitted towards θ⁰'s."""
+        cut, origin = self.oneshot_taylor(data), self.shop.theta0
+        assert cut.masks is not None
+        target = Target.read(data, len(data.facts.classes), REESTIMATION_BATCHES, self.settings.seed)
+        images = target.first(data.facts.to_dict(), RECONSTRUCTION_IMAGES)
+        dense = self._reestimated(origin.build(), data)
+        small = reconstruct(cut.backbone, dense, origin.pruned, cut.masks, images)
+        return Start(self._reestimated(small, data), origin, cut.masks, cut.notes)
 
     def _magnitudes(self, origin: Origin) -> Scores:
         return magnitude_importance(origin.build().state_dict(), origin.groups)

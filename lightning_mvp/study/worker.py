@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 from lightning_mvp.modules.fit import quiet_lightning
 from lightning_mvp.study.parts import Workshop
@@ -23,6 +25,7 @@ def start_worker(folder: str, settings: dict[str, Any]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     quiet_lightning()
+    rank_zero_module.log.setLevel(logging.WARNING)  # a table for each vote of hundreds
     _workshop = Workshop(Path(folder), StudySettings.from_dict(settings))
 
 
