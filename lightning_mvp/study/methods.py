@@ -65,12 +65,14 @@ class Trial:
         steps: optimizer steps on the target.
         changes: dotted setting → value, for instance ``{"vote.temperature": 0.1}``.
         name: part of the record's file name.
+        targets: on so many targets, the first ones; None: on all.
     """
 
     method: str
     steps: int
     changes: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    targets: int | None = None
 
 
 def parse_method(text: str, default_steps: int) -> tuple[str, int]:

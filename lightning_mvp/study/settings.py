@@ -57,8 +57,8 @@ class StudySettings:
         entries: how many source tasks, the first ones, get an entry of their own; None: all.
         growths: name → how a zoo grows by use from some of those entries, see
             :class:`~lightning_mvp.study.growth.Growth`.
-        variants: name → ``method`` and dotted settings of a run on each target, as ``trials`` are of one on each
-            development task: ``{"grown-A@100": {"method": "grown@100", "vote.growth": "A", "vote.entries": 50}}``.
+        variants: name → ``method`` and dotted settings of a run on each target (or on the first ``targets``), as
+            ``trials`` are of one on each development task: ``{"grown-A@100": {"method": "grown@100", "vote.growth": "A", "vote.entries": 50}}``.
         label: what a report calls this study, where it shows several kinds.
         seed: of everything random.
     """
@@ -182,7 +182,8 @@ class StudySettings:
     def targets_of(self, trial: Trial) -> int:
         """On how many targets a method is run."""
         wanted = {parse_method(name, self.steps): count for name, count in self.fewer.items()}
-        return min(self.targets, wanted.get((trial.method, trial.steps), self.targets))
+        most = wanted.get((trial.method, trial.steps), self.targets) if trial.targets is None else trial.targets
+        return min(self.targets, most)
 
     def tried(self) -> list[Trial]:
         """The trials on development tasks; a method's tuned settings hold unless the trial has others."""
@@ -196,8 +197,9 @@ class StudySettings:
         trials = []
         for name, options in options_of.items():
             method, steps = parse_method(options.get("method", "mvp"), self.steps)
-            own = {key: value for key, value in options.items() if key != "method"}
-            trials.append(Trial(method, steps, {**self.tuned_for(method, steps), **own}, name))
+            own = {key: value for key, value in options.items() if key not in ("method", "targets")}
+            changes = {**self.tuned_for(method, steps), **own}
+            trials.append(Trial(method, steps, changes, name, options.get("targets")))
         return trials
 
     def changed(self, changes: Mapping[str, Any]) -> StudySettings:
