@@ -58,7 +58,8 @@ class StudySettings:
         growths: name → how a zoo grows by use from some of those entries, see
             :class:`~lightning_mvp.study.growth.Growth`.
         variants: name → ``method`` and dotted settings of a run on each target (or on the first ``targets``), as
-            ``trials`` are of one on each development task: ``{"grown-A@100": {"method": "grown@100", "vote.growth": "A", "vote.entries": 50}}``.
+            ``trials`` are of one on each development task, for instance
+            ``{"grown.A@100": {"method": "grown@100", "vote.growth": "A", "vote.entries": 50}}``.
         label: what a report calls this study, where it shows several kinds.
         seed: of everything random.
     """
