@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning_mvp.callbacks.zoo_export import require_new_entry
 from lightning_mvp.modules.adding import add_voted
+from lightning_mvp.modules.decision import is_first_process
 from lightning_mvp.modules.fit import fit_quietly
 from lightning_mvp.modules.meta_vote import MetaVoteModule
 from lightning_mvp.pruning.choose import require_choice
@@ -140,7 +141,7 @@ def start_of_growth(
     Args:
         zoo: that of the voters.
         datamodule: of the task.
-        voters: who may vote, by (wave, name).
+        voters: who may vote, by (wave, name); of several processes only the first one's are looked at.
         neighbours: how many of them do.
         which: ``"latest"`` or ``"nearest"``.
         among: with ``"nearest"``, of the latest so many.
@@ -151,6 +152,8 @@ def start_of_growth(
         ValueError: ``among`` with ``which="latest"``, or below ``neighbours``; or another choice.
     """
     require_growth(neighbours, which, among)
+    if not is_first_process():
+        return MetaVoteModule.from_zoo(zoo, datamodule, **options)  # which waits for the first one's vote
     voters = [voter for voter in voters if voter.name not in exclude]
     if which == "latest":
         ranking = latest_of(voters, neighbours, zoo, datamodule.facts.classes)

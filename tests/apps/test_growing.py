@@ -114,6 +114,16 @@ def test_a_task_that_gets_worse_is_left_out_and_the_next_wave_goes_on(zoo: Model
     assert "split.task=2 first" in without.line, "what may be worse is another rule"
 
 
+@pytest.mark.slow
+def test_ranks_of_its_own_grow_one_entry(zoo: ModelZoo, tmp_path: Path, run: Run) -> None:
+    two = ("split.task=2", "growth.first=2", f"zoo={zoo.path}", "trainer.devices=2", "strategy=ddp_cpu")
+    done = run("prune", *GROW[1:], *two, home=tmp_path)
+    assert done.code == 0, done.text
+    (member,) = (member for member in lineage(zoo) if member.wave)
+    assert zoo[member.name].config["training"]["devices"] == 2
+    assert zoo[member.name].info["start_val_accuracy"] is not None
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

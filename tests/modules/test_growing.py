@@ -158,6 +158,15 @@ def test_your_own_trainer_and_a_checkpoint_of_it_add_the_same_entry(
         add_voted(copied, module, target, start_accuracy=None)
 
 
+def test_a_process_that_is_not_the_first_looks_at_no_voters(
+    zoo_of: ZooOf, target: TaskDataModule, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lightning_mvp.modules.growing.is_first_process", lambda: False)
+    monkeypatch.setattr("lightning_mvp.modules.meta_vote.is_first_process", lambda: False)
+    for which in ("latest", "nearest"):
+        assert start_of_growth(zoo_of("resnet"), target, (), 2, which, learning_rate=0.01).waits
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
