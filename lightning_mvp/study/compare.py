@@ -63,7 +63,7 @@ def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
     return {
         "pretrain": [] if settings.home is not None else first,
         "zoo": [] if settings.zoo_of is not None else [_longest_first(zoo)],
-        "grow": _growth_waves(settings),
+        "grow": [] if settings.zoo_of is not None else _growth_waves(settings),
         "overlap": []
         if settings.zoo_of is not None
         else [
@@ -239,8 +239,8 @@ def _require_other_study(folder: Path, settings: StudySettings) -> None:
     parts = plan(other)
     missing = _missing(folder, parts["pretrain"])
     if settings.zoo_of is not None:
-        shared += ["pruning", "source_steps"]
-        missing += _missing(folder, parts["zoo"])
+        shared += ["pruning", "source_steps", "new_images", "entries", "growths"]
+        missing += [*_missing(folder, parts["zoo"]), *_missing(folder, parts["grow"])]
         missing += [part for part in generic_models(settings) if read_record(folder, part) is None]
     different = [key for key in shared if getattr(other, key) != getattr(settings, key)]
     if different:
@@ -257,7 +257,7 @@ def _require_other_study(folder: Path, settings: StudySettings) -> None:
     if missing:
         raise ValueError(
             f"Expected the study in `{name}`={folder} to be finished, but it lacks {len(missing)} parts, first "
-            f"{missing[0]!r}. Run its stages pretrain and zoo first, with the same methods."
+            f"{missing[0]!r}. Run its stages pretrain, zoo and grow first, with the same methods."
         )
 
 

@@ -1,0 +1,90 @@
+"""Zoos that grow in a study: who joins when, who votes, and how variants are told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from lightning_mvp import ModelZoo
+from lightning_mvp.study import parts
+from lightning_mvp.study.compare import plan
+from lightning_mvp.study.growth import Growth, growth_folder, latest_entries
+from lightning_mvp.study.parts import Workshop
+from lightning_mvp.study.records import read_record, record_path
+from lightning_mvp.study.variants import lines_of
+
+from .workshop import images_of, in_memory, settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
+GROWTHS = {"A": {"seeds": 2, "tasks": 2, "neighbours": 2, "steps": 2}}
+
+
+def test_orders_are_permutations_of_the_same_tasks():
+    first, second = (Growth(seeds=2, tasks=6, order=order).sequence(8) for order in (0, 1))
+    assert first == [f"source-{index:03d}" for index in range(2, 8)]
+    assert sorted(second) == first != second
+    with pytest.raises(ValueError, match=r"`split\.sources` to be at least 50"):
+        Growth().sequence(8)
+
+
+def test_a_zoo_grows_task_by_task_and_targets_begin_with_its_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    monkeypatch.setattr(parts, "load_data", lambda **_: data)
+    split = {"classes_per_task": 3, "sources": 4, "targets": 1, "held_out_fraction": 0.0}
+    variants = {
+        "grown.A@2": {"method": "grown@2", "vote.growth": "A", "vote.entries": 4, "optim.mimic": 2},
+        "once@0": {"method": "oneshot_reconstructed@0"},
+    }
+    study = settings(methods=("mvp",), split=split, growths=GROWTHS, variants=variants, entries=2, new_images=True)
+    waves = [[part.name for part in wave] for stage in ("zoo", "grow") for wave in plan(study)[stage]]
+    assert waves == [["source-000", "source-001"], ["grow-A-000"], ["grow-A-001"]]
+    shop = Workshop(tmp_path, study)
+    for part in ("pretrain", *chain(*waves)):
+        shop.run(part)
+    seeds = [read_record(tmp_path, name) for name in ("source-000", "source-001")]
+    joined = [read_record(tmp_path, name) for name in ("grow-A-000", "grow-A-001")]
+    names = [record["entry"] for record in (*seeds, *joined) if record]
+    assert len(ModelZoo(growth_folder(tmp_path, "A"))) == 4
+    assert joined[1] is not None
+    assert joined[1]["parents"] == sorted(names[1:3])
+    assert [n.name for n in latest_entries(shop, "A", 4, 2)] == [names[3], names[2]]
+    assert [n.name for n in latest_entries(shop, "A", 2, 8)] == [names[1], names[0]]
+    first = ModelZoo(growth_folder(tmp_path, "A"))[names[3]].weights
+    record_path(tmp_path, "grow-A-001").unlink()  # stopped between entry and record: made again, the same
+    shop.run("grow-A-001")
+    again = ModelZoo(growth_folder(tmp_path, "A"))[names[3]].weights
+    assert all((first[name] == again[name]).all() for name in first)
+
+    past, new = (part.train.images for part in shop.halves)
+    assert len(past) == len(new) == len(data.train) // 2
+    assert not {image.tobytes() for image in past.numpy()} & {image.tobytes() for image in new.numpy()}
+    for name in variants:
+        shop.run(f"target-000--{name}")
+    run = read_record(tmp_path, "target-000--grown.A@2")
+    assert run is not None
+    assert [n["name"] for n in run["neighbours"]] == [names[3], names[2], names[1], names[0]][: len(run["neighbours"])]
+
+
+def test_a_grown_method_says_of_which_growth():
+    with pytest.raises(ValueError, match=r"`vote.growth` out of \['A'\], and `vote.entries`, but got 'B' and 4"):
+        settings(growths=GROWTHS, variants={"x": {"method": "grown@2", "vote.growth": "B", "vote.entries": 4}})
+    assert settings(variants={"few@4": {"method": "mvp@4", "targets": 1}}).varied()[0].targets == 1
+
+
+def test_orders_are_averaged_in_each_target_and_the_reference_is_paired():
+    base = {"steps": 1, "start_seconds": 1.0, "fit_seconds": 1.0}
+    runs = [
+        {**base, "trial": trial, "task": task, "accuracy": accuracy}
+        for trial, values in {"a.A@1": (0.5, 0.6), "a.B@1": (0.7, 0.8), "b@1": (0.5, 0.4)}.items()
+        for task, accuracy in zip("xy", values, strict=True)
+    ]
+    ours, other = lines_of(runs, "a@1")
+    assert ours.minus is None
+    assert ours.targets == 2
+    assert other.minus is not None
+    assert other.minus.mean == pytest.approx(-0.2)
+    assert other.minus.low == pytest.approx(-0.3)
+    assert replace(ours, minus=None).orders == pytest.approx({"A": 0.55, "B": 0.75})
