@@ -76,11 +76,11 @@ def features_of(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> T
         ``(N, D)`` float32 on the CPU.
     """
     with evaluating(backbone):
-        parts = [backbone(_as_taken(part, backbone)).float().cpu() for part in images.split(batch_size)]
+        parts = [backbone(as_taken(part, backbone)).float().cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
 
 
-def _as_taken(images: Tensor, backbone: nn.Module) -> Tensor:
+def as_taken(images: Tensor, backbone: nn.Module) -> Tensor:
     """Images on the backbone's device and, where they are of floats, of its dtype; in channels_last where they can."""
     parameter = next(backbone.parameters(), torch.empty(0))
     images = images.to(parameter.device, parameter.dtype if images.is_floating_point() else None)
@@ -122,6 +122,6 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Tensor]) -> Non
             norm.momentum = None  # torch's cumulative average
             norm.train()
         for batch in batches:
-            backbone(_as_taken(batch, backbone))
+            backbone(as_taken(batch, backbone))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

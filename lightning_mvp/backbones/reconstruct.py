@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_mvp.backbones.copies import detached_copy
-from lightning_mvp.backbones.features import _as_taken, batch_moments
+from lightning_mvp.backbones.features import as_taken, batch_moments
 from lightning_mvp.backbones.least_squares import LeastSquares, is_linear_layer, output_axis
 from lightning_mvp.backbones.masks import require_masks_fit
 from lightning_mvp.backbones.units import Groups
@@ -268,7 +268,7 @@ def _probe(net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> t
         hooks.append(norm.register_forward_pre_hook(lambda _, given: read_by_norm.update({id(given[0])} & made.keys())))
     try:
         with readers:
-            net(_as_taken(images, net))
+            net(as_taken(images, net))
     finally:
         for hook in hooks:
             hook.remove()
@@ -306,7 +306,7 @@ def _in_one_pass(
         hooks += [layer.dense.register_forward_hook(record), layer.small.register_forward_hook(fit)]
     try:
         for net in (dense, small):
-            net(_as_taken(images, net))
+            net(as_taken(images, net))
     finally:
         for hook in hooks:
             hook.remove()
@@ -327,7 +327,7 @@ def _until(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Te
 
     hook = layer.register_forward_hook(stop)
     try:
-        net(_as_taken(images, net))
+        net(as_taken(images, net))
     except _Reached:
         pass
     finally:

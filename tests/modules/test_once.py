@@ -32,6 +32,10 @@ def test_reconstruction_is_nearer_to_the_dense_features_than_the_cut(kind: str, 
     assert fingerprint(better.module.state_dict()) == fingerprint(again.module.state_dict())
     assert better.val_accuracy == better.module.accuracy_on(*target.val_images()) > 0.5
 
+    head = copy.deepcopy(better.module.head)
+    better.module.initialise_head(target)
+    assert torch.equal(head.weight, better.module.head.weight), "the head is its own features', in closed form"
+
     dense = copy.deepcopy(backbone)
     reestimate_batch_norm(dense, reestimation_batches(target))
     images = preprocess(target.test_images()[0], target.facts)
