@@ -34,6 +34,7 @@ class Growth:
         mimic: weight of the mimicking loss.
         augment: of their images.
         shuffle: permute their labels, so that nothing true can be learned.
+        poison: permute those of the task that joins after so many others, and of no other; None: of none.
     """
 
     seeds: int = 8
@@ -44,6 +45,7 @@ class Growth:
     mimic: float = 2.0
     augment: str = "none"
     shuffle: bool = False
+    poison: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("seeds", "tasks", "neighbours", "steps"):
@@ -88,7 +90,7 @@ def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
     before, made = index + 1, f"{task.name}--"
     for entry in [entry for entry in zoo.names if entry.startswith(made) and _wave(zoo, entry) == before]:
         zoo.remove(entry)  # a stop between entry and record: its seconds are not known
-    if growth.shuffle:
+    if growth.shuffle or growth.poison == index:
         data = _shuffled(data, settings.seed + index)
     start = time.perf_counter()
     grown: Grown = grow(

@@ -47,7 +47,7 @@ METHODS = {
     "oneshot_taylor": Method("one-shot Taylor", "one-shot Taylor", "once"),
     "oneshot_magnitude": Method("one-shot magnitude (θ⁰'s magnitude mask, θ⁰'s weights)", "one-shot magnitude", "once"),
     "oneshot_reconstructed": Method(
-        "one-shot Taylor, its layers reconstructed in closed form", "one-shot, reconstr.", "once"
+        "one-shot Taylor, its layers reconstructed in closed form", "once, reconstr.", "once"
     ),
     "taylor": Method("iterative Taylor", "iterative Taylor", "rounds"),
     "magnitude": Method("iterative magnitude", "iterative magn.", "rounds"),
