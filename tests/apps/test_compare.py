@@ -21,11 +21,12 @@ from .conftest import TINY_COMPARE, Run, modified
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compare")]  # one process makes what several tests look at
 SMOKE = ("experiment=study_smoke",)
 RUNS = 2 * len(METHODS) + 2 + 1  # mvp@0 on both targets, taylor@20 on one
-# pre-training and parent; sources and generic models; rankings of sources and their overlap; rankings of targets, runs;
-# two rankings of each development task, trials
-PARTS = 2 + 6 + 3 + 6 + 1 + 2 + RUNS + 2 * 2 + 2 * 5
+VARIANTS = 2 + 2 + 1
+# pre-training and parent; sources and generic models; entries that grow; rankings of sources and their overlap; rankings of
+# targets, runs, variants; two rankings of each development task, trials
+PARTS = 2 + 6 + 3 + 5 + 6 + 1 + 2 + RUNS + VARIANTS + 2 * 2 + 2 * 5
 SMALL = ("methods=[mvp,dense]", "split.sources=2", "split.targets=1")
-PICTURES = {"accuracy.png", "leep.png", "overlap.png", "widths.png"}
+PICTURES = {"accuracy.png", "growth.png", "leep.png", "overlap.png", "widths.png"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,8 @@ def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> No
         with Image.open(study / name) as picture:
             assert min(picture.size) > 300
     lines = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
-    runs = [run for run in lines if run["task"].startswith("target")]
+    runs = [run for run in lines if run["task"].startswith("target") and run["steps"] not in (5, 6)]
+    assert len([run for run in lines if run["task"].startswith("target")]) == RUNS + VARIANTS
     assert len(runs) == RUNS
     expected = {(method, 10) for method in METHODS} | {("mvp", 0)}
     every = {(*each, f"target-00{target}") for each in expected for target in range(2)}
@@ -74,6 +76,7 @@ def test_it_ends_with_a_table_a_report_every_run_and_pictures(study: Path) -> No
     assert len(tried) == 5
     assert tried["weighted"] == {"vote.temperature": 0.1}
     assert next(run["changes"] for run in runs if run["method"] == "mvp_refine") == {"vote.pruning_ratio": 0.15}
+    assert "| `grown@5` | 5 | 2 |" in report
     results = json.loads((study / "results.json").read_text())
     assert {row["method"] for row in results["summary"]["0.5"]} == set(METHODS)
     assert len(results["overlap"]["study_smoke"]) == 3 * 9, "three rounds, six groups, two kinds and all"
