@@ -14,6 +14,7 @@ from lightning_mvp.backbones.create import plain
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.modules.decision import Decision, freeze, is_first_process, rank_variables
 from lightning_mvp.modules.mimic import Teacher, require_weight
+from lightning_mvp.modules.resume import undisturbed
 from lightning_mvp.modules.task import HeadInit, TaskModule, feature_count
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
@@ -193,7 +194,8 @@ class MetaVoteModule(TaskModule):
         teacher = self.teacher if self.global_rank == 0 else None
         packed = self.trainer.strategy.broadcast(None if teacher is None else teacher.pack())
         if self.global_rank != 0 and packed is not None:
-            self.teacher = Teacher.unpack(*packed, self._dense)
+            with undisturbed():
+                self.teacher = Teacher.unpack(*packed, self._dense)
 
     def _build(self, recipe: Mapping[str, Any] | None, backbone: nn.Module | None = None) -> None:
         if recipe is not None:

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compare")]  # one proce
 SMOKE = ("experiment=study_smoke",)
 RUNS = 2 * len(METHODS) + 2 + 1  # mvp@0 on both targets, taylor@20 on one
 VARIANTS = 2 + 2 + 1
-# pre-training and parent; sources and generic models; entries that grow; rankings of sources and their overlap; rankings
-# of targets, runs, variants; two rankings of each development task, trials
+# pre-training and parent; sources and generic models; entries that grow; rankings of sources and their overlap;
+# rankings of targets, runs, variants; two rankings of each development task, trials
 PARTS = 2 + 6 + 3 + 5 + 6 + 1 + 2 + RUNS + VARIANTS + 2 * 2 + 2 * 5
 SMALL = ("methods=[mvp,dense]", "split.sources=2", "split.targets=1")
 PICTURES = {"accuracy.png", "growth.png", "leep.png", "overlap.png", "widths.png"}

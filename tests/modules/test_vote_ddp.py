@@ -44,6 +44,8 @@ def test_rank_0_votes_and_the_other_gets_all_of_it_without_a_zoo(
     accuracy, decided = json.loads((tmp_path / "eager.json").read_text())
     assert accuracy > 1 / 3
     assert first["weights"] == decided
+    assert first["teacher"]
+    assert len(first["features"]) > 0
     assert first["frozen"] == ["head.bias"]
     assert first["hparams"] == first["initial"]
     assert first["hparams"]["recipe"]["kept"] == first["report"]["widths"]

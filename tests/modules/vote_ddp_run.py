@@ -52,6 +52,8 @@ class Watched(MetaVoteModule):
             "initial": dict(self.hparams_initial),
             "report": self.report,
             "classes": self.facts.classes,
+            "teacher": self.teacher and fingerprint(self.teacher.backbone.state_dict()),
+            "features": self.teacher and self.teacher.kept is not None and self.teacher.kept.tolist(),
             "frozen": [name for name, parameter in self.named_parameters() if not parameter.requires_grad],
             "strides": [parameter.stride() for parameter in self.parameters()],
             **more,
@@ -71,7 +73,8 @@ class Watched(MetaVoteModule):
 def vote(folder: Path, strategy: str) -> None:
     """Rank 0 votes, the others can't: their zoo doesn't exist."""
     rank, data = rank_zero_only.rank, datamodule()
-    module = Watched.from_zoo(folder / ("zoo" if rank == 0 else "nowhere"), data, neighbours=2, learning_rate=0.02)
+    zoo = folder / ("zoo" if rank == 0 else "nowhere")
+    module = Watched.from_zoo(zoo, data, neighbours=2, learning_rate=0.02, mimic=2)
     module.folder = folder
     if rank == 0:
         module.head.bias.requires_grad_(False)
