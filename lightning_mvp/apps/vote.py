@@ -45,8 +45,9 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     from lightning_mvp.zoo.zoo import ModelZoo
 
     settings = {name: plain(config[name]) for name in ("vote", "data", "split")}
-    if not settings["vote"].get("reconstruct"):  # folders of votes from before it was an option stay theirs
-        settings["vote"].pop("reconstruct", None)
+    for option in ("reconstruct", "best_of"):  # folders of votes from before there were such options stay theirs
+        if not settings["vote"].get(option):
+            settings["vote"].pop(option, None)
     own = {name: config[name] for name in ("zoo", "steps", "seed")}
     voters = content_stamp(ModelZoo(config.zoo))
     return {**settings, **own, "voters": voters, "training": training_of(config, world_size)}

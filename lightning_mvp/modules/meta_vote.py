@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +22,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import SHORTLIST, Neighbour, Similarity
 from lightning_mvp.voting.vote import Ballots
-from lightning_mvp.voting.voted import voted_backbone
+from lightning_mvp.voting.voted import VoteReport, voted_backbone
 from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -85,6 +87,7 @@ class MetaVoteModule(TaskModule):
         mimic: float = 0.0,
         theta0: nn.Module | None = None,
         reconstruct: int = 0,
+        best_of: Sequence[int] | None = None,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -93,7 +96,7 @@ class MetaVoteModule(TaskModule):
 
         Args:
             zoo: a zoo or its folder.
-            datamodule: the new task; only its training images are used.
+            datamodule: the new task; only its training images are used, but for ``best_of``.
             neighbours: how many zoo entries vote; None lets all vote; or a ranking already made, such as that of
                 :func:`~lightning_mvp.voting.latest.latest`.
             pruning_ratio: of the voted model; default: the neighbours' mean widths.
@@ -114,6 +117,9 @@ class MetaVoteModule(TaskModule):
             theta0: another teacher than the zoo's backbone, such as the wider one that a parent was pruned from.
             reconstruct: so many training images refit the merged weights towards the zoo's dense backbone, see
                 :func:`~lightning_mvp.voting.voted.voted_backbone`; 0 leaves them as they are.
+            best_of: numbers of neighbours to try, such as ``(1, 4, 8)``: each vote is measured before its first step,
+                with the ridge head, on the task's validation images, and the best is taken; of equal ones that of the
+                fewest. ``neighbours`` then says who may vote at most. None tries no others than ``neighbours``.
             options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
 
         Returns:
@@ -126,10 +132,10 @@ class MetaVoteModule(TaskModule):
             return module
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
-        small, report = voted_backbone(
+        vote_of = partial(
+            voted_backbone,
             zoo,
             datamodule,
-            neighbours=neighbours,
             pruning_ratio=pruning_ratio,
             similarity=similarity,
             temperature=temperature,
@@ -143,7 +149,13 @@ class MetaVoteModule(TaskModule):
             shortlist=shortlist,
             reconstruct=reconstruct,
         )
-        voted = cls.for_task(small, datamodule.facts, report=report.to_dict(), **options)
+        require_counts(best_of)
+        small, report = vote_of(neighbours=neighbours)
+        said = report.to_dict()
+        if best_of:
+            small, report, starts = best_start(vote_of, report, best_of, datamodule)
+            said = {**report.to_dict(), "starts": starts}
+        voted = cls.for_task(small, datamodule.facts, report=said, **options)
         assert isinstance(voted, cls)
         voted.initialise_head(datamodule, head_init)
         if mimic:
@@ -221,6 +233,50 @@ class MetaVoteModule(TaskModule):
                 f"and has no `{name}` before the Trainer starts (fit, validate, test or predict). Use it on rank 0 "
                 "only, after the Trainer has run, or in a hook such as on_fit_start."
             ) from None
+
+
+def require_counts(best_of: Sequence[int] | None) -> None:
+    """Refuse what are no numbers of neighbours.
+
+    Example:
+        >>> require_counts((0, 8))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `best_of` to be integers of at least 1, such as (1, 4, 8), but got [0, 8].
+    """
+    if best_of is not None and not (best_of and all(type(count) is int and count >= 1 for count in best_of)):
+        raise ValueError(
+            f"Expected argument `best_of` to be integers of at least 1, such as (1, 4, 8), but got {list(best_of)}."
+        )
+
+
+def best_start(
+    vote_of: Callable[..., tuple[nn.Module, VoteReport]],
+    widest: VoteReport,
+    counts: Sequence[int],
+    datamodule: TaskDataModule,
+) -> tuple[nn.Module, VoteReport, dict[str, float]]:
+    """The vote whose start is best on validation images, out of several numbers of neighbours.
+
+    Args:
+        vote_of: votes, given ``neighbours``.
+        widest: what it has found with all that may vote.
+        counts: how many of those to try.
+        datamodule: of the task.
+
+    Returns:
+        The voted backbone, its report, and the accuracy of each number that was tried.
+    """
+    found: dict[int, tuple[float, nn.Module, VoteReport]] = {}
+    for count in sorted({min(count, len(widest.neighbours)) for count in counts}):
+        small, report = vote_of(neighbours=widest.neighbours[:count])
+        trial = TaskModule.for_task(small, datamodule.facts)
+        trial.initialise_head(datamodule)
+        found[count] = (trial.accuracy_on(*datamodule.val_images()), small, report)
+    _, small, report = max(found.values(), key=lambda start: start[0])  # the first of equals
+    report = replace(report, evidence=widest.evidence, scored=widest.scored, entries=widest.entries)
+    starts = {str(count): start[0] for count, start in found.items()}
+    return small.train(), report, starts
 
 
 def _nobody_decided(why: str) -> str:

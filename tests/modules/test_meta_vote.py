@@ -77,6 +77,19 @@ def test_options_reach_the_vote(zoo_of: ZooOf, target: TaskDataModule):
     assert without.report["neighbours"][0]["name"] != best
 
 
+def test_the_number_of_neighbours_with_the_best_start_is_taken(zoo_of: ZooOf, target: TaskDataModule):
+    zoo = zoo_of("resnet")
+    chosen = MetaVoteModule.from_zoo(zoo, target, neighbours=3, best_of=(1, 2, 8))
+    alone = {count: MetaVoteModule.from_zoo(zoo, target, neighbours=count) for count in (1, 2, 3)}
+    starts = {str(count): module.accuracy_on(*target.val_images()) for count, module in alone.items()}
+    assert chosen.report["starts"] == starts
+    best = min(alone, key=lambda count: (-starts[str(count)], count))
+    assert len(chosen.report["neighbours"]) == best
+    assert chosen.report["evidence"] == alone[3].report["evidence"] is not None
+    for name, tensor in alone[best].state_dict().items():
+        assert torch.equal(tensor, chosen.state_dict()[name]), name
+
+
 def test_prototypes_serve_too(zoo_of: ZooOf, target: TaskDataModule):
     module = MetaVoteModule.from_zoo(zoo_of("resnet"), target, neighbours=2, similarity="prototypes")
     assert all(neighbour["score"] <= 1 for neighbour in module.report["neighbours"])
