@@ -257,7 +257,7 @@ class Workshop:
 
     def overlap(self) -> dict[str, Any]:
         """What the masks of all pairs of zoo tasks have in common."""
-        path, names = self.settings.superclasses, [task.name for task in self.split.source]
+        path, names = self.settings.superclasses, self.settings.sources
         sources = [record for name in names if (record := read_record(self.folder, name)) is not None]
         superclasses = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
         rows = study_overlap(sources, self.root, leep_matrix(self.folder, names), superclasses)

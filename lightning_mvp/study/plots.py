@@ -20,6 +20,7 @@ Runs = Sequence[dict[str, Any]]
 # Colour-blind-safe (Okabe and Ito), MVP in the strongest; controls that are drawn together have one colour.
 COLOURS = {
     "mvp": "#D55E00",
+    "grown": "#E69F00",
     "nearest": "#0072B2",
     "random_vote": "#56B4E9",
     "generic": "#009E73",
@@ -27,6 +28,7 @@ COLOURS = {
     "generic_zoo": "#009E73",
     "oneshot_taylor": "#CC79A7",
     "oneshot_magnitude": "#F0E442",
+    "oneshot_reconstructed": "#AA4499",
     "taylor": "#000000",
     "magnitude": "#666666",
     "torch_pruning": "#882255",

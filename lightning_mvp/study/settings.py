@@ -117,6 +117,9 @@ class StudySettings:
                     "Expected the name of a trial to be of letters, digits and single . + @ _ -, because a file is "
                     f"named by it, but got {trial.name!r}."
                 )
+        both = {trial.name for trial in self.compared()} & {trial.name for trial in self.varied()}
+        if both:
+            raise ValueError(f"Expected `variants` to have names of their own, but {sorted(both)} are methods, too.")
         for method in self.tuned:
             parse_method(method, self.steps)
         for method in self.fewer:

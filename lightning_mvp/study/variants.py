@@ -23,6 +23,7 @@ class Line:
         name: of the variant, without its order.
         steps: on the target.
         accuracy: over targets.
+        start: their mean before the first step.
         minus: it minus the reference, over the targets both have; None for the reference.
         orders: the mean of each order of growth, where there are several.
         seconds: median of a target's.
@@ -32,6 +33,7 @@ class Line:
     name: str
     steps: int
     accuracy: Interval
+    start: float
     minus: Difference | None
     orders: dict[str, float]
     seconds: float
@@ -49,7 +51,8 @@ def lines_of(runs: Sequence[Mapping[str, Any]], reference: str) -> list[Line]:
         reference: the name that the others are set against.
 
     Example:
-        >>> run = {"trial": "a.A@1", "task": "t", "steps": 1, "accuracy": 0.5, "start_seconds": 1, "fit_seconds": 1}
+        >>> run = {"trial": "a.A@1", "task": "t", "steps": 1, "accuracy": 0.5, "curve": [(0, 0.2), (1, 0.5)]}
+        >>> run |= {"start_seconds": 1, "fit_seconds": 1}
         >>> line, = lines_of([run, {**run, "trial": "a.B@1", "accuracy": 0.7}], "a@1")
         >>> line.name, round(line.accuracy.mean, 2), line.orders
         ('a@1', 0.6, {'A': 0.5, 'B': 0.7})
@@ -74,6 +77,7 @@ def lines_of(runs: Sequence[Mapping[str, Any]], reference: str) -> list[Line]:
                 name=name,
                 steps=every[0]["steps"],
                 accuracy=interval(list(own.values())),
+                start=fmean(fmean(run["curve"][0][1] for run in orders.values()) for orders in tasks.values()),
                 minus=None if name == reference or not both else paired_bootstrap([own[t] - ours[t] for t in both]),
                 orders=by_order if len(by_order) > 1 else {},
                 seconds=median(run["start_seconds"] + run["fit_seconds"] for run in every),
@@ -102,8 +106,8 @@ def variants(studies: Sequence[Study]) -> list[str]:
         if not lines:
             continue
         table = [
-            f"| variant | steps | targets | accuracy | minus `{lines[0].name}` | by order of growth | seconds |",
-            "| --- | ---: | ---: | ---: | ---: | --- | ---: |",
+            f"| variant | steps | targets | before | accuracy | minus `{lines[0].name}` | by order of growth | seconds |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
             *(_row(line) for line in lines),
         ]
         paragraphs += [f"## Variants, {study.settings.label or study.folder.name}", "\n".join(table)]
@@ -117,7 +121,13 @@ def variants(studies: Sequence[Study]) -> list[str]:
 def _row(line: Line) -> str:
     half = "" if math.isnan(line.accuracy.half) else f" ± {100 * line.accuracy.half:.1f}"
     orders = ", ".join(f"{order} {100 * mean:.1f}" for order, mean in line.orders.items())
-    cells = [f"`{line.name}`", str(line.steps), str(line.targets), f"{100 * line.accuracy.mean:.1f}{half}"]
+    cells = [
+        f"`{line.name}`",
+        str(line.steps),
+        str(line.targets),
+        f"{100 * line.start:.1f}",
+        f"{100 * line.accuracy.mean:.1f}{half}",
+    ]
     cells += ["" if line.minus is None else points_of(line.minus), orders, f"{line.seconds:.1f}"]
     return f"| {' | '.join(cells)} |"
 

@@ -75,7 +75,7 @@ def test_a_grown_method_says_of_which_growth():
 
 
 def test_orders_are_averaged_in_each_target_and_the_reference_is_paired():
-    base = {"steps": 1, "start_seconds": 1.0, "fit_seconds": 1.0}
+    base = {"steps": 1, "start_seconds": 1.0, "fit_seconds": 1.0, "curve": [(0, 0.2), (1, 0.5)]}
     runs = [
         {**base, "trial": trial, "task": task, "accuracy": accuracy}
         for trial, values in {"a.A@1": (0.5, 0.6), "a.B@1": (0.7, 0.8), "b@1": (0.5, 0.4)}.items()
@@ -83,7 +83,7 @@ def test_orders_are_averaged_in_each_target_and_the_reference_is_paired():
     ]
     ours, other = lines_of(runs, "a@1")
     assert ours.minus is None
-    assert ours.targets == 2
+    assert (ours.targets, ours.start) == (2, pytest.approx(0.2))
     assert other.minus is not None
     assert other.minus.mean == pytest.approx(-0.2)
     assert other.minus.low == pytest.approx(-0.3)
