@@ -105,8 +105,9 @@ def variants(studies: Sequence[Study]) -> list[str]:
         lines = lines_of(study.varied, parted(next(iter(study.settings.variants)))[0]) if study.varied else []
         if not lines:
             continue
+        minus = f"minus `{lines[0].name}`"
         table = [
-            f"| variant | steps | targets | before | accuracy | minus `{lines[0].name}` | by order of growth | seconds |",
+            f"| variant | steps | targets | before | accuracy | {minus} | by order of growth | seconds |",
             "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
             *(_row(line) for line in lines),
         ]
