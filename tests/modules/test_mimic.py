@@ -72,9 +72,12 @@ def test_a_vote_mimics_the_zoos_backbone_and_nothing_of_it_stays(kind: str, zoo_
         with torch.no_grad():
             return module.teacher.loss(student.backbone.eval()(seen), seen)
 
+    moments = copy.deepcopy(module.teacher.state_dict()["moments"])
     for student in (plain, module):
         student.train()
         fit_quietly(student, target, 60)
+    for name, tensor in module.teacher.state_dict()["moments"].items():
+        assert torch.equal(tensor, moments[name]), "the teacher stays as it was"
     assert distance(module) < distance(plain)
 
 
