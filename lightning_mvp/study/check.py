@@ -15,6 +15,7 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.study.growth import require_growth
 from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.data import load_data
@@ -44,6 +45,8 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     for trial in (*settings.compared(), *settings.tried(), *settings.varied()):
         own = settings.changed(trial.changes)
         _refuse_bad_vote(own)
+        if trial.method == "grown":
+            require_growth(trial.name, own.vote, settings)
         if METHODS[trial.method].kind == "rounds":
             require_time_for(PruningSettings(**own.pruning).schedule(trial.steps), trial.steps)
         if settings.parent is None and trial.method == "generic_parent":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from lightning_mvp.zoo.zoo import ModelZoo
 
 if TYPE_CHECKING:
     from lightning_mvp.study.parts import Workshop
+    from lightning_mvp.study.settings import StudySettings
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,29 @@ class Growth:
         if self.order:
             rest = np.random.default_rng(self.order).permutation(rest)
         return [f"source-{index:03d}" for index in rest[: self.tasks]]
+
+
+def require_growth(trial: str, vote: Mapping[str, Any], settings: StudySettings) -> None:
+    """Refuse a run from a grown zoo that does not say which one, or wants more entries than it will have.
+
+    Args:
+        trial: name of the run.
+        vote: its settings of a vote.
+        settings: of the study.
+
+    Raises:
+        ValueError: what was expected, and what it got.
+    """
+    name, entries = vote.get("growth"), vote.get("entries")
+    if name not in settings.growths:
+        raise ValueError(f"Expected {trial} to have `vote.growth` out of {list(settings.growths)}, but got {name!r}.")
+    growth = Growth(**settings.growths[name])
+    growth.sequence(settings.split["sources"])
+    if not isinstance(entries, int) or not 1 <= entries <= growth.seeds + growth.tasks:
+        raise ValueError(
+            f"Expected {trial} to have `vote.entries` from 1 to {growth.seeds + growth.tasks}, the seeds and tasks of "
+            f"growth {name}, but got {entries!r}."
+        )
 
 
 def growth_folder(folder: Path, name: str) -> Path:

@@ -83,11 +83,17 @@ def test_each_root_composes_with_each_option_of_each_group(root: str) -> None:
                 assert own_keys(group, option) <= set(composed[INTO.get(group, group)]), f"{group}={option}"
 
 
-@pytest.mark.parametrize("option", GROUPS["experiment"])
-def test_each_experiment_composes(option: str) -> None:
+def with_parents(option: str) -> Any:
+    """An experiment with those that it builds on."""
     own = OmegaConf.load(CONF / "experiment" / f"{option}.yaml")
     for parent in (name for name in own.defaults if isinstance(name, str) and name != "_self_"):
-        own = OmegaConf.merge(OmegaConf.load(CONF / "experiment" / f"{parent}.yaml"), own)
+        own = OmegaConf.merge(with_parents(parent), own)
+    return own
+
+
+@pytest.mark.parametrize("option", GROUPS["experiment"])
+def test_each_experiment_composes(option: str) -> None:
+    own = with_parents(option)
     chosen = compose_for("compare", f"experiment={option}", "data.root=nowhere")
     assert (chosen["steps"], chosen["note"]) == (own.steps, own.note)
     assert chosen["pruning"]["pruning_ratio"] == own.get("pruning", {}).get("pruning_ratio", 0.7)

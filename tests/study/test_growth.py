@@ -11,7 +11,7 @@ import pytest
 from lightning_mvp import ModelZoo
 from lightning_mvp.study import parts
 from lightning_mvp.study.compare import plan
-from lightning_mvp.study.growth import Growth, growth_folder, latest_entries
+from lightning_mvp.study.growth import Growth, growth_folder, latest_entries, require_growth
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.variants import lines_of
@@ -69,8 +69,13 @@ def test_a_zoo_grows_task_by_task_and_targets_begin_with_its_latest(tmp_path: Pa
 
 
 def test_a_grown_method_says_of_which_growth():
-    with pytest.raises(ValueError, match=r"`vote.growth` out of \['A'\], and `vote.entries`, but got 'B' and 4"):
-        settings(growths=GROWTHS, variants={"x": {"method": "grown@2", "vote.growth": "B", "vote.entries": 4}})
+    split = {"classes_per_task": 3, "sources": 4, "targets": 1, "held_out_fraction": 0.0}
+    study = settings(split=split, growths=GROWTHS)
+    require_growth("x", {"growth": "A", "entries": 4}, study)
+    with pytest.raises(ValueError, match=r"x to have `vote.growth` out of \['A'\], but got 'B'"):
+        require_growth("x", {"growth": "B", "entries": 4}, study)
+    with pytest.raises(ValueError, match=r"`vote.entries` from 1 to 4, the seeds and tasks of growth A, but got 5"):
+        require_growth("x", {"growth": "A", "entries": 5}, study)
     assert settings(variants={"few@4": {"method": "mvp@4", "targets": 1}}).varied()[0].targets == 1
 
 
