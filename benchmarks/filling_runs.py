@@ -161,7 +161,7 @@ def cut(module: TaskModule, data: TaskDataModule, ratio: float, steps: int, prec
     settings = PruningSettings(pruning_ratio=ratio)
     assert isinstance(module.example_input_array, Tensor)
     pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
-    options = {name: module.hparams[name] for name in module.own_hparams if name not in ("recipe", "facts")}
+    options = module.training_options
     cutter = NotingCutter(pruner.groups, pruner.cost, settings, options)
     small = prune_and_cut(module, data, cutter, settings, steps, clip=CLIP, precision=precision)
     seconds, cpu = _since(start)

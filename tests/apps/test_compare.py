@@ -193,7 +193,7 @@ def test_jobs_share_a_stage_through_a_launcher_and_a_pool_reports_them(home: Pat
 def test_a_stage_that_does_not_exist_is_refused(home: Path, tmp_path: Path, run: Run) -> None:
     done = run("compare", *TINY_COMPARE, f"folder={tmp_path / 'none'}", "stages=[zoo,bake]", home=home)
     assert done.code == 1
-    assert "Expected argument `stages` to be some of pretrain, zoo, overlap, compare, ablate, report" in done.line
+    assert "Expected argument `stages` to be some of pretrain, zoo, grow, overlap, compare, ablate, report" in done.line
     assert not (tmp_path / "none").exists()
 
 
