@@ -114,7 +114,7 @@ def _steps(info: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _parents(zoo: ModelZoo, module: MetaVoteModule) -> list[ZooEntry]:
-    """The entries that voted for a module, in the order of its report."""
+    """The zoo entries whose vote a module began with, in the order in which its report lists them."""
     names = [neighbour["name"] for neighbour in module.report["neighbours"]]
     gone = [name for name in names if name not in zoo]
     if gone:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.create import create_backbone, recipe_of
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
 from lightning_mvp.backbones.layout import training_layout
+from lightning_mvp.backbones.least_squares import solve_ridge
 from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.callbacks.zoo_export import as_stored, own_state
 from lightning_mvp.fingerprint import fingerprint
@@ -34,7 +35,7 @@ def mimic_loss(features: Tensor, teacher_features: Tensor, kept: Tensor | None =
     3), without a layer in between, since the units of a pruned model are some of the teacher's, and on the task's own
     images as in MiR (Wang et al., CVPR 2023).
 
-    Add it to the loss of your own module, times a weight such as 2: see ``examples/mimic.py``.
+    Add it to the loss of your own module, times a weight such as 2: see ``examples/06_mimic.py``.
 
     Args:
         features: ``(N, d)``, penultimate features of the small model; or ``(N, D)``, of one whose removed units are
@@ -90,9 +91,8 @@ def linear_map(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     x, y = features.double(), targets.double()
     mean_x, mean_y = x.mean(0), y.mean(0)
-    gram = (x - mean_x).T @ (x - mean_x)
-    ridge = MAP_PENALTY * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram + ridge, (x - mean_x).T @ (y - mean_y)).T
+    gram, cross = (x - mean_x).T @ (x - mean_x), (y - mean_y).T @ (x - mean_x)
+    weight = solve_ridge(gram[None], cross[None], MAP_PENALTY * gram.diagonal().mean()[None])[0]
     return weight.float(), (mean_y - weight @ mean_x).float()
 
 

@@ -26,7 +26,8 @@ from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target
 IMAGES = 1000
 SCORING_IMAGES = 512
 SCORING_BATCH = 32
-# One round and no step before it: what a schedule says has no meaning here, and is no part of an entry's id.
+# All units are removed in one round, before any step. These values replace the schedule of the configuration, which says
+# nothing here, so that entries that differ only in it have one id.
 ONE_ROUND: dict[str, Any] = {"rounds": 1, "warmup_steps": 0, "steps_per_round": None, "power": 1.0}
 
 

@@ -216,7 +216,7 @@ def _require_forerunners(
     """Refuse a stage that needs parts which neither exist nor are about to be made here."""
     order = ["pretrain", "zoo", "grow"]
     for stage in (stage for stage in STAGES if stage in stages and stage != "pretrain"):
-        for before in order[:1] if stage == "zoo" else order[:2] if stage in ("grow", "overlap") else order:
+        for before in {"zoo": order[:1], "grow": order[:2], "overlap": order[:2]}.get(stage, order):
             missing = _missing(folder, everything[before])
             if missing and (before not in stages or shards > 1):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""A study's zoos that grow by use: each source task in turn begins with the latest entries' vote, and joins them."""
+"""The zoos of a study that grow: one source task after the other starts from the vote of the zoo's latest entries."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _indented(text: str) -> str:
 
 
 def _runs_of(study: Study) -> list[dict[str, Any]]:
-    """All that was run: on targets, on development tasks, and what made zoos grow."""
+    """The records of all runs on targets and development tasks, and of each entry by which a zoo grew."""
     return [*study.runs, *study.varied, *study.trials, *(entry for grown in study.grown.values() for entry in grown)]
 
 

@@ -79,7 +79,7 @@ class Target:
         return cls(images[order], scoring_images, scoring_labels, facts, None if classes is None else tuple(classes))
 
     def first(self, facts: dict[str, Any], most: int) -> Tensor:
-        """The first images, preprocessed, in one tensor; fewer where fewer were read."""
+        """At most so many of the training images that were read, preprocessed, in one tensor."""
         return as_input(self.images[:most], facts)
 
     def batches(self, facts: dict[str, Any], most: int) -> Iterator[Tensor]:
