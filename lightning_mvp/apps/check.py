@@ -61,6 +61,7 @@ WHOLE_OR_NULL = {
     "growth.wave": 1,
     "growth.among": 1,
     "images_per_class": 1,
+    "entries": 1,
 }
 # Here the range is checked by whoever uses it.
 NUMBERS = (
@@ -111,7 +112,7 @@ PATHS = (  # or null; where one must be given, GIVEN says so
     "learned",
 )
 LISTS = ("methods", "stages", "pool", "reports", "measure.batch_sizes", "growth.without")
-MAPPINGS = ("fewer", "tuned", "trials", "growth.vote")
+MAPPINGS = ("fewer", "tuned", "trials", "variants", "growths", "growth.vote")
 GIVEN = ("zoo", "folder", "output")  # of those commands that would otherwise not know where to write
 
 Test = Callable[[Any], bool]
@@ -171,6 +172,8 @@ def require_sound(config: DictConfig, app: str) -> None:
         _require(config, key, "a mapping", "{…}", lambda value: isinstance(value, DictConfig))
     _require(config, "start", "theta0 or vote", "vote", lambda value: value in ("theta0", "vote"))
     _require(config, "growth.family", "text", "HASH", lambda value: isinstance(value, str), null=True)
+    counts = "a list of numbers", "[…]", lambda value: isinstance(value, ListConfig) and all(map(is_whole, value))
+    _require(config, "vote.best_of", *counts, null=True)
     _require(config, "growth.without", "a list of numbers", "[…]", lambda value: all(map(is_whole, value)))
     _require(config, "parent", "a mapping", "{…}", lambda value: isinstance(value, DictConfig), null=True)
     _require(config, "split.classes", "a list of class names", "[…]", lambda v: isinstance(v, ListConfig), null=True)

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 def module_options(config: DictConfig) -> dict[str, Any]:
     """What ``MetaVoteModule.from_zoo`` is told of the training."""
-    mimic = config.get("mimic") or 0
-    return {**plain(config.optim), "head_init": config.head_init, **({"mimic": mimic} if mimic else {})}
+    return {**plain(config.optim), "head_init": config.head_init, "mimic": config.mimic}
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         return growth_config(family, members, rule_of(config, world_size, wave, order))
 
     name = entry_id(datamodule.facts.name, own(wave))
-    done = _there(zoo, name, datamodule)
+    done = entry_there(zoo, name, datamodule)
     if done is not None:
         return done
     refused = refusal(zoo, name)
@@ -142,7 +141,12 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     return None
 
 
-def _there(zoo: ModelZoo, name: str, datamodule: TaskDataModule) -> Done | None:
+def entry_there(zoo: ModelZoo, name: str, datamodule: TaskDataModule) -> Done | None:
+    """Say so if the zoo has the entry.
+
+    Raises:
+        ValueError: it is about other classes or other data.
+    """
     if name not in zoo:
         return None
     entry = zoo[name]  # a damaged entry is named, not taken for done
@@ -278,7 +282,7 @@ def ready_to_add(config: DictConfig, world_size: int) -> Done | None:
     own = growth_config(*family_members(zoo, config.vote.get("config")), vote_rule(config, world_size))
     with open_dict(config):
         config.add_as = own
-    done = _there(zoo, entry_id(datamodule.facts.name, own), datamodule)
+    done = entry_there(zoo, entry_id(datamodule.facts.name, own), datamodule)
     wanted = config.overwrite or not Path(config.output).exists() if config.output is not None else config.overwrite
     return None if wanted else done
 

@@ -122,16 +122,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     theta0 = {key: to_array(tensor) for key, tensor in own_state(backbone).items()}
     # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
     found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
-    if name not in found:
-        return None
-    entry = found[name]  # a damaged entry is named, not taken for done
-    if entry.facts != datamodule.facts.to_dict():
-        raise ValueError(
-            f"Expected the entry {name} of the zoo {zoo} to be about this task, but it is about other classes "
-            f"or other data: {', '.join(entry.facts['classes'])}. Take another zoo=FOLDER, or a name of your own: "
-            "'split.classes=[…]' with split.task=NAME."
-        )
-    return Done(f"{name} is in {zoo} already: skipped", entry.info.get("val_accuracy"))
+    return growing.entry_there(found, name, datamodule)
 
 
 def require_once(config: DictConfig) -> None:
@@ -161,6 +152,8 @@ def module_of(config: DictConfig, backbone: nn.Module, datamodule: TaskDataModul
     """θ⁰ with a head for the task, and what it mimics."""
     from lightning_mvp.modules.task import TaskModule
 
+    if config.once:  # which sets the head itself, and trains nothing that could mimic
+        return TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
     module = TaskModule.for_task(backbone, datamodule.facts, mimic=config.mimic, **plain(config.optim))
     module.initialise_head(datamodule, config.head_init)
     module.take_teacher(backbone, datamodule, seed=config.seed)

@@ -19,7 +19,6 @@ from lightning_mvp.apps.runtime import (
     datamodule_of,
     plain,
     task_of,
-    trainer_options,
     training_of,
 )
 from lightning_mvp.apps.scratch import hydra_value, scratch_words
@@ -112,10 +111,6 @@ def run(config: DictConfig) -> float:
 
     That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
     """
-    import torch
-
-    from lightning_mvp.backbones.create import create_backbone
-    from lightning_mvp.modules.fit import make_trainer
     from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -126,9 +121,7 @@ def run(config: DictConfig) -> float:
         datamodule,
         **plain(config.vote),
         seed=config.seed,
-        head_init=config.head_init,
-        mimic=config.mimic,
-        **plain(config.optim),
+        **growing.module_options(config),
     )
     if not module.waits:  # rank 0, which voted; before anything is trained
         for sentence in advise(config, module.report):
@@ -138,11 +131,7 @@ def run(config: DictConfig) -> float:
     if made is not None:  # all but added: the job was stopped in between, or somebody decides only now
         growing.add_made(config, datamodule, start)
         return made["val_accuracy"]
-    # All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind.
-    recipe = ModelZoo(config.zoo).recipe
-    with torch.random.fork_rng(devices=[]):
-        network = None if recipe is None else create_backbone(recipe)
-    trainer = make_trainer(config.steps, network=network, **trainer_options(config))
+    trainer = growing.trainer_for(config, ModelZoo(config.zoo))
     trainer.fit(module, datamodule=datamodule)
     val_accuracy = module.accuracy_on(*datamodule.val_images())
     test_accuracy = module.accuracy_on(*datamodule.test_images())

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
@@ -149,8 +148,7 @@ def grown_entry(
     """
     report, facts = module.report, datamodule.facts
     dense = dense_backbone(zoo)
-    assert isinstance(module.example_input_array, Tensor)
-    groups = find_groups(dense, module.example_input_array).listed(zoo.group_sizes, str(zoo.path))
+    groups = find_groups(dense, module.example).listed(zoo.group_sizes, str(zoo.path))
     importance = {parent.name: parent.importance for parent in parents}
     magnitude = magnitude_importance(dense.state_dict(), groups)
     masks = _voted_masks({parent.name: entry_masks(parent) for parent in parents}, report, importance, magnitude)

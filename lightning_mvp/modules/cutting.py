@@ -27,8 +27,7 @@ from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.callbacks.zoo_export import small_head
 from lightning_mvp.modules.fit import resolve_precision
-from lightning_mvp.modules.mimic import Teacher
-from lightning_mvp.modules.task import TaskModule, feature_count, one_cycle
+from lightning_mvp.modules.task import TaskModule, one_cycle
 from lightning_mvp.pruning.importance import (
     Scores,
     TaylorScores,
@@ -326,8 +325,10 @@ def prune_and_cut(
             watch.check()
             moments, counters = now.remembered()
             smaller = cutter.cut(now.module, moments, schedule.kept_fraction(due))
-            if teacher is not None:
-                _follow(teacher, cutter, smaller, data)
+            if teacher is not None and cutter.masks is not None and teacher.map is None:
+                teacher.keep(cutter.origin, cutter.masks)
+            elif teacher is not None:  # a map knows nothing of the features that are left
+                teacher.follow(smaller.backbone, data)
             if cutter.masks is not None:
                 require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, due)
             now, rounds_done = _Set(fabric, smaller, moments, counters), due
@@ -337,12 +338,3 @@ def prune_and_cut(
             now.module.train()
     watch.check()
     return now.module
-
-
-def _follow(teacher: Teacher, cutter: Cutter, smaller: TaskModule, data: TaskDataModule) -> None:
-    """Let the teacher know which features are left, or fit a map where a cutter does not tell."""
-    if cutter.masks is None:
-        teacher.follow(smaller.backbone, data)
-    else:
-        every = feature_count(teacher.backbone, smaller.hparams["recipe"], smaller.example)
-        teacher.kept = torch.as_tensor(cutter.origin.kept_features(cutter.masks, every))

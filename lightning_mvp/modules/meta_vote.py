@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
@@ -17,7 +16,7 @@ from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.modules.decision import Decision, freeze, is_first_process, rank_variables
 from lightning_mvp.modules.mimic import Teacher, require_weight
 from lightning_mvp.modules.resume import undisturbed
-from lightning_mvp.modules.task import HeadInit, TaskModule, feature_count
+from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import SHORTLIST, Neighbour, Similarity
@@ -126,6 +125,7 @@ class MetaVoteModule(TaskModule):
             The module; its ``report`` says what was done, also printed once. On any other rank than 0 it waits.
         """
         options["mimic"] = require_weight(mimic)
+        require_counts(best_of)
         if not is_first_process():
             module = cls(None, datamodule.facts.to_dict(), None, **options)
             module._to_share, module._dense = True, backbone
@@ -149,21 +149,20 @@ class MetaVoteModule(TaskModule):
             shortlist=shortlist,
             reconstruct=reconstruct,
         )
-        require_counts(best_of)
         small, report = vote_of(neighbours=neighbours)
         said = report.to_dict()
         if best_of:
-            small, report, starts = best_start(vote_of, report, best_of, datamodule)
+            small, report, starts = best_start(vote_of, (small, report), best_of, datamodule)
             said = {**report.to_dict(), "starts": starts}
         voted = cls.for_task(small, datamodule.facts, report=said, **options)
         assert isinstance(voted, cls)
         voted.initialise_head(datamodule, head_init)
-        if mimic:
+        if theta0 is not None:
+            voted.take_teacher(theta0, datamodule, seed=seed)
+        elif mimic:
             dense = dense_backbone(zoo, backbone)
             groups = find_groups(dense, voted.example).listed(zoo.group_sizes, str(zoo.path))
-            every = feature_count(dense, voted.hparams["recipe"], voted.example)
-            kept = None if theta0 is not None else torch.as_tensor(groups.kept_features(report.masks, every))
-            voted.take_teacher(dense if theta0 is None else theta0, datamodule, kept, seed)
+            voted.take_teacher(dense, datamodule, groups, report.masks, seed)
         voted._to_share = True
         rank_zero_info(report.summary())
         return voted
@@ -252,7 +251,7 @@ def require_counts(best_of: Sequence[int] | None) -> None:
 
 def best_start(
     vote_of: Callable[..., tuple[nn.Module, VoteReport]],
-    widest: VoteReport,
+    widest: tuple[nn.Module, VoteReport],
     counts: Sequence[int],
     datamodule: TaskDataModule,
 ) -> tuple[nn.Module, VoteReport, dict[str, float]]:
@@ -260,7 +259,7 @@ def best_start(
 
     Args:
         vote_of: votes, given ``neighbours``.
-        widest: what it has found with all that may vote.
+        widest: what it gave where all voted that may.
         counts: how many of those to try.
         datamodule: of the task.
 
@@ -268,15 +267,16 @@ def best_start(
         The voted backbone, its report, and the accuracy of each number that was tried.
     """
     found: dict[int, tuple[float, nn.Module, VoteReport]] = {}
-    for count in sorted({min(count, len(widest.neighbours)) for count in counts}):
-        small, report = vote_of(neighbours=widest.neighbours[:count])
+    voters, about = widest[1].neighbours, widest[1]
+    for count in sorted({min(count, len(voters)) for count in counts}):
+        small, report = widest if count == len(voters) else vote_of(neighbours=voters[:count])
         trial = TaskModule.for_task(small, datamodule.facts)
         trial.initialise_head(datamodule)
         found[count] = (trial.accuracy_on(*datamodule.val_images()), small, report)
     _, small, report = max(found.values(), key=lambda start: start[0])  # the first of equals
-    report = replace(report, evidence=widest.evidence, scored=widest.scored, entries=widest.entries)
+    report = replace(report, evidence=about.evidence, scored=about.scored, entries=about.entries)
     starts = {str(count): start[0] for count, start in found.items()}
-    return small.train(), report, starts
+    return small, report, starts
 
 
 def _nobody_decided(why: str) -> str:

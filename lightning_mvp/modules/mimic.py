@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_mvp.backbones.create import create_backbone, recipe_of
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
+from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.least_squares import solve_ridge
 from lightning_mvp.backbones.weights import load_tensors
@@ -105,24 +106,27 @@ class Teacher:
     Args:
         backbone: the dense backbone; it is copied.
         data: the task, whose training images give the batch-norm moments; None leaves the backbone's own.
-        kept: int64, which of its features the small model has; None: all.
         seed: of the images that give the moments.
 
     Attributes:
         fingerprint: of the backbone's weights as they were given.
+        width: the number of features that ``kept`` chooses from: the teacher's own, or those that the linear map takes.
+        kept: int64, those of them that the small model has; None: all.
+        map: weight ``(D, width)`` and bias ``(D,)`` of the linear map to the teacher's features; None: they correspond.
     """
 
-    def __init__(
-        self, backbone: nn.Module, data: TaskDataModule | None = None, kept: Tensor | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, backbone: nn.Module, data: TaskDataModule | None = None, seed: int = 0) -> None:
         self.fingerprint = backbone_fingerprint(backbone)
         self.backbone = copy.deepcopy(backbone).eval().requires_grad_(False)
         self.backbone.to(memory_format=training_layout(self.backbone))  # type: ignore[call-overload]
         self._place: tuple[torch.device, torch.dtype] | None = None
-        self.kept = kept
+        self.width = 0
+        self.kept: Tensor | None = None
         self.map: tuple[Tensor, Tensor] | None = None
         if data is not None:
             reestimate_batch_norm(self.backbone, reestimation_batches(data, seed))
+            images = preprocess(data.train_images()[0][:1], data.facts)
+            self.width = features_of(self.backbone, images).shape[1]
 
     def features(self, images: Tensor) -> Tensor:
         """``(N, D)`` for preprocessed images, without gradient."""
@@ -130,6 +134,7 @@ class Teacher:
         if place != self._place:
             self.backbone.to(*place)
             self._place = place
+            self._bring()
         with torch.no_grad():
             return self.backbone(images)
 
@@ -138,17 +143,30 @@ class Teacher:
         wanted = self.features(images)
         if self.map is None:
             return mimic_loss(features, wanted, self.kept)
-        weight, bias = (tensor.to(features.device) for tensor in self.map)
+        weight, bias = self.map
         if self.kept is not None:
-            kept = self.kept.to(weight.device)
-            weight = weight[:, kept]
-            features = features if features.shape[1] == len(kept) else features[:, kept]
+            weight = weight[:, self.kept]
+            features = features if features.shape[1] == len(self.kept) else features[:, self.kept]
         return mimic_loss(features.float() @ weight.T + bias, wanted)
 
+    def keep(self, groups: Groups, masks: Mapping[str, Any]) -> None:
+        """Only these units are left of what the small model was pruned from."""
+        self.kept = torch.as_tensor(groups.kept_features(masks, self.width))
+        self._bring()
+
     def follow(self, backbone: nn.Module, data: TaskDataModule) -> None:
-        """Mimic through a linear map, fitted on training images, a small backbone of which no feature is known."""
+        """Mimic through a linear map, fitted on training images: nobody knows which features the backbone has."""
         images = preprocess(data.scoring_images(MAP_IMAGES)[0], data.facts)
         self.map, self.kept = linear_map(features_of(backbone, images), features_of(self.backbone, images)), None
+        self.width = self.map[0].shape[1]
+        self._bring()
+
+    def _bring(self) -> None:
+        """What each step needs comes to the device of the images once, not at each step."""
+        if self._place is not None:
+            device = self._place[0]
+            self.kept = None if self.kept is None else self.kept.to(device)
+            self.map = None if self.map is None else (self.map[0].to(device), self.map[1].to(device))
 
     # Checkpoints and other ranks --------------------------------------------------------------------------------------
 
@@ -156,7 +174,9 @@ class Teacher:
         """All but the weights, which whoever goes on must bring: plain values and tensors on the CPU."""
         trained = {name for name, _ in self.backbone.named_parameters()}
         moments = {name: as_stored(t) for name, t in own_state(self.backbone).items() if name not in trained}
-        return {"fingerprint": self.fingerprint, "kept": self.kept, "map": self.map, "moments": moments}
+        kept = None if self.kept is None else self.kept.cpu()
+        map_ = None if self.map is None else (self.map[0].cpu(), self.map[1].cpu())
+        return {"fingerprint": self.fingerprint, "width": self.width, "kept": kept, "map": map_, "moments": moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what a checkpoint says of its teacher.
@@ -171,8 +191,9 @@ class Teacher:
                 "backbone that it began with as theta0=…"
             )
         load_tensors(self.backbone, {**own_state(self.backbone), **state["moments"]})
-        self.kept = state["kept"]
+        self.width, self.kept = state["width"], state["kept"]
         self.map = None if state["map"] is None else (state["map"][0], state["map"][1])
+        self._bring()
 
     def pack(self) -> tuple[str, bytes]:
         """All of it, for another process: JSON text and safetensors bytes."""
@@ -180,7 +201,8 @@ class Teacher:
         tensors |= {} if self.kept is None else {"kept": self.kept}
         tensors |= {} if self.map is None else {"map/weight": self.map[0], "map/bias": self.map[1]}
         tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-        return json.dumps({"recipe": recipe_of(self.backbone), "fingerprint": self.fingerprint}), save(tensors)
+        said = {"recipe": recipe_of(self.backbone), "fingerprint": self.fingerprint, "width": self.width}
+        return json.dumps(said), save(tensors)
 
     @classmethod
     def unpack(cls, text: str, packed: bytes, backbone: nn.Module | None = None) -> Teacher:
@@ -191,7 +213,7 @@ class Teacher:
         teacher = cls(backbone if said["recipe"] is None else create_backbone(said["recipe"]))  # type: ignore[arg-type]
         weights = {name: tensor for name, tensor in tensors.items() if name.startswith("weights/")}
         load_tensors(teacher.backbone, {name.removeprefix("weights/"): tensor for name, tensor in weights.items()})
-        teacher.fingerprint, teacher.kept = said["fingerprint"], tensors.get("kept")
+        teacher.fingerprint, teacher.width, teacher.kept = said["fingerprint"], said["width"], tensors.get("kept")
         teacher.map = (tensors["map/weight"], tensors["map/bias"]) if "map/weight" in tensors else None
         return teacher
 

@@ -26,8 +26,8 @@ from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target
 IMAGES = 1000
 SCORING_IMAGES = 512
 SCORING_BATCH = 32
-# All units are removed in one round, before any step. These values replace the schedule of the configuration, which says
-# nothing here, so that entries that differ only in it have one id.
+# All units are removed in one round, before any step. These values replace the configured schedule, which says nothing
+# here, so that entries that differ only in it have one id.
 ONE_ROUND: dict[str, Any] = {"rounds": 1, "warmup_steps": 0, "steps_per_round": None, "power": 1.0}
 
 
@@ -97,8 +97,7 @@ def prune_once(
         exclude=exclude,  # type: ignore[arg-type]
     )
     module = TaskModule.for_task(detached_copy(backbone), data.facts, **options)
-    assert isinstance(module.example_input_array, torch.Tensor)
-    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
+    pruner = Pruner(module.backbone, (module.example,), settings, keep_features=False)
     cutter = OwnCutter(pruner.groups, pruner.cost, settings, module.training_options)
     start = time.perf_counter()
     small = cut_once(module, data, cutter, images)
@@ -138,6 +137,6 @@ def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images
         small.backbone = reconstruct(small.backbone, module.backbone, groups, cutter.masks, first)
     reestimate_batch_norm(small.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES))
     small.initialise_head(data)
-    kept = torch.as_tensor(groups.kept_features(cutter.masks, module.head.in_features))
-    small.take_teacher(module.backbone, data, kept, pruning.seed)  # for whoever trains it later with `mimic`
+    # For whoever trains it later with `mimic`.
+    small.take_teacher(module.backbone, data, groups, cutter.masks, pruning.seed)
     return small

@@ -138,7 +138,7 @@ class TaskModule(L.LightningModule):
         self.backbone = create_backbone(recipe) if backbone is None else backbone
         self._lay_out()
         self.backbone.train()
-        n_features = feature_count(self.backbone, recipe, self.example)
+        n_features = _feature_count(self.backbone, recipe, self.example)
         # Drawn on the CPU, whatever the backbone is on: the same seed, the same head.
         device = next(self.backbone.parameters()).device
         self.head = nn.Linear(n_features, len(self.facts.classes)).to(device)
@@ -222,27 +222,34 @@ class TaskModule(L.LightningModule):
         return {name: value for name, value in self.hparams.items() if name in self.own_hparams and name not in told}
 
     def take_teacher(
-        self, theta0: nn.Module, datamodule: TaskDataModule, kept: Tensor | None = None, seed: int = 0
+        self,
+        theta0: nn.Module,
+        datamodule: TaskDataModule,
+        groups: Groups | None = None,
+        masks: Mapping[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         """Choose the backbone whose features are mimicked, before fit; nothing is done where ``mimic`` is 0.
 
         Args:
             theta0: the dense backbone, such as the one that this module's was pruned from; it is copied.
             datamodule: the task; its training images give batch-norm moments.
-            kept: int64, which of the features of ``theta0`` this module's backbone has. None: all, if it has as many;
-                else a linear map from this module's features to those of ``theta0`` is fitted in closed form.
+            groups: of ``theta0``, with ``masks``.
+            masks: the units of ``theta0`` that this module's backbone has. None: all, if it has as many features; else
+                a linear map from this module's features to those of ``theta0`` is fitted in closed form.
             seed: of the images that give the moments.
         """
         if self.mimic:
-            self.teacher = Teacher(theta0, datamodule, kept, seed)
-            wide = feature_count(theta0, self.hparams["recipe"], self.example)
-            if kept is None and wide != self.head.in_features:
+            self.teacher = Teacher(theta0, datamodule, seed)
+            if groups is not None and masks is not None:
+                self.teacher.keep(groups, masks)
+            elif self.teacher.width != self.head.in_features:
                 self.teacher.follow(self.backbone, datamodule)
 
     def on_units_kept(self, groups: Groups, masks: Masks) -> None:
         """:class:`~lightning_mvp.callbacks.mvp.MVPCallback` says, after each round, which units are left."""
         if self.teacher is not None:
-            self.teacher.kept = torch.as_tensor(groups.kept_features(masks, self.head.in_features))
+            self.teacher.keep(groups, masks)
 
     def require_teacher(self) -> None:
         """Refuse to train with a weight of mimicking and nobody to mimic.
@@ -329,7 +336,7 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tensor) -> int:
+def _feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tensor) -> int:
     """The number of features that a backbone makes of a task's images; refuses images that it can't take."""
     channels, size = example.shape[1:3]
     expected = recipe.get("in_chans", 3)

@@ -15,7 +15,7 @@ import torch
 from lightning_mvp.modules.growing import Grown, grow
 from lightning_mvp.study.records import read_record
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.voting.similarity import Neighbour
+from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.zoo import ModelZoo
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ def require_growth(trial: str, vote: Mapping[str, Any], settings: StudySettings)
         raise ValueError(f"Expected {trial} to have `vote.growth` out of {list(settings.growths)}, but got {name!r}.")
     growth = Growth(**settings.growths[name])
     growth.sequence(settings.split["sources"])
-    if not isinstance(entries, int) or not 1 <= entries <= growth.seeds + growth.tasks:
+    most = growth.seeds + growth.tasks
+    if not isinstance(entries, int) or not growth.seeds <= entries <= most:
         raise ValueError(
-            f"Expected {trial} to have `vote.entries` from 1 to {growth.seeds + growth.tasks}, the seeds and tasks of "
-            f"growth {name}, but got {entries!r}."
+            f"Expected {trial} to have `vote.entries` from {growth.seeds} to {most}, the seeds of growth {name} and "
+            f"with all its tasks, but got {entries!r}."
         )
 
 
@@ -112,9 +113,10 @@ def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
     task = shop.task(growth.sequence(settings.split["sources"])[index])
     zoo = _zoo_of(shop, name, growth)
     data = shop.datamodule(task, augment=growth.augment)
-    before, made = index + 1, f"{task.name}--"
-    for entry in [entry for entry in zoo.names if entry.startswith(made) and _wave(zoo, entry) == before]:
-        zoo.remove(entry)  # a stop between entry and record: its seconds are not known
+    wave = index + 1
+    for member in lineage(zoo):
+        if member.wave == wave:
+            zoo.remove(member.name)  # a stop between entry and record: its seconds are not known
     if growth.shuffle or growth.poison == index:
         data = _shuffled(data, settings.seed + index)
     start = time.perf_counter()
@@ -123,7 +125,7 @@ def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
         data,
         steps=growth.steps,
         neighbours=growth.neighbours,
-        wave=before,
+        wave=wave,
         seed=settings.seed,
         keep_worse=True,
         precision=settings.precision,
@@ -145,15 +147,6 @@ def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
     }
 
 
-def latest_entries(shop: Workshop, name: str, entries: int, neighbours: int) -> list[Neighbour]:
-    """The latest of a growth's first so many entries, seeds included, the newest first."""
-    growth = Growth(**shop.settings.growths[name])
-    seeds = [read_record(shop.zoo_home, source) for source in shop.settings.sources[: growth.seeds]]
-    joined = [read_record(shop.zoo_home, f"grow-{name}-{index:03d}") for index in range(entries - growth.seeds)]
-    found = [record["entry"] for record in (*seeds, *joined) if record is not None][:entries]
-    return [Neighbour(entry, 0.0, None) for entry in reversed(found[-neighbours:])]
-
-
 def _zoo_of(shop: Workshop, name: str, growth: Growth) -> ModelZoo:
     """The growing zoo; at first a copy of the seeds' entries."""
     folder = growth_folder(shop.folder, name)
@@ -168,10 +161,6 @@ def _zoo_of(shop: Workshop, name: str, growth: Growth) -> ModelZoo:
             copied.remove(entry)
         partial.rename(folder)
     return ModelZoo(folder)
-
-
-def _wave(zoo: ModelZoo, entry: str) -> int:
-    return int(zoo.header(entry)["info"].get("wave", 0))
 
 
 def _shuffled(data: TaskDataModule, seed: int) -> TaskDataModule:

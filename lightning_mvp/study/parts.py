@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.backbones.create import create_backbone, recipe_of
@@ -20,7 +19,7 @@ from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
-from lightning_mvp.modules.task import TaskModule, feature_count
+from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study.growth import grow_one
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
@@ -197,7 +196,7 @@ class Workshop:
         options = {**self.settings.optim, "learning_rate": rate}
         module = TaskModule.for_task(self.theta0.build(), data.facts, **options)
         module.initialise_head(data)
-        module.take_teacher(self.theta0.build(), data, seed=self.settings.seed)
+        module.take_teacher(module.backbone, data, seed=self.settings.seed)
         cutter = OwnCutter(self.theta0.pruned, self.theta0.cost, pruning, options)
         module = self._cut(module, data, cutter, pruning, steps, self.settings)
         save_weights(module.backbone, self.folder / "parent.safetensors", overwrite=True)
@@ -213,7 +212,7 @@ class Workshop:
         data, zoo = self.datamodule(task), self.folder / zoo_name
         module = TaskModule.for_task(origin.build(), data.facts, **self.settings.optim)
         module.initialise_head(data)
-        module.take_teacher(origin.build(), data, seed=self.settings.seed)
+        module.take_teacher(module.backbone, data, seed=self.settings.seed)
         callback = self.pruner(pruning_ratio=ratio, task=data.facts, zoo=zoo)
         name = entry_id(task.name, callback.config(steps))
         if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
@@ -304,11 +303,8 @@ class Workshop:
         if not module.mimic:
             return
         origin = self.theta0 if settings.vote.get("teacher") == "theta0" else start.origin
-        dense, kept = origin.build(), None
-        if start.masks is not None and origin is start.origin:
-            every = feature_count(dense, origin.recipe, origin.example)
-            kept = torch.as_tensor(origin.groups.kept_features(start.masks, every))
-        module.take_teacher(dense, data, kept, settings.seed)
+        masks = start.masks if origin is start.origin else None
+        module.take_teacher(origin.build(), data, origin.groups, masks, settings.seed)
 
     def cutter_of(
         self, method: str, module: TaskModule, data: TaskDataModule, settings: StudySettings

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -19,10 +20,11 @@ from lightning_mvp.modules.cutting import endless
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
-from lightning_mvp.study.growth import latest_entries
+from lightning_mvp.study.growth import Growth, growth_folder
 from lightning_mvp.study.methods import ORACLE
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.voting.latest import latest
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.similarity import Neighbour
 from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target, reestimation_batches
@@ -90,7 +92,7 @@ class Starts:
             "generic_parent": lambda data: self._generic(data, "generic_parent"),
             "generic_zoo": lambda data: self._generic(data, "generic_zoo"),
             "oneshot_taylor": self.oneshot_taylor,
-            "oneshot_reconstructed": self.oneshot_reconstructed,
+            "oneshot_reconstructed": lambda data: self.oneshot_taylor(data, RECONSTRUCTION_IMAGES),
             "oneshot_magnitude": lambda data: self._one_shot(
                 data, self.shop.theta0.build(), self._magnitudes(self.shop.theta0)
             ),
@@ -132,33 +134,28 @@ class Starts:
         origin = self.shop.theta0
         return Start(self._reestimated(origin.build(), data), origin, notes=origin.size_of(None))
 
-    def oneshot_taylor(self, data: TaskDataModule) -> Start:
+    def oneshot_taylor(self, data: TaskDataModule, images: int = 0) -> Start:
+        """θ⁰ cut at once; so many images then fit its layers towards θ⁰'s."""
         backbone = self._reestimated(self.shop.theta0.build(), data)
         module = TaskModule.for_task(backbone, data.facts)
         module.initialise_head(data)
         batches = islice(endless(data), ONESHOT_BATCHES)
         scores = taylor_importance(backbone, module.head, batches, self.shop.theta0.groups)
-        return self._one_shot(data, backbone, scores)
-
-    def oneshot_reconstructed(self, data: TaskDataModule) -> Start:
-        """One-shot Taylor, its layers then fitted towards θ⁰'s."""
-        cut, origin = self.oneshot_taylor(data), self.shop.theta0
-        assert cut.masks is not None
-        target = Target.read(data, len(data.facts.classes), REESTIMATION_BATCHES, self.settings.seed)
-        images = target.first(data.facts.to_dict(), RECONSTRUCTION_IMAGES)
-        dense = self._reestimated(origin.build(), data)
-        small = reconstruct(cut.backbone, dense, origin.pruned, cut.masks, images)
-        return Start(self._reestimated(small, data), origin, cut.masks, cut.notes)
+        return self._one_shot(data, backbone, scores, images)
 
     def _magnitudes(self, origin: Origin) -> Scores:
         return magnitude_importance(origin.build().state_dict(), origin.groups)
 
-    def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores) -> Start:
+    def _one_shot(self, data: TaskDataModule, backbone: nn.Module, scores: Scores, images: int = 0) -> Start:
         pruning, origin = self.shop.scratch_settings(self.settings), self.shop.theta0
         kept = 1 - pruning.pruning_ratio
         masks = pruning.choose(scores, Masks.full(origin.pruned), kept, origin.pruned, origin.cost)
-        small = self._reestimated(shrink(backbone, origin.pruned, masks), data)
-        return Start(small, origin, masks, origin.size_of(masks))
+        small = shrink(backbone, origin.pruned, masks)
+        if images:
+            target = Target.read(data, len(data.facts.classes), REESTIMATION_BATCHES, self.settings.seed)
+            first = target.first(data.facts.to_dict(), images)
+            small = reconstruct(small, backbone, origin.pruned, masks, first)
+        return Start(self._reestimated(small, data), origin, masks, origin.size_of(masks))
 
     def _reestimated(self, backbone: nn.Module, data: TaskDataModule) -> nn.Module:
         """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
@@ -180,8 +177,10 @@ class Starts:
     def grown(self, data: TaskDataModule) -> Start:
         """The vote of the latest entries of a zoo that has grown to ``vote.entries`` by ``vote.growth``."""
         name, entries = self.settings.vote["growth"], self.settings.vote["entries"]
-        latest = latest_entries(self.shop, name, entries, self.neighbours)
-        return self._vote(data, latest, f"grown-{name}", temperature=None)
+        seeds = Growth(**self.shop.settings.growths[name]).seeds
+        zoo = ModelZoo(growth_folder(self.shop.zoo_home, name))
+        voters = latest(zoo, self.neighbours, before_wave=entries - seeds + 1)
+        return self._vote(data, voters, growth_folder(Path(), name).name, temperature=None)
 
     def farthest_vote(self, data: TaskDataModule) -> Start:
         ranked = sorted(self.ranking(data), key=lambda neighbour: neighbour.score)

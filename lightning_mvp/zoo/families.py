@@ -47,7 +47,7 @@ def family_of(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _family(zoo: ModelZoo, key: str, names: Iterable[str]) -> str:
-    """The family of the entries with one config: read from the first header that can be read, since all say the same."""
+    """The family of entries of one config, from the first header that can be read: all of them say the same."""
     for name in names:
         try:
             return family_of(name, zoo.header(name)["config"])
