@@ -6,6 +6,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
+from lightning_mvp.apps.vote import MIMIC
 from lightning_mvp.study.page import (
     Report,
     cases_by_rival,
@@ -16,8 +17,9 @@ from lightning_mvp.study.page import (
 )
 from lightning_mvp.study.paragraphs import markdown_table, verdicts
 from lightning_mvp.study.pool import ratios, runs_at
-from lightning_mvp.study.results import summarise
+from lightning_mvp.study.results import points_of, summarise
 from lightning_mvp.study.trust import believable
+from lightning_mvp.study.variants import lines_of
 from lightning_mvp.voting.trust import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +52,47 @@ def test_the_differences_that_the_readme_names_are_computed_from_them() -> None:
     assert len(named) >= 3
     for figure in named:
         assert any(figure in sentence for sentence in sentences), figure
+
+
+# What README, docs/zoo.md and the report say of zoos that grow: a variant, and what it is set against.
+GROWN = [
+    ("grown-50@100", "taylor-mimic@1000"),
+    ("grown-50@100", "taylor@1000"),
+    ("grown-50@300", "taylor-mimic@1000"),
+    ("grown-50@100", "mvp@100"),
+    ("independent-50-mimic@100", "mvp@100"),
+    ("grown-50@100", "independent-50-mimic@100"),
+    ("one-50@100", "grown-50@100"),
+    ("shuffled-50@100", "grown-50@100"),
+    ("generic-zoo-mimic@100", "grown-50@100"),
+    ("grown-50@100", "once-mimic@100"),
+    ("mvp@100", "once-mimic@100"),
+    ("taylor-mimic@1000", "taylor@1000"),
+]
+
+
+def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> None:
+    """A sentence that says "behind" or "ahead" leaves signs out: figures are compared without them, ends in order."""
+
+    def plain(text: str) -> str:
+        text = re.sub(r"[+−]| points", "", " ".join(text.split()))
+        return re.sub(r"\[([0-9.]+), ([0-9.]+)\]", lambda ends: f"[{', '.join(sorted(ends.groups()))}]", text)
+
+    lines = (STUDY / "grown" / "results.jsonl").read_text().splitlines()
+    runs = [run for run in map(json.loads, lines) if "trial" in run and run["task"].startswith("target")]
+    computed = []
+    for variant, reference in GROWN:
+        minus = next(line.minus for line in lines_of(runs, reference) if line.name == variant)
+        assert minus is not None
+        computed.append(plain(points_of(minus)))
+    learned = plain((STUDY / "grown" / "learned.md").read_text())
+    for figure in computed:
+        assert figure in learned
+    readme = plain((ROOT / "README.md").read_text())
+    section = readme[readme.index("What pays most") : readme.index("How far that reaches")]
+    told = re.findall(r"[0-9.]+ \[[^]]+\]", section) + re.findall(r"[0-9.]+ \[[0-9., ]+\]", plain(MIMIC))
+    assert len(told) >= 8
+    assert set(told) <= set(computed)
 
 
 def test_the_page_is_computed_from_the_committed_runs() -> None:

@@ -15,7 +15,7 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
-from lightning_mvp.study.growth import require_growth
+from lightning_mvp.study.growth import refuse_bad_growths, require_growth
 from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.data import load_data
@@ -42,6 +42,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     _refuse_bad_vote(settings)
     pruning = PruningSettings(**settings.pruning)
     require_time_for(pruning.schedule(settings.source_steps), settings.source_steps)
+    refuse_bad_growths(settings)
     for trial in (*settings.compared(), *settings.tried(), *settings.varied()):
         own = settings.changed(trial.changes)
         _refuse_bad_vote(own)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from lightning_mvp.modules.growing import Grown, grow
 from lightning_mvp.study.records import read_record
+from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.zoo import ModelZoo
-
-if TYPE_CHECKING:
-    from lightning_mvp.study.parts import Workshop
-    from lightning_mvp.study.settings import StudySettings
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,6 @@ def require_growth(trial: str, vote: Mapping[str, Any], settings: StudySettings)
     if name not in settings.growths:
         raise ValueError(f"Expected {trial} to have `vote.growth` out of {list(settings.growths)}, but got {name!r}.")
     growth = Growth(**settings.growths[name])
-    growth.sequence(settings.split["sources"])
     most = growth.seeds + growth.tasks
     if not isinstance(entries, int) or not growth.seeds <= entries <= most:
         raise ValueError(
@@ -96,23 +92,45 @@ def require_growth(trial: str, vote: Mapping[str, Any], settings: StudySettings)
         )
 
 
+def refuse_bad_growths(settings: StudySettings) -> None:
+    """Try what a growing zoo needs: options that exist, seeds among the study's entries, and tasks to join them.
+
+    Raises:
+        ValueError: what was expected, and what it got.
+    """
+    known = {field.name for field in fields(Growth)}
+    for name, options in settings.growths.items():
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ValueError(
+                f"Expected `growths.{name}` to have some of {', '.join(sorted(known))}, but got {unknown}."
+            )
+        growth = Growth(**options)
+        growth.sequence(settings.split["sources"])
+        if growth.seeds > len(settings.sources):
+            raise ValueError(
+                f"Expected `growths.{name}.seeds` to be at most {len(settings.sources)}, the source tasks that get an "
+                f"entry, but got {growth.seeds}. Raise `entries`."
+            )
+
+
 def growth_folder(folder: Path, name: str) -> Path:
     """Where the zoo of a growth is."""
     return folder / f"grown-{name}"
 
 
-def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
-    """One more entry of a growth, and what it took.
+def grow_one(
+    zoo: ModelZoo, data: TaskDataModule, growth: Growth, index: int, settings: StudySettings
+) -> dict[str, Any]:
+    """One more entry of a growing zoo, and what it took.
 
     Args:
-        shop: of the study.
-        name: of the growth.
+        zoo: as :func:`growing_zoo` gives it.
+        data: of the task that joins.
+        growth: how the zoo grows.
         index: how many have joined before.
+        settings: of the study.
     """
-    settings, growth = shop.settings, Growth(**shop.settings.growths[name])
-    task = shop.task(growth.sequence(settings.split["sources"])[index])
-    zoo = _zoo_of(shop, name, growth)
-    data = shop.datamodule(task, augment=growth.augment)
     wave = index + 1
     for member in lineage(zoo):
         if member.wave == wave:
@@ -135,8 +153,8 @@ def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
     info = zoo.header(grown.name)["info"]
     return {
         "entry": grown.name,
-        "task": task.name,
-        "classes": list(task.classes),
+        "task": data.facts.name,
+        "classes": list(data.facts.classes),
         "steps": growth.steps,
         "start_accuracy": grown.start_accuracy,
         "val_accuracy": grown.val_accuracy,
@@ -147,15 +165,15 @@ def grow_one(shop: Workshop, name: str, index: int) -> dict[str, Any]:
     }
 
 
-def _zoo_of(shop: Workshop, name: str, growth: Growth) -> ModelZoo:
-    """The growing zoo; at first a copy of the seeds' entries."""
-    folder = growth_folder(shop.folder, name)
+def growing_zoo(study: Path, name: str, settings: StudySettings) -> ModelZoo:
+    """The zoo of a growth in a study's folder; at first a copy of its seeds."""
+    folder = growth_folder(study, name)
     if not (folder / "zoo.json").exists():
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(shop.zoo_home / "zoo", partial, ignore=shutil.ignore_patterns("catalogue*"))
-        records = [read_record(shop.zoo_home, source) for source in shop.settings.sources[: growth.seeds]]
-        seeds = {record["entry"] for record in records if record is not None}
+        shutil.copytree(study / "zoo", partial, ignore=shutil.ignore_patterns("catalogue*"))
+        sources = settings.sources[: Growth(**settings.growths[name]).seeds]
+        seeds = {record["entry"] for source in sources if (record := read_record(study, source)) is not None}
         copied = ModelZoo(partial)
         for entry in [entry for entry in copied.names if entry not in seeds]:
             copied.remove(entry)

@@ -20,7 +20,7 @@ from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.cutting import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
 from lightning_mvp.modules.task import TaskModule
-from lightning_mvp.study.growth import grow_one
+from lightning_mvp.study.growth import Growth, grow_one, growing_zoo
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.study.outside import TorchPruningCutter
@@ -149,7 +149,7 @@ class Workshop:
             return self.prune(union, "generic_zoo", self.theta0, settings.zoo_steps, settings.pruning_ratio)
         if part.startswith("grow-"):
             name, _, index = part.removeprefix("grow-").rpartition("-")
-            return grow_one(self, name, int(index))
+            return self.grow(name, int(index))
         first, _, second = part.partition("--")
         if first.startswith("rank"):
             return self.rank(self.task(second), first.partition("-")[2] or "leep")
@@ -228,6 +228,13 @@ class Workshop:
             "rounds": rounds.found,
             **origin.size_of(callback.masks),
         }
+
+    def grow(self, name: str, index: int) -> dict[str, Any]:
+        """One more entry of a zoo that grows."""
+        growth = Growth(**self.settings.growths[name])
+        task = self.task(growth.sequence(self.settings.split["sources"])[index])
+        data = self.datamodule(task, augment=growth.augment)
+        return grow_one(growing_zoo(self.folder, name, self.settings), data, growth, index, self.settings)
 
     def rank(self, task: TaskSpec, similarity: Any) -> dict[str, Any]:
         """The similarity of every zoo entry to a task; methods that choose neighbours share it, and its seconds."""

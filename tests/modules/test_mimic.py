@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from lightning_mvp import ImageData, MetaVoteModule, ModelZoo, MVPCallback, TaskDataModule, TaskModule, create_backbone
-from lightning_mvp.backbones import find_groups
+from lightning_mvp.backbones import CostModel, find_groups
+from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.cutting import OwnCutter, prune_and_cut
 from lightning_mvp.modules.fit import fit_quietly, make_trainer
 from lightning_mvp.modules.mimic import Teacher, linear_map, mimic_loss
@@ -151,6 +152,19 @@ def test_pruning_in_a_trainer_and_cutting_between_rounds_mimic_alike(data: Image
     small = pruning.small_model()
     for name, tensor in cut.backbone.state_dict().items():
         torch.testing.assert_close(tensor, small.state_dict()[f"0.{name}"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_map_is_fitted_anew_when_features_are_cut(data: ImageData):
+    target = task(data, "acd", "one")
+    backbone, wide = create_backbone(RECIPE), create_backbone({**RECIPE, "model": "resnet18"})
+    module = TaskModule.for_task(backbone, target.facts, mimic=1, learning_rate=0.01)
+    module.initialise_head(target)
+    module.take_teacher(wide, target)
+    pruning = PruningSettings(rounds=2, pruning_ratio=0.5, steps_per_round=2)
+    groups = find_groups(backbone, module.example)
+    cutter = OwnCutter(groups, CostModel(backbone, groups, module.example), pruning, module.training_options)
+    small = prune_and_cut(module, target, cutter, pruning, 6, precision="32-true")
+    assert small.head.in_features < module.head.in_features
 
 
 def test_other_ranks_hear_of_the_teacher(zoo_of: ZooOf, target: TaskDataModule):

@@ -11,7 +11,7 @@ import pytest
 from lightning_mvp import ModelZoo
 from lightning_mvp.study import parts
 from lightning_mvp.study.compare import plan
-from lightning_mvp.study.growth import Growth, growth_folder, require_growth
+from lightning_mvp.study.growth import Growth, growth_folder, refuse_bad_growths, require_growth
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.variants import lines_of
@@ -74,6 +74,10 @@ def test_a_grown_method_says_of_which_growth():
         require_growth("x", {"growth": "B", "entries": 4}, study)
     with pytest.raises(ValueError, match=r"`vote.entries` from 2 to 4, the seeds of growth A and .*, but got 5"):
         require_growth("x", {"growth": "A", "entries": 5}, study)
+    with pytest.raises(ValueError, match=r"`growths.A` to have some of .*, but got \['task'\]"):
+        refuse_bad_growths(settings(split=split, growths={"A": {"task": 2}}))
+    with pytest.raises(ValueError, match=r"`growths.A.seeds` to be at most 1, .* but got 2"):
+        refuse_bad_growths(settings(split=split, growths=GROWTHS, entries=1))
     assert settings(variants={"few@4": {"method": "mvp@4", "targets": 1}}).varied()[0].targets == 1
 
 
