@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.study.check import refuse_bad_settings
+from lightning_mvp.study.frozen import keep_fingerprints, zoo_fingerprints
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.records import open_study, rank_part, read_record, read_settings
@@ -173,7 +174,8 @@ def run_study(
     everything = plan(settings)
     _require_forerunners(folder, settings, everything, stages, shards)
     open_study(folder, settings)
-    waves = [_of_shard(wave, shard, shards) for stage in everything if stage in stages for wave in everything[stage]]
+    staged = [(stage, wave) for stage in everything if stage in stages for wave in everything[stage]]
+    waves = [_of_shard(wave, shard, shards) for _, wave in staged]
     todo = [[part for part in wave if read_record(folder, part.name) is None] for wave in waves]
     console = console or Console()
     every, left = sum(map(len, waves)), sum(map(len, todo))
@@ -197,9 +199,11 @@ def run_study(
     )
     with Progress(*columns, console=console, speed_estimate_period=300) as progress:
         bar = progress.add_task("starting", total=cost, done=0, parts=left)
-        done = 0
+        done, zoos, before = 0, Path(settings.zoo_of or folder), None
         try:
-            for wave in todo:
+            for (stage, _), wave in zip(staged, todo, strict=True):
+                if stage == "compare" and before is None:
+                    before = zoo_fingerprints(zoos)
                 for part in _finish(pool, wave):
                     done += 1
                     progress.update(bar, advance=part.cost, description=part.name, done=done)
@@ -208,6 +212,8 @@ def run_study(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     pool.shutdown()
+    if before is not None:
+        keep_fingerprints(folder, before, zoo_fingerprints(zoos))
 
 
 def _require_forerunners(

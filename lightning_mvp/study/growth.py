@@ -34,6 +34,8 @@ class Growth:
         augment: of their images.
         shuffle: permute their labels, so that nothing true can be learned.
         poison: permute those of the task that joins after so many others, and of no other; None: of none.
+        first_wave: so many tasks join in the first wave, all from the vote of the seeds, so with the same masks. As
+            many as ``neighbours`` freeze the masks: from then on all voters have the same ones.
     """
 
     seeds: int = 8
@@ -45,12 +47,22 @@ class Growth:
     augment: str = "none"
     shuffle: bool = False
     poison: int | None = None
+    first_wave: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "tasks", "neighbours", "steps"):
+        for name in ("seeds", "tasks", "neighbours", "steps", "first_wave"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected `growths.….{name}` to be an integer of at least 1, but got {value!r}.")
+
+    def wave(self, index: int) -> int:
+        """The wave of the task that joins after ``index`` others.
+
+        Example:
+            >>> [Growth().wave(index) for index in range(3)], [Growth(first_wave=2).wave(index) for index in range(3)]
+            ([1, 2, 3], [1, 1, 2])
+        """
+        return max(1, index + 2 - self.first_wave)
 
     def sequence(self, sources: int) -> list[str]:
         """The names of the tasks that join, in their order.
@@ -131,9 +143,8 @@ def grow_one(
         index: how many have joined before.
         settings: of the study.
     """
-    wave = index + 1
     for member in lineage(zoo):
-        if member.wave == wave:
+        if member.wave and member.task == data.facts.name:
             zoo.remove(member.name)  # a stop between entry and record: its seconds are not known
     if growth.shuffle or growth.poison == index:
         data = _shuffled(data, settings.seed + index)
@@ -143,7 +154,7 @@ def grow_one(
         data,
         steps=growth.steps,
         neighbours=growth.neighbours,
-        wave=wave,
+        wave=growth.wave(index),
         seed=settings.seed,
         keep_worse=True,
         precision=settings.precision,

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -175,12 +174,21 @@ class Starts:
         return self._vote(data, self.ranking(data)[: self.neighbours])
 
     def grown(self, data: TaskDataModule) -> Start:
-        """The vote of the latest entries of a zoo that has grown to ``vote.entries`` by ``vote.growth``."""
-        name, entries = self.settings.vote["growth"], self.settings.vote["entries"]
-        seeds = Growth(**self.shop.settings.growths[name]).seeds
-        zoo = ModelZoo(growth_folder(self.shop.zoo_home, name))
-        voters = latest(zoo, self.neighbours, before_wave=entries - seeds + 1)
-        return self._vote(data, voters, growth_folder(Path(), name).name, temperature=None)
+        """The vote of a zoo that has grown to ``vote.entries`` by ``vote.growth``.
+
+        The latest entries vote; with ``vote.among`` those that are nearest among so many of the latest.
+        """
+        vote = self.settings.vote
+        name, entries, among = vote["growth"], vote["entries"], vote.get("among")
+        growth = Growth(**self.shop.settings.growths[name])
+        folder = growth_folder(self.shop.zoo_home, name)
+        zoo, before = ModelZoo(folder), growth.wave(entries - growth.seeds)
+        if among is None:
+            voters = latest(zoo, self.neighbours, before_wave=before)
+            return self._vote(data, voters, folder.name, temperature=None)
+        near = {voter.name for voter in latest(zoo, among, before_wave=before)}
+        others = tuple(entry for entry in zoo.names if entry not in near)
+        return self._vote(data, self.neighbours, folder.name, similarity="leep", config=None, exclude=others)
 
     def farthest_vote(self, data: TaskDataModule) -> Start:
         ranked = sorted(self.ranking(data), key=lambda neighbour: neighbour.score)

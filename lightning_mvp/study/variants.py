@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_mvp.study.frozen import fingerprints_of
 from lightning_mvp.study.pool import Study
 from lightning_mvp.study.results import Difference, Interval, interval, paired_bootstrap, points_of
 
@@ -116,6 +117,10 @@ def variants(studies: Sequence[Study]) -> list[str]:
             seconds = {name: sum(record["seconds"] for record in records) for name, records in study.grown.items()}
             told = ", ".join(f"`{name}` {len(study.grown[name])} entries, {s:.0f} s" for name, s in seconds.items())
             paragraphs.append(f"Zoos that grew: {told}.")
+        zoos = fingerprints_of(study.folder)
+        if zoos:
+            told = ", ".join(f"`{name}` {value}" for name, value in zoos.items())
+            paragraphs.append(f"Fingerprints of the zoos, the same before the targets and after: {told}.")
     return paragraphs
 
 

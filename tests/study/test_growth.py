@@ -11,10 +11,12 @@ import pytest
 from lightning_mvp import ModelZoo
 from lightning_mvp.study import parts
 from lightning_mvp.study.compare import plan
+from lightning_mvp.study.frozen import fingerprints_of, keep_fingerprints, zoo_fingerprints
 from lightning_mvp.study.growth import Growth, growth_folder, refuse_bad_growths, require_growth
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.variants import lines_of
+from lightning_mvp.zoo.lineage import lineage
 
 from .workshop import images_of, in_memory, settings
 
@@ -95,3 +97,31 @@ def test_orders_are_averaged_in_each_target_and_the_reference_is_paired():
     assert other.minus.mean == pytest.approx(-0.2)
     assert other.minus.low == pytest.approx(-0.3)
     assert replace(ours, minus=None).orders == pytest.approx({"A": 0.55, "B": 0.75})
+
+
+def test_a_first_wave_of_as_many_as_vote_freezes_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    monkeypatch.setattr(parts, "load_data", lambda **_: data)
+    split = {"classes_per_task": 3, "sources": 5, "targets": 1, "held_out_fraction": 0.0}
+    growths = {"F": {**GROWTHS["A"], "tasks": 3, "first_wave": 2}}
+    shop = Workshop(tmp_path, settings(methods=("mvp",), split=split, growths=growths, entries=2))
+    for part in ("pretrain", "source-000", "source-001", *(f"grow-F-00{index}" for index in range(3))):
+        shop.run(part)
+    members = lineage(ModelZoo(growth_folder(tmp_path, "F")))
+    assert [member.wave for member in members] == [0, 0, 1, 1, 2]
+    joined = [read_record(tmp_path, f"grow-F-00{index}") or {} for index in range(3)]
+    assert len({record["masks"] for record in joined}) == 1
+    assert set(joined[2]["parents"]) == {joined[0]["entry"], joined[1]["entry"]}
+
+
+def test_zoos_that_change_while_targets_are_measured_are_told(tmp_path: Path):
+    (tmp_path / "grown-A" / "tasks").mkdir(parents=True)
+    (tmp_path / "grown-A" / "zoo.json").write_text("{}")
+    entry = tmp_path / "grown-A" / "tasks" / "one.safetensors"
+    entry.write_bytes(b"one")
+    before = zoo_fingerprints(tmp_path)
+    keep_fingerprints(tmp_path, before, zoo_fingerprints(tmp_path))
+    assert fingerprints_of(tmp_path) == before
+    entry.write_bytes(b"two")
+    with pytest.raises(RuntimeError, match="but grown-A changed"):
+        keep_fingerprints(tmp_path, before, zoo_fingerprints(tmp_path))
