@@ -28,13 +28,16 @@ from filling_runs import BATCH, CLIP, WAYS, Run, Work, mean_iou
 
 from lightning_mvp import MVPCallback
 from lightning_mvp.backbones.masks import Keeper
-from lightning_mvp.callbacks.pruner import Pruner
-from lightning_mvp.modules.cutting import OwnCutter, make_fabric
-from lightning_mvp.modules.filling import prune_into_zoo
-from lightning_mvp.modules.fit import EntryFacts, fit_quietly, quiet_lightning, resolve_precision
+from lightning_mvp.fitting.fit import EntryFacts, fit_quietly, quiet_lightning
+from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import TaylorScores
+from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.loader import TaskLoader
+from lightning_mvp.training.filling import prune_into_zoo
+from lightning_mvp.training.precision import resolve_precision
+from lightning_mvp.training.rounds import OwnCutter, make_fabric
+from lightning_mvp.zoo.new_entry import ZooTarget
 
 BACKBONES = ("resnet_mini_s2", "vit_mini_hybrid")
 RATIOS = (0.5, 0.8, 0.9)
@@ -235,12 +238,13 @@ def fill(
             data = load_data(**work.data)
         task = work.datamodule(data, work.tasks(data, max(tasks) + 1)[index])
         module = work.module(backbone, task)
-        pruning = MVPCallback(pruning_ratio=ratio, head="head", task=task.facts, zoo=Path(folder) / "zoo")
+        zoo = Path(folder) / "zoo"
         if way == "cut":
-            prune_into_zoo(
-                module, task, pruning, work.steps, make_fabric(precision=precision, network=module), clip=CLIP
-            )
+            fabric = make_fabric(precision=precision, network=module)
+            settings = PruningSettings(pruning_ratio=ratio)
+            prune_into_zoo(module, task, ZooTarget(zoo, task.facts), settings, work.steps, fabric, clip=CLIP)
         else:
+            pruning = MVPCallback(pruning_ratio=ratio, head="head", task=task.facts, zoo=zoo)
             callbacks = [EntryFacts(pruning, task), pruning]
             fit_quietly(module, task, work.steps, callbacks, precision=precision, gradient_clip_val=CLIP)
     return len(tasks)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.callbacks.pruner import Pruner, fractions_kept
-from lightning_mvp.callbacks.settings import PruningSettings
-from lightning_mvp.modules.cutting import Moments, OwnCutter, prune_and_cut
-from lightning_mvp.modules.fit import fit_quietly
+from lightning_mvp.fitting.fit import fit_quietly
+from lightning_mvp.pruning.engine import Pruner, fractions_kept
+from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.splits import TaskSpec, split_tasks
+from lightning_mvp.training.rounds import Moments, OwnCutter, prune_and_cut
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "resnet": {"learning_rate": 0.05},

@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_mvp import ImageData, TaskDataModule, TaskModule
-from lightning_mvp.modules.cutting import endless
-from lightning_mvp.modules.fit import fit_quietly
+from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.tasks.data import Part
+from lightning_mvp.training.rounds import endless
 
 # Loader ---------------------------------------------------------------------------------------------------------------
 

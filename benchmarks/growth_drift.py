@@ -27,8 +27,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from rich.console import Console
 from studies import study_settings
 
-from lightning_mvp.modules.fit import fit_quietly, quiet_lightning
-from lightning_mvp.modules.growing import grow, start_accuracy, start_of_growth
+from lightning_mvp.fitting.fit import fit_quietly, quiet_lightning
+from lightning_mvp.fitting.growing import grow, start_accuracy, start_of_growth
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record
 from lightning_mvp.study.results import paired_bootstrap, points_of

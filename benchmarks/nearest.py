@@ -29,11 +29,11 @@ from studies import TINY, small_study, study_settings
 from lightning_mvp import ModelZoo, create_backbone, find_groups
 from lightning_mvp.backbones import random_masks, shrink
 from lightning_mvp.backbones.create import recipe_of
-from lightning_mvp.modules.fit import fit_quietly
-from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.recall import recalled
 from lightning_mvp.voting.similarity import SHORTLIST, Ranking, rank_neighbours
 from lightning_mvp.voting.sources import Inputs

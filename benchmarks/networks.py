@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_mvp import TaskFacts, TaskModule, create_backbone, find_groups
-from lightning_mvp.modules.fit import resolve_precision
+from lightning_mvp.training.precision import resolve_precision
 
 HALF = ", half"
 BACKBONES = (

@@ -30,14 +30,14 @@ from omegaconf import DictConfig, open_dict
 from studies import small_study, study_settings
 
 from lightning_mvp.apps import runtime, vote
-from lightning_mvp.modules import meta_vote
-from lightning_mvp.modules.cutting import prune_and_cut
-from lightning_mvp.modules.meta_vote import MetaVoteModule
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.study.starts import Starts
 from lightning_mvp.tasks import data as tasks_data
+from lightning_mvp.training import meta_vote
+from lightning_mvp.training.meta_vote import MetaVoteModule
+from lightning_mvp.training.rounds import prune_and_cut
+from lightning_mvp.training.task import TaskModule
 
 BUDGETS = {"cnn": (200, 400, 600, 800), "vit": (400, 700, 1000)}
 VOTES = {"mvp-vote": 24, "mvp-vote, all entries scored": None}

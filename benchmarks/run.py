@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # however this file is run, its 
 import torch
 from common import print_outcome, shared_options, write_json
 
-from lightning_mvp.modules.fit import quiet_lightning
+from lightning_mvp.fitting.fit import quiet_lightning
 
 BENCHMARKS = {
     "new_task": "a small model for a new task: voted against pruned from scratch to the same accuracy",

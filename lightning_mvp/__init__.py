@@ -17,6 +17,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_mvp.version import __version__ as __version__
+
 if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same to Python
     from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.backbones.groups import Groups, UnitGroup, find_groups
@@ -28,16 +30,16 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.export.export import export_model
-    from lightning_mvp.modules.adding import add_voted
-    from lightning_mvp.modules.growing import grow
-    from lightning_mvp.modules.meta_vote import MetaVoteModule
-    from lightning_mvp.modules.mimic import mimic_loss
-    from lightning_mvp.modules.once import prune_once
-    from lightning_mvp.modules.task import TaskModule
+    from lightning_mvp.fitting.growing import grow
     from lightning_mvp.tasks.data import ImageData, load_data
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.facts import TaskFacts
     from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+    from lightning_mvp.training.adding import add_voted
+    from lightning_mvp.training.meta_vote import MetaVoteModule
+    from lightning_mvp.training.mimic import mimic_loss
+    from lightning_mvp.training.once import prune_once
+    from lightning_mvp.training.task import TaskModule
     from lightning_mvp.voting.latest import latest
     from lightning_mvp.voting.leep import leep
     from lightning_mvp.voting.merge import merge
@@ -46,7 +48,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.zoo.entry import ZooEntry
     from lightning_mvp.zoo.zoo import ModelZoo
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "tasks.facts": ("TaskFacts",),
@@ -69,12 +70,12 @@ _HOMES = {
     "callbacks.mask_export": ("MaskExport",),
     "callbacks.checkpoint": ("PrunedCheckpoint",),
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
-    "modules.task": ("TaskModule",),
-    "modules.mimic": ("mimic_loss",),
-    "modules.meta_vote": ("MetaVoteModule",),
-    "modules.adding": ("add_voted",),
-    "modules.growing": ("grow",),
-    "modules.once": ("prune_once",),
+    "training.task": ("TaskModule",),
+    "training.mimic": ("mimic_loss",),
+    "training.meta_vote": ("MetaVoteModule",),
+    "training.adding": ("add_voted",),
+    "fitting.growing": ("grow",),
+    "training.once": ("prune_once",),
     "export.export": ("export_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -204,7 +204,7 @@ def serve() -> None:
     # What nearly every fork would import.
     for name in ("lightning", "matplotlib.pyplot", "timm", "torch", "torchmetrics", "hydra", "lightning_mvp.apps.job"):
         import_module(name)
-    for name in ("lightning_mvp", "lightning_mvp.modules.cutting", "lightning_mvp.voting.voted"):
+    for name in ("lightning_mvp", "lightning_mvp.training.rounds", "lightning_mvp.voting.voted"):
         vars(import_module(name))
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only

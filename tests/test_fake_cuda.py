@@ -29,19 +29,19 @@ from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, cr
 from lightning_mvp.backbones import Groups, apply_masks, random_masks
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
-from lightning_mvp.callbacks.finite_loss import LossWatch
-from lightning_mvp.callbacks.pruner import Pruner
-from lightning_mvp.callbacks.settings import PruningSettings
-from lightning_mvp.callbacks.zoo_export import as_stored
-from lightning_mvp.modules import task as task_file
-from lightning_mvp.modules.cutting import OwnCutter, prune_and_cut
-from lightning_mvp.modules.task import OptimizerName
+from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import TaylorScores, magnitude_importance, random_importance, taylor_importance
+from lightning_mvp.pruning.loss_watch import LossWatch
+from lightning_mvp.pruning.settings import PruningSettings
+from lightning_mvp.training import task as task_file
+from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
+from lightning_mvp.training.task import OptimizerName
 from lightning_mvp.zoo.entry import ZooEntry
+from lightning_mvp.zoo.new_entry import as_stored
 from lightning_mvp.zoo.rebuild import refill
 
 from .callbacks.user import FACTS, RECIPE, VIT_RECIPE
-from .modules.conftest import part
+from .training.conftest import part
 
 RECIPES = {"cnn": RECIPE, "vit": VIT_RECIPE}
 CUDA = torch.device("cuda", 0)

@@ -34,8 +34,8 @@ def training_seconds(config: DictConfig, datamodule: TaskDataModule) -> float:
 
 def _time_steps(config: DictConfig, datamodule: TaskDataModule) -> float:
     from lightning_mvp.backbones.create import create_backbone
-    from lightning_mvp.modules.fit import StepSeconds, fit_quietly
-    from lightning_mvp.modules.task import TaskModule
+    from lightning_mvp.fitting.fit import StepSeconds, fit_quietly
+    from lightning_mvp.training.task import TaskModule
 
     module = TaskModule.for_task(create_backbone(plain(config.backbone.recipe)), datamodule.facts)
     timer = StepSeconds()

@@ -26,8 +26,8 @@ from lightning_mvp.apps.runtime import (
 if TYPE_CHECKING:
     import lightning as L
 
-    from lightning_mvp.modules.meta_vote import MetaVoteModule
     from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.training.meta_vote import MetaVoteModule
     from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -107,7 +107,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         ValueError: options that a vote has no use for, a zoo without seeds, or entries of earlier waves that are not
             there yet.
     """
-    from lightning_mvp.modules.growing import require_growth, require_wave
+    from lightning_mvp.fitting.growing import require_growth, require_wave
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.waves import family_members, growth_config, refusal
     from lightning_mvp.zoo.zoo import ModelZoo
@@ -192,10 +192,10 @@ def run(config: DictConfig) -> float:
     Raises:
         ValueError: a voter of the wave is gone.
     """
-    from lightning_mvp.callbacks.zoo_export import on_rank_zero
-    from lightning_mvp.modules.adding import WorseThanStartError, add_voted
-    from lightning_mvp.modules.decision import is_first_process
-    from lightning_mvp.modules.growing import start_accuracy, start_of_growth
+    from lightning_mvp.agreement import on_rank_zero
+    from lightning_mvp.fitting.growing import start_accuracy, start_of_growth
+    from lightning_mvp.training.adding import WorseThanStartError, add_voted
+    from lightning_mvp.training.decision import is_first_process
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.waves import refuse, wave_voters
     from lightning_mvp.zoo.zoo import ModelZoo
@@ -246,7 +246,7 @@ def trainer_for(config: DictConfig, zoo: ModelZoo) -> L.Trainer:
     import torch
 
     from lightning_mvp.backbones.create import create_backbone
-    from lightning_mvp.modules.fit import make_trainer
+    from lightning_mvp.fitting.fit import make_trainer
 
     with torch.random.fork_rng(devices=[]):
         network = None if zoo.recipe is None else create_backbone(zoo.recipe)
@@ -294,7 +294,7 @@ def may_be_added(report: Mapping[str, Any]) -> bool:
 
 def start_to_add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule) -> dict[str, float]:
     """The start's accuracy for the report; nothing on ranks that wait for the first one's vote."""
-    from lightning_mvp.modules.growing import start_accuracy
+    from lightning_mvp.fitting.growing import start_accuracy
 
     if module.waits:
         return {}
@@ -309,7 +309,7 @@ def add_trained(
     start: Mapping[str, float],
 ) -> None:
     """Add what ``mvp-vote`` has just made, once its files are written; called by all ranks."""
-    from lightning_mvp.callbacks.zoo_export import on_rank_zero
+    from lightning_mvp.agreement import on_rank_zero
 
     info = {"steps": trainer.global_step, **start}
     on_rank_zero(trainer, lambda: _add(config, module, datamodule, info))
@@ -317,7 +317,7 @@ def add_trained(
 
 def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
     """Add what an earlier ``mvp-vote`` has made, from its checkpoint; called by all ranks, done by the first."""
-    from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.training.meta_vote import MetaVoteModule
 
     if start:
         module = MetaVoteModule.load_from_checkpoint(Path(config.output) / "model.ckpt", weights_only=True)
@@ -325,7 +325,7 @@ def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str,
 
 
 def _add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule, info: Mapping[str, Any]) -> None:
-    from lightning_mvp.modules.adding import WorseThanStartError, add_voted
+    from lightning_mvp.training.adding import WorseThanStartError, add_voted
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.zoo import ModelZoo
 

@@ -121,7 +121,7 @@ def _recorded() -> Iterator[dict[str, Any]]:
 
     Of ranks that somebody else has started the first writes.
     """
-    from lightning_mvp.modules.decision import is_first_process
+    from lightning_mvp.training.decision import is_first_process
 
     about, writes = HydraConfig.get(), is_first_process()
     log = _folder() / f"{about.job.name}.log"

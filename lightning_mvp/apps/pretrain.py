@@ -91,14 +91,14 @@ def ready(config: DictConfig, world_size: int) -> None:
     refuse_existing(output)
     begun = require_same_training(training_folder(output), settings_of(config, world_size))
     split_of(config, data_of(config))
-    pruning = pruning_of(config)
-    if pruning is not None:
-        from lightning_mvp.callbacks.guards import require_time_for
+    if config.pruning.pruning_ratio is not None:
+        from lightning_mvp.pruning.schedule import require_time_for
+        from lightning_mvp.pruning.settings import PruningSettings
 
         if not begun:  # else it is this training's, which was stopped between recipe and weights
             refuse_existing(recipe_path(output))
         say_if_random(config, config.backbone.weights, "backbone.weights")
-        require_time_for(pruning.settings.schedule(config.steps), config.steps)
+        require_time_for(PruningSettings(**plain(config.pruning)).schedule(config.steps), config.steps)
 
 
 def cost(config: DictConfig) -> float:
@@ -129,8 +129,8 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.callbacks.resumable import Resumable
     from lightning_mvp.files import write_json
-    from lightning_mvp.modules.fit import make_trainer
-    from lightning_mvp.modules.task import TaskModule
+    from lightning_mvp.fitting.fit import make_trainer
+    from lightning_mvp.training.task import TaskModule
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,8 @@ from lightning_mvp.apps.runtime import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from lightning_mvp.callbacks.mvp import MVPCallback
-    from lightning_mvp.modules.task import TaskModule
     from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.training.task import TaskModule
 
 # Of a Trainer's arguments, what `cut_between_rounds` heeds as `make_fabric` does,
 HEEDED = ("accelerator", "devices", "strategy", "num_nodes", "precision")
@@ -37,7 +37,7 @@ FIXED = {"accumulate_grad_batches": 1, "enable_checkpointing": False, "enable_mo
 
 
 def cutting_options(config: DictConfig) -> dict[str, Any]:
-    """Arguments of :func:`~lightning_mvp.modules.cutting.make_fabric` from the ``trainer`` group.
+    """Arguments of :func:`~lightning_mvp.training.rounds.make_fabric` from the ``trainer`` group.
 
     Raises:
         ValueError: an argument of the Trainer's that a loop without a Trainer can't follow, named.
@@ -62,29 +62,36 @@ def cutting_options(config: DictConfig) -> dict[str, Any]:
     return heeded
 
 
-def pruning_of(config: DictConfig, world_size: int) -> tuple[TaskDataModule, MVPCallback, str]:
-    """The task's data, the callback that prunes, and the id of the entry that will come of it."""
-    from lightning_mvp.callbacks.mvp import MVPCallback
-    from lightning_mvp.modules.once import ONE_ROUND, once_config
+@dataclass(frozen=True)
+class Plan:
+    """How one task is pruned.
+
+    Args:
+        datamodule: of the task.
+        pruning: arguments of :class:`~lightning_mvp.pruning.settings.PruningSettings`.
+        training: what else the entry's id is made of.
+        name: the entry's id.
+    """
+
+    datamodule: TaskDataModule
+    pruning: dict[str, Any]
+    training: dict[str, Any]
+    name: str
+
+
+def plan_of(config: DictConfig, world_size: int) -> Plan:
+    """What this job will do."""
+    from lightning_mvp.pruning.settings import PruningSettings, entry_config
+    from lightning_mvp.training.once import ONE_ROUND, once_config
     from lightning_mvp.zoo.entry import entry_id
 
     data = data_of(config)
     datamodule = datamodule_of(config, data, task_of(config, data))
-    settings, training = plain(config.pruning), training_of(config, world_size)
+    pruning, training = {**plain(config.pruning), "seed": config.seed}, training_of(config, world_size)
     if config.once:
-        settings, training = {**settings, **ONE_ROUND}, once_config(config.reconstruct)
-    callback = MVPCallback(
-        **settings,
-        head="head",
-        task=datamodule.facts,
-        zoo=config.zoo,
-        seed=config.seed,
-        training=training,
-        storage=config.storage,
-    )
-    assert callback.zoo is not None
-    callback.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
-    return datamodule, callback, entry_id(datamodule.facts.name, callback.config(steps_of(config)))
+        pruning, training = {**pruning, **ONE_ROUND}, once_config(config.reconstruct)
+    made_of = entry_config(PruningSettings(**pruning), steps_of(config), training)
+    return Plan(datamodule, pruning, training, entry_id(datamodule.facts.name, made_of))
 
 
 def steps_of(config: DictConfig) -> int:
@@ -100,10 +107,11 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
             classes or other data, an argument of the Trainer's that can't be had without one.
     """
     from lightning_mvp.backbones.create import recipe_of
-    from lightning_mvp.callbacks.guards import require_time_for
-    from lightning_mvp.callbacks.zoo_export import own_state
     from lightning_mvp.fingerprint import to_array
-    from lightning_mvp.modules.cutting import make_fabric
+    from lightning_mvp.pruning.schedule import require_time_for
+    from lightning_mvp.pruning.settings import PruningSettings
+    from lightning_mvp.training.rounds import make_fabric
+    from lightning_mvp.zoo.new_entry import own_state
     from lightning_mvp.zoo.zoo import ModelZoo
 
     if config.start == "vote":
@@ -112,9 +120,9 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         require_once(config)
     if config.once or config.cut_between_rounds:
         make_fabric(**cutting_options(config))
-    datamodule, callback, name = pruning_of(config, world_size)
+    plan = plan_of(config, world_size)
     if not config.once:
-        require_time_for(callback.settings.schedule(config.steps), config.steps)
+        require_time_for(PruningSettings(**plan.pruning).schedule(config.steps), config.steps)
     say_if_random(config, config.weights, "weights")
     backbone, zoo = backbone_of(config, config.weights), Path(config.zoo)
     if not (zoo / "zoo.json").exists():
@@ -122,7 +130,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     theta0 = {key: to_array(tensor) for key, tensor in own_state(backbone).items()}
     # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
     found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
-    return growing.entry_there(found, name, datamodule)
+    return growing.entry_there(found, plan.name, plan.datamodule)
 
 
 def require_once(config: DictConfig) -> None:
@@ -150,7 +158,7 @@ def cost(config: DictConfig) -> float | None:
 
 def module_of(config: DictConfig, backbone: nn.Module, datamodule: TaskDataModule) -> TaskModule:
     """θ⁰ with a head for the task, and what it mimics."""
-    from lightning_mvp.modules.task import TaskModule
+    from lightning_mvp.training.task import TaskModule
 
     if config.once:  # which sets the head itself, and trains nothing that could mimic
         return TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
@@ -175,41 +183,54 @@ def run(config: DictConfig) -> float:
 
 def _zero(config: DictConfig) -> tuple[str, float, bool]:
     """In a Trainer: the entry's name, its accuracy, and whether this is the first rank."""
-    from lightning_mvp.modules.fit import EntryFacts, make_trainer
+    from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.fitting.fit import EntryFacts, make_trainer
 
     backbone = backbone_of(config, config.weights)
     trainer = make_trainer(config.steps, network=backbone, **trainer_options(config))
-    datamodule, pruning, name = pruning_of(config, trainer.world_size)
+    plan = plan_of(config, trainer.world_size)
+    data = plan.datamodule
+    pruning = MVPCallback(
+        **plan.pruning, head="head", task=data.facts, zoo=config.zoo, training=plan.training, storage=config.storage
+    )
+    assert pruning.zoo is not None
+    pruning.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
     # Before those that save checkpoints, which must have what a round has done.
-    trainer.callbacks[1:1] = [EntryFacts(pruning, datamodule), pruning]  # type: ignore[attr-defined]
-    trainer.fit(module_of(config, backbone, datamodule), datamodule=datamodule)
-    return name, pruning.info["val_accuracy"], trainer.is_global_zero
+    trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
+    trainer.fit(module_of(config, backbone, data), datamodule=data)
+    return plan.name, pruning.info["val_accuracy"], trainer.is_global_zero
 
 
 def _cut(config: DictConfig) -> tuple[str, float, bool]:
     """Likewise, without a Trainer."""
     import rich
 
-    from lightning_mvp.modules.cutting import make_fabric
-    from lightning_mvp.modules.filling import prune_into_zoo
+    from lightning_mvp.pruning.settings import PruningSettings
+    from lightning_mvp.training.filling import prune_into_zoo
+    from lightning_mvp.training.rounds import make_fabric
+    from lightning_mvp.zoo.new_entry import ZooTarget
 
     backbone = backbone_of(config, config.weights)
     fabric = make_fabric(network=backbone, **cutting_options(config))
     fabric.launch()
-    datamodule, pruning, name = pruning_of(config, fabric.world_size)
+    plan = plan_of(config, fabric.world_size)
+    zoo = ZooTarget(Path(config.zoo), plan.datamodule.facts, config.storage)
+    zoo.decided = True
     cut = prune_into_zoo(
-        module_of(config, backbone, datamodule),
-        datamodule,
-        pruning,
+        module_of(config, backbone, plan.datamodule),
+        plan.datamodule,
+        zoo,
+        PruningSettings(**plan.pruning),
         steps_of(config),
         fabric,
+        training=plan.training,
         clip=config.trainer.get("gradient_clip_val"),
         folder=Path(config.trainer.get("default_root_dir", ".")),
         once=config.reconstruct if config.once else None,
     )
     if fabric.is_global_zero and config.trainer.enable_progress_bar:
         rich.print(cut.table())
-    return name, cut.val_accuracy, fabric.is_global_zero
+    return plan.name, cut.val_accuracy, fabric.is_global_zero
 
 
 main = command("prune")

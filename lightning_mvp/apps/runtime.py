@@ -82,7 +82,7 @@ def prepare(config: DictConfig) -> None:
     import lightning as L
     import torch
 
-    from lightning_mvp.modules.fit import quiet_lightning
+    from lightning_mvp.fitting.fit import quiet_lightning
 
     torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
@@ -202,7 +202,7 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
     import torch
 
     from lightning_mvp.backbones.create import create_backbone
-    from lightning_mvp.modules.resume import architecture
+    from lightning_mvp.training.resume import architecture
 
     recipe = plain(config.backbone.recipe)
     own = None if weights is None else recipe_beside(weights)
@@ -242,7 +242,7 @@ def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lightning_mvp.modules.fit import make_trainer
+    from lightning_mvp.fitting.fit import make_trainer
 
     try:
         return make_trainer(1, **options)

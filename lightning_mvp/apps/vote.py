@@ -27,7 +27,7 @@ from lightning_mvp.folders import put_in_place, require_free
 if TYPE_CHECKING:
     import lightning as L
 
-    from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.training.meta_vote import MetaVoteModule
 
 
 # See benchmarks/cifar100/grown/report.md.
@@ -111,7 +111,7 @@ def run(config: DictConfig) -> float:
 
     That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
     """
-    from lightning_mvp.modules.meta_vote import MetaVoteModule
+    from lightning_mvp.training.meta_vote import MetaVoteModule
     from lightning_mvp.zoo.zoo import ModelZoo
 
     data = data_of(config)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_mvp.backbones.groups import Groups
-from lightning_mvp.callbacks.finite_loss import LOOK_FOR_ZERO_CHANNELS
 from lightning_mvp.callbacks.readout import Readout
+from lightning_mvp.pruning.loss_watch import LOOK_FOR_ZERO_CHANNELS
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.zeros import masks_from_zeros
-
-LOW_RATE = 0.05
 
 
 def refuse_what_cannot_work(trainer: L.Trainer) -> None:
@@ -94,28 +90,6 @@ def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> Non
             )
 
 
-def require_time_for(schedule: Schedule, steps: float) -> None:
-    """Refuse a schedule that is longer than the run.
-
-    Args:
-        schedule: the rounds.
-        steps: the optimizer steps that the Trainer will do; may be ``inf``.
-
-    Example:
-        >>> require_time_for(Schedule(0.5, rounds=2, steps_per_round=10), steps=15)
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected a run of at least 20 optimizer steps: `warmup_steps`=0 + `rounds`=2 × \
-`steps_per_round`=10, but the Trainer will do 15. Raise max_steps or max_epochs, or prune in fewer or shorter rounds.
-    """
-    if steps < schedule.last_step:
-        raise ValueError(
-            f"Expected a run of at least {schedule.last_step} optimizer steps: `warmup_steps`={schedule.warmup_steps} "
-            f"+ `rounds`={schedule.rounds} × `steps_per_round`={schedule.steps_per_round}, but the Trainer will do "
-            f"{steps:.0f}. Raise max_steps or max_epochs, or prune in fewer or shorter rounds."
-        )
-
-
 def warn_of_guessed_steps(schedule: Schedule, steps: float) -> None:
     """With manual optimization nobody knows how often an optimizer will step; what was assumed is said."""
     rank_zero_warn(
@@ -142,40 +116,6 @@ def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored:
         f"Pruning is not complete: {done} of {rounds} rounds had happened when fit ended, after {step} steps of an "
         f"optimizer that owns the backbone.{why}" + (" Nothing was added to the zoo." if zoo else "")
     )
-
-
-def warn_of_low_rate(rate: float, peak: float) -> None:
-    """After the last round fine-tuning needs a learning rate that still moves the weights."""
-    if rate < LOW_RATE * peak:
-        rank_zero_warn(
-            f"The learning rate is {rate:.2g} at the last pruning round, under {LOW_RATE:.0%} of its peak {peak:.2g}: "
-            "there is little fine-tuning after it. Let the last round happen earlier or the rate fall later."
-        )
-
-
-def require_equal_on_all_ranks(trainer: L.Trainer | L.Fabric, decision: str, round_: int) -> None:
-    """Ranks that decide differently diverge silently: compare one hash, and raise on all of them.
-
-    Args:
-        trainer: the ranks.
-        decision: what this rank decided, such as the masks' fingerprint.
-        round_: the pruning round, for the message.
-
-    Raises:
-        RuntimeError: the decisions differ; the message names the ranks.
-    """
-    if trainer.world_size == 1:
-        return
-    digest = hashlib.sha256(decision.encode()).digest()
-    own = torch.tensor(list(digest), dtype=torch.int64, device=trainer.strategy.root_device)
-    gathered = trainer.strategy.all_gather(own)
-    assert isinstance(gathered, Tensor)
-    differing = [rank for rank, other in enumerate(gathered) if not torch.equal(other, gathered[0])]
-    if differing:
-        raise RuntimeError(
-            f"The masks of pruning round {round_} differ between ranks: rank(s) {differing} disagree with rank 0. "
-            "Gradients were not the same on all ranks; look for parameters that DDP does not synchronise."
-        )
 
 
 def warn_of_dead_units(backbone: nn.Module, groups: Groups) -> None:

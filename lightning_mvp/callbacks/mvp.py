@@ -15,39 +15,38 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_mvp.agreement import close_process_group_at_exit, on_rank_zero, require_equal_on_all_ranks
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import holds_average, restart_averages
-from lightning_mvp.callbacks.finite_loss import LossWatch, tell_of_round
+from lightning_mvp.callbacks.finite_loss import tell_of_round
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
     loaders_have_workers,
     refuse_hidden_input,
     refuse_lossy_sync_batch_norm,
     refuse_what_cannot_work,
-    require_equal_on_all_ranks,
-    require_time_for,
     warn_of_dead_units,
     warn_of_forgetful_loaders,
     warn_of_guessed_steps,
-    warn_of_low_rate,
     warn_of_missing_rounds,
 )
 from lightning_mvp.callbacks.interrupt import Interrupt, save_interrupted
 from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, require_owned
-from lightning_mvp.callbacks.process_group import close_process_group_at_exit
 from lightning_mvp.callbacks.progress import log_progress
-from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.callbacks.random_state import random_states, set_random_states
 from lightning_mvp.callbacks.readout import Readout
 from lightning_mvp.callbacks.resolve import check_head
-from lightning_mvp.callbacks.settings import Criterion, PruningSettings
 from lightning_mvp.callbacks.time_limit import TimeLimit
-from lightning_mvp.callbacks.zoo_export import ZooTarget, on_rank_zero
+from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
 from lightning_mvp.pruning.choose import RatioOf, Scope
-from lightning_mvp.pruning.schedule import Schedule
+from lightning_mvp.pruning.engine import Pruner
+from lightning_mvp.pruning.loss_watch import LossWatch
+from lightning_mvp.pruning.schedule import Schedule, require_time_for, warn_of_low_rate
+from lightning_mvp.pruning.settings import Criterion, PruningSettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo.entry_file import Storage
+from lightning_mvp.zoo.new_entry import ZooTarget
 
 
 class MVPCallback(Readout):
@@ -231,8 +230,8 @@ class MVPCallback(Readout):
         head = self._head(pl_module)
         if head is not None:
             check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
-        zoo = None if self.zoo is None else self.zoo.path
-        self._pruner = Pruner(backbone, example, self.settings, keep_features=self.head_name is None, zoo=zoo)
+        contract = None if self.zoo is None else self.zoo.contract
+        self._pruner = Pruner(backbone, example, self.settings, self.head_name is None, contract)
         if self._resumed is not None:
             self._pruner.load_state_dict(self._resumed)
 
@@ -362,7 +361,7 @@ class MVPCallback(Readout):
         if self.zoo is not None and not self._dev_run:
             zoo, backbone, head = self.zoo, self._backbone(pl_module), self._head(pl_module)
             info = {"steps": self.step, "seed": self.settings.seed, **self.info}
-            on_rank_zero(trainer, lambda: zoo.write(trainer, self.pruner, backbone, head, info))
+            on_rank_zero(trainer, lambda: write_entry_of_fit(zoo, trainer, self.pruner, backbone, head, info))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 

@@ -14,12 +14,12 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.callbacks.pruner import Pruner
 from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
-from lightning_mvp.callbacks.settings import PruningSettings, RoundPlan, plan_rounds
 from lightning_mvp.callbacks.small_model import cut, small_model_from
-from lightning_mvp.callbacks.table import pruning_table
+from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.pruning.settings import PruningSettings, RoundPlan, entry_config, plan_rounds
+from lightning_mvp.pruning.table import pruning_table
 from lightning_mvp.pruning.zeros import require_zeroed
 
 
@@ -156,7 +156,7 @@ class Readout(L.Callback):
         Args:
             steps: the run's optimizer steps.
         """
-        return {**self.settings.config(steps), **({"training": dict(self.training)} if self.training else {})}
+        return entry_config(self.settings, steps, self.training)
 
     def _head(self, module: nn.Module) -> nn.Module | None:
         return None if self.head_name is None else resolve_module(module, self.head_name, "head")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.groups import Groups, find_groups
 from lightning_mvp.backbones.inputs import as_inputs, one_sample
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.small_head import small_head
 from lightning_mvp.backbones.surgery import shrink, without_sync
 from lightning_mvp.callbacks.resolve import check_head, example_inputs, resolve_module
-from lightning_mvp.callbacks.zoo_export import small_head
 from lightning_mvp.pruning.zeros import require_zeroed
 
 

@@ -18,9 +18,9 @@ from lightning_mvp.backbones.features import evaluating
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.surgery import without_sync
 from lightning_mvp.callbacks.small_model import pruning_state, read_checkpoint, small_model_from
-from lightning_mvp.modules.meta_vote import MetaVoteModule
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.training.meta_vote import MetaVoteModule
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 from lightning_mvp.zoo.zoo import ModelZoo
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+# A rate below this share of its peak hardly moves weights any more.
+LOW_RATE = 0.05
+
 
 def require_ratio(pruning_ratio: object, name: str = "pruning_ratio") -> float:
     """Return ``pruning_ratio`` if it is a float in (0, 1).
@@ -87,3 +92,34 @@ class Schedule:
     def kept_fraction(self, round_: int) -> float:
         """The fraction left after round ``round_`` (0 to R)."""
         return float((1 - self.pruning_ratio) ** ((round_ / self.rounds) ** self.power))
+
+
+def require_time_for(schedule: Schedule, steps: float) -> None:
+    """Refuse a schedule that is longer than the run.
+
+    Args:
+        schedule: the rounds.
+        steps: the optimizer steps that the Trainer will do; may be ``inf``.
+
+    Example:
+        >>> require_time_for(Schedule(0.5, rounds=2, steps_per_round=10), steps=15)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected a run of at least 20 optimizer steps: `warmup_steps`=0 + `rounds`=2 × \
+`steps_per_round`=10, but the Trainer will do 15. Raise max_steps or max_epochs, or prune in fewer or shorter rounds.
+    """
+    if steps < schedule.last_step:
+        raise ValueError(
+            f"Expected a run of at least {schedule.last_step} optimizer steps: `warmup_steps`={schedule.warmup_steps} "
+            f"+ `rounds`={schedule.rounds} × `steps_per_round`={schedule.steps_per_round}, but the Trainer will do "
+            f"{steps:.0f}. Raise max_steps or max_epochs, or prune in fewer or shorter rounds."
+        )
+
+
+def warn_of_low_rate(rate: float, peak: float) -> None:
+    """After the last round fine-tuning needs a learning rate that still moves the weights."""
+    if rate < LOW_RATE * peak:
+        rank_zero_warn(
+            f"The learning rate is {rate:.2g} at the last pruning round, under {LOW_RATE:.0%} of its peak {peak:.2g}: "
+            "there is little fine-tuning after it. Let the last round happen earlier or the rate fall later."
+        )

@@ -11,16 +11,16 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
-from lightning_mvp.callbacks.guards import require_time_for
-from lightning_mvp.callbacks.settings import PruningSettings
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.pruning.schedule import require_time_for
+from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.study.growth import refuse_bad_growths, require_growth
 from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarity import Similarity
 from lightning_mvp.voting.vote import Ballots, require_temperature

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_mvp.modules.growing import Grown, grow
+from lightning_mvp.fitting.growing import Grown, grow
 from lightning_mvp.study.records import read_record
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.datamodule import TaskDataModule

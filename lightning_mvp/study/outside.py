@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.reference import reference_pruner
-from lightning_mvp.callbacks.settings import PruningSettings
-from lightning_mvp.modules.cutting import Moments
-from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.pruning.settings import PruningSettings
+from lightning_mvp.training.rounds import Moments
+from lightning_mvp.training.task import TaskModule
 
 # Gradients for one decision are added up over so many batches, as its examples do.
 SCORING_BATCHES = 10

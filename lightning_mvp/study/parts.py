@@ -16,10 +16,8 @@ from lightning_mvp.backbones.create import create_backbone, recipe_of
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
-from lightning_mvp.callbacks.settings import PruningSettings
-from lightning_mvp.modules.cutting import Cutter, OwnCutter, endless, prune_and_cut
-from lightning_mvp.modules.fit import AccuracyCurve, fit_quietly
-from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.fitting.fit import AccuracyCurve, fit_quietly
+from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.study.growth import Growth, grow_one, growing_zoo
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
@@ -32,6 +30,8 @@ from lightning_mvp.tasks.data import ImageData, load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import stratified_split
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+from lightning_mvp.training.rounds import Cutter, OwnCutter, endless, prune_and_cut
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.similarity import rank_neighbours
 from lightning_mvp.zoo.entry import entry_id
 from lightning_mvp.zoo.zoo import ModelZoo

@@ -13,7 +13,6 @@ import timm
 import torch
 from matplotlib.figure import Figure
 
-import lightning_mvp
 from lightning_mvp.files import write_json, write_whole
 from lightning_mvp.study.overlap import OverlapRow
 from lightning_mvp.study.paragraphs import about, operating_point, overlap, trials, zoos
@@ -27,6 +26,7 @@ from lightning_mvp.study.plots import (
 from lightning_mvp.study.pool import Study, by_label, ratios, runs_at
 from lightning_mvp.study.results import Row, hubs, summarise
 from lightning_mvp.study.variants import accuracy_against_entries, variants
+from lightning_mvp.version import __version__
 
 
 def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str, learned: str = "") -> list[Row]:
@@ -64,7 +64,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
             "command": command,
             "settings": {study.folder.name: study.settings.to_dict() for study in studies},
             "versions": {
-                "lightning_mvp": lightning_mvp.__version__,
+                "lightning_mvp": __version__,
                 "torch": torch.__version__,
                 "timm": timm.__version__,
             },
@@ -86,7 +86,7 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures)]
     paragraphs.append(
         f"## Again\n\n{_indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
-        f"{datetime.now(timezone.utc):%Y-%m-%d} by lightning-mvp {lightning_mvp.__version__}."
+        f"{datetime.now(timezone.utc):%Y-%m-%d} by lightning-mvp {__version__}."
     )
     write_whole(out / "report.md", ("\n\n".join(paragraphs) + "\n").encode(), overwrite=True)
     return next(iter(tables.values()), [])

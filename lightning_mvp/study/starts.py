@@ -15,14 +15,14 @@ from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.reconstruct import reconstruct
 from lightning_mvp.backbones.surgery import shrink
-from lightning_mvp.modules.cutting import endless
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import top_units
 from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
 from lightning_mvp.study.growth import Growth, growth_folder
 from lightning_mvp.study.methods import ORACLE
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.training.rounds import endless
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.latest import latest
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.similarity import Neighbour

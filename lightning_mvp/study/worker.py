@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
-from lightning_mvp.modules.fit import quiet_lightning
+from lightning_mvp.fitting.fit import quiet_lightning
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.settings import StudySettings
 

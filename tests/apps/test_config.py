@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from lightning_mvp.apps.compare import settings_of
 from lightning_mvp.apps.runtime import trainer_options
-from lightning_mvp.modules.fit import make_trainer
+from lightning_mvp.fitting.fit import make_trainer
 
 CONF = Path(str(files("lightning_mvp.conf")))
 ROOTS = ("pretrain", "prune", "vote", "compare", "export")

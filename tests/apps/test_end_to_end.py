@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_mvp.backbones.create import create_backbone
-from lightning_mvp.modules.meta_vote import MetaVoteModule
+from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.zoo.zoo import ModelZoo
 
 from .conftest import TINY, TINY_ROUNDS, Run, modified

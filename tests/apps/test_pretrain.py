@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.training.task import TaskModule
 
 from ..nursery import Nursery, run_command
 from .conftest import TINY, Run

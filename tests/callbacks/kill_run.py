@@ -142,7 +142,7 @@ class Kill(L.Callback):
 
 def colours() -> ImageData:
     """Coloured noise in six classes: the data of the modules' tests."""
-    from ..modules.conftest import CLASSES, part
+    from ..training.conftest import CLASSES, part
 
     return ImageData("colours", CLASSES, part(16, 0), part(4, 1), part(8, 2))
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_mvp.callbacks.finite_loss import FiniteLoss, LossWatch
+from lightning_mvp.callbacks.finite_loss import FiniteLoss
+from lightning_mvp.pruning.loss_watch import LossWatch
 
 from .user import UserModule, callback, fit
 

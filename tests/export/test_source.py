@@ -17,7 +17,7 @@ from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.zoo.rebuild import as_tensors
 
 from ..callbacks.user import FACTS, RECIPE, UserModule, make_trainer
-from ..modules.conftest import CLASSES, fill, part, task
+from ..training.conftest import CLASSES, fill, part, task
 
 
 @pytest.fixture(scope="module")

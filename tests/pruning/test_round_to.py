@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lightning_mvp import MVPCallback
 from lightning_mvp.backbones import CostModel, Masks, create_backbone, find_groups, widths
 from lightning_mvp.backbones.masks import round_up, unit_multiples
-from lightning_mvp.callbacks.settings import PruningSettings, plan_rounds
 from lightning_mvp.pruning.choose import choose_masks
+from lightning_mvp.pruning.settings import PruningSettings, plan_rounds
 from lightning_mvp.voting.vote import vote_widths
 
 from ..callbacks.user import EXAMPLE, VIT_RECIPE, UserModule, callback, fit, loader, make_trainer
@@ -130,7 +130,7 @@ def test_a_module_voted_from_a_zoo_is_rounded(tmp_path: Path) -> None:
     from lightning_mvp import ImageData, MetaVoteModule, voted_backbone
 
     from ..callbacks.user import RECIPE as TINY
-    from ..modules.conftest import CLASSES, fill, part, task
+    from ..training.conftest import CLASSES, fill, part, task
 
     data = ImageData("colours", CLASSES, part(8, 0), part(4, 1), part(4, 2))
     zoo, target = fill(data, tmp_path / "zoo", TINY), task(data, "acd", "target")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_mvp.modules.cutting import endless, prune_and_cut
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study import parts
 from lightning_mvp.study.outside import TorchPruningCutter
 from lightning_mvp.study.parts import Workshop
+from lightning_mvp.training.rounds import endless, prune_and_cut
+from lightning_mvp.training.task import TaskModule
 
 from .workshop import images_of, in_memory, settings
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study import check, parts, starts
 from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.starts import Starts
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting import target, voted
 
 from .workshop import images_of, in_memory, settings

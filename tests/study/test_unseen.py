@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.study import parts
 from lightning_mvp.study.compare import plan
 from lightning_mvp.study.methods import METHODS
@@ -19,6 +18,7 @@ from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.records import read_record
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import Part
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.zoo.zoo import ModelZoo
 
 from .workshop import images_of, in_memory, noise, settings

@@ -1,0 +1,72 @@
+"""What several ranks must do together: decide alike, write once, and end their process group."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+from collections.abc import Callable
+from functools import cache
+
+import lightning as L
+import torch
+from torch import Tensor, distributed
+
+
+@cache
+def close_process_group_at_exit() -> None:
+    """Ask for the process group to be destroyed when this process ends, once.
+
+    Lightning does so for NCCL only. Gloo's threads may still hold tensors while Python shuts down, and then the rank
+    aborts ("terminate called without an active exception", about one run in fifteen seen with ``ddp_spawn``): a run
+    that has succeeded counts as failed.
+    """
+    atexit.register(_close)
+
+
+def _close() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def require_equal_on_all_ranks(trainer: L.Trainer | L.Fabric, decision: str, round_: int) -> None:
+    """Ranks that decide differently diverge silently: compare one hash, and raise on all of them.
+
+    Args:
+        trainer: the ranks.
+        decision: what this rank decided, such as the masks' fingerprint.
+        round_: the pruning round, for the message.
+
+    Raises:
+        RuntimeError: the decisions differ; the message names the ranks.
+    """
+    if trainer.world_size == 1:
+        return
+    digest = hashlib.sha256(decision.encode()).digest()
+    own = torch.tensor(list(digest), dtype=torch.int64, device=trainer.strategy.root_device)
+    gathered = trainer.strategy.all_gather(own)
+    assert isinstance(gathered, Tensor)
+    differing = [rank for rank, other in enumerate(gathered) if not torch.equal(other, gathered[0])]
+    if differing:
+        raise RuntimeError(
+            f"The masks of pruning round {round_} differ between ranks: rank(s) {differing} disagree with rank 0. "
+            "Gradients were not the same on all ranks; look for parameters that DDP does not synchronise."
+        )
+
+
+def on_rank_zero(trainer: L.Trainer | L.Fabric, write: Callable[[], object]) -> None:
+    """Let rank 0 write; all ranks wait for it, and all fail if it does.
+
+    Raises:
+        RuntimeError: on all ranks, with what went wrong on rank 0.
+    """
+    problem = None
+    if trainer.is_global_zero:
+        try:
+            write()
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+    problem = trainer.strategy.broadcast(problem)
+    if problem is not None:
+        raise RuntimeError(f"The zoo entry could not be written, and the zoo is as it was. {problem}")

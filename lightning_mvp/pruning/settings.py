@@ -1,0 +1,182 @@
+"""What a user chooses about pruning, checked at once, and what it means for each round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_mvp.backbones.cost import CostModel
+from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
+from lightning_mvp.pruning.choose import RatioOf, Scope, choose_masks, require_choice
+from lightning_mvp.pruning.schedule import Schedule
+
+Criterion = Literal["taylor", "magnitude", "random"]
+
+# Settings that did not exist when the first zoos were made, with the default that says the same.
+LATER: dict[str, Any] = {"round_to": 1, "include": None, "exclude": None}
+
+# The rest is fine-tuning, which the last rounds need after them.
+SHARE_OF_STEPS_FOR_ROUNDS = 0.6
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """How a backbone is pruned; the arguments are those of :class:`~lightning_mvp.callbacks.mvp.MVPCallback`.
+
+    Raises:
+        ValueError: an argument out of its range, named.
+
+    Example:
+        >>> PruningSettings(pruning_ratio=0.75, rounds=2).schedule(steps=100).step_of(2)
+        60
+    """
+
+    criterion: Criterion = "taylor"
+    pruning_ratio: float = 0.8
+    ratio_of: RatioOf = "units"
+    rounds: int = 8
+    warmup_steps: int = 0
+    steps_per_round: int | None = None
+    scope: Scope = "layer"
+    floor: int = 1
+    power: float = 1.0
+    seed: int = 0
+    round_to: int = 1
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("criterion", self.criterion, Criterion)
+        require_choice("ratio_of", self.ratio_of, RatioOf)
+        require_choice("scope", self.scope, Scope)
+        if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
+            raise ValueError(f"Expected argument `floor` to be an integer of at least 1, but got {self.floor!r}.")
+        require_round_to(self.round_to)
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            if patterns is not None:  # one word will do; a plain list, as JSON and checkpoints give it back
+                object.__setattr__(self, name, [patterns] if isinstance(patterns, str) else list(patterns))
+        self._schedule(1 if self.steps_per_round is None else self.steps_per_round)
+
+    def _schedule(self, steps_per_round: int) -> Schedule:
+        return Schedule(self.pruning_ratio, self.rounds, steps_per_round, self.warmup_steps, self.power)
+
+    def schedule(self, steps: float) -> Schedule:
+        """The rounds of a run of so many optimizer steps; ``inf`` where its length is not known.
+
+        Raises:
+            ValueError: neither ``steps_per_round`` nor the run's length is known.
+        """
+        if self.steps_per_round is not None:
+            return self._schedule(self.steps_per_round)
+        if steps == float("inf"):
+            raise ValueError(
+                "Expected argument `steps_per_round` to be given, but got None, and the Trainer's run has no known "
+                "length. Give it, or set max_steps or max_epochs."
+            )
+        return self._schedule(max(1, int(SHARE_OF_STEPS_FOR_ROUNDS * (steps - self.warmup_steps) / self.rounds)))
+
+    def config(self, steps: int) -> dict[str, Any]:
+        """Everything a zoo entry's id is made of, for a run of so many optimizer steps."""
+        return {**self.to_dict(), "steps_per_round": self.schedule(steps).steps_per_round, "steps": steps}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types. What came later is left out at its default: older ids and checkpoints stay valid."""
+        return {name: value for name, value in asdict(self).items() if LATER.get(name, ...) != value}
+
+    def require_same(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with other settings than a checkpoint has.
+
+        Args:
+            saved: of :meth:`to_dict`.
+
+        Raises:
+            ValueError: they differ; says in what.
+        """
+        before, own = asdict(PruningSettings(**saved)), asdict(self)
+        differing = [f"{name}={before[name]!r}, not {own[name]!r}" for name in own if before[name] != own[name]]
+        if differing:
+            raise ValueError(
+                f"Expected the settings of the run that is resumed, but it had {', '.join(differing)}. Pass the same "
+                "to MVPCallback, or start anew from the weights alone."
+            )
+
+    def choose(
+        self, scores: Mapping[str, Tensor], masks: Masks, kept_fraction: float, groups: Groups, cost: CostModel
+    ) -> Masks:
+        """One decision: :func:`~lightning_mvp.pruning.choose.choose_masks` with these settings."""
+        return choose_masks(
+            scores,
+            masks,
+            kept_fraction,
+            scope=self.scope,
+            ratio_of=self.ratio_of,
+            cost=cost,
+            floor=self.floor,
+            multiples=unit_multiples(groups, self.round_to) if self.round_to > 1 else None,
+        )
+
+
+def entry_config(settings: PruningSettings, steps: int, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the id of a pruned entry is made of.
+
+    Args:
+        settings: how it is pruned.
+        steps: the run's optimizer steps.
+        training: how it is trained, where somebody says so; plain JSON.
+    """
+    return {**settings.config(steps), **({"training": dict(training)} if training else {})}
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round of a preview; what cannot be known yet is None.
+
+    Args:
+        round: 1 to the number of rounds.
+        step: the optimizer steps done when it happens; None if the run's length is not known.
+        kept_fraction: of units, parameters or MACs, left after it.
+        widths: units left in each group; None with global scope, where only scores will tell.
+        macs: multiply-accumulates left; None where widths are.
+    """
+
+    round: int
+    step: int | None
+    kept_fraction: float
+    widths: dict[str, int] | None
+    macs: int | None
+
+
+def plan_rounds(settings: PruningSettings, groups: Groups, cost: CostModel, steps: int | None) -> list[RoundPlan]:
+    """What each round will leave, before any training.
+
+    Args:
+        settings: how it will be pruned.
+        groups: the backbone's groups.
+        cost: of the same backbone and groups.
+        steps: the run's optimizer steps; needed for the rounds' steps unless the settings say them.
+    """
+    timed = steps is not None or settings.steps_per_round is not None
+    schedule = settings.schedule(settings.warmup_steps if steps is None else steps)
+    # With layer scope widths don't depend on which units stay.
+    scores = {group.name: torch.zeros(group.size) for group in groups}
+    masks, plans = Masks.full(groups), []
+    for round_ in range(1, settings.rounds + 1):
+        fraction, known = schedule.kept_fraction(round_), settings.scope == "layer"
+        if known:
+            masks = settings.choose(scores, masks, fraction, groups, cost)
+        plans.append(
+            RoundPlan(
+                round=round_,
+                step=schedule.step_of(round_) if timed else None,
+                kept_fraction=fraction,
+                widths=masks.kept if known else None,
+                macs=cost.macs(masks) if known else None,
+            )
+        )
+    return plans

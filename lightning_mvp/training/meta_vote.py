@@ -1,0 +1,287 @@
+"""The voted small model of a new task, ready for a Trainer of one or many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+
+from lightning_mvp.backbones.create import plain
+from lightning_mvp.backbones.groups import find_groups
+from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.training.decision import Decision, freeze, is_first_process, rank_variables
+from lightning_mvp.training.mimic import Teacher, require_weight
+from lightning_mvp.training.resume import undisturbed
+from lightning_mvp.training.task import HeadInit, TaskModule
+from lightning_mvp.voting.merge import Missing
+from lightning_mvp.voting.similarity import SHORTLIST, Neighbour, Similarity
+from lightning_mvp.voting.vote import Ballots
+from lightning_mvp.voting.voted import VoteReport, voted_backbone
+from lightning_mvp.zoo.rebuild import dense_backbone
+from lightning_mvp.zoo.zoo import ModelZoo
+
+
+class MetaVoteModule(TaskModule):
+    """A :class:`TaskModule` over :func:`~lightning_mvp.voting.voted.voted_backbone`; make one with :meth:`from_zoo`.
+
+    ``load_from_checkpoint`` rebuilds the small model from the checkpoint's hyper-parameters and needs no zoo.
+
+    Where a Trainer of several processes runs the same script in each, only the process of global rank 0 opens the zoo
+    and votes, in :meth:`from_zoo`. In the others the module waits: it has no backbone, head or report until the Trainer
+    calls :meth:`configure_model`, at the start of fit, validate, test or predict.
+
+    Args:
+        recipe: the small backbone's recipe, widths included; None: rank 0 decides.
+        facts: the task's facts as a plain dict.
+        report: what the vote did, as a plain dict (:meth:`VoteReport.to_dict`); None: rank 0 decides.
+        options: of :class:`TaskModule`.
+    """
+
+    own_hparams: ClassVar[tuple[str, ...]] = (*TaskModule.own_hparams, "report")
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any] | None,
+        facts: Mapping[str, Any],
+        report: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> None:
+        # Lightning saves what this constructor was given, too: all of it plain.
+        recipe, facts, report = plain(recipe), plain(facts), plain(report)
+        if (recipe is None) != (report is None):
+            raise ValueError(
+                "Expected arguments `recipe` and `report` to be both given, or both None where rank 0 decides, but got "
+                f"recipe={recipe!r} and report={report!r}."
+            )
+        super().__init__(recipe, facts, **options)  # type: ignore[arg-type]  # `_build` waits where there is no recipe
+        self._to_share = False
+        self._dense: nn.Module | None = None  # what a process that waits was given
+        if report is not None:
+            self.report = dict(report)
+
+    @classmethod
+    def from_zoo(
+        cls,
+        zoo: ModelZoo | str | Path,
+        datamodule: TaskDataModule,
+        neighbours: int | Sequence[Neighbour] | None = 8,
+        pruning_ratio: float | None = None,
+        similarity: Similarity = "leep",
+        *,
+        temperature: float | None = None,
+        missing: Missing = "theta0",
+        ballots: Ballots = "masks",
+        head_init: HeadInit = "ridge",
+        backbone: nn.Module | None = None,
+        config: str | None = None,
+        seed: int = 0,
+        exclude: tuple[str, ...] = (),
+        round_to: int = 1,
+        shortlist: int | None = SHORTLIST,
+        mimic: float = 0.0,
+        theta0: nn.Module | None = None,
+        reconstruct: int = 0,
+        best_of: Sequence[int] | None = None,
+        **options: Any,
+    ) -> MetaVoteModule:
+        """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
+
+        Under a Trainer of several processes only rank 0 does so; see the class.
+
+        Args:
+            zoo: a zoo or its folder.
+            datamodule: the new task; only its training images are used, but for ``best_of``.
+            neighbours: how many zoo entries vote; None lets all vote; or a ranking already made, such as that of
+                :func:`~lightning_mvp.voting.latest.latest`.
+            pruning_ratio: of the voted model; default: the neighbours' mean widths.
+            similarity: ``"leep"`` or ``"prototypes"`` (``"random"`` and ``"farthest"`` are controls).
+            temperature: votes and weights by softmax(score / temperature); None: all neighbours count alike.
+            ballots: what a neighbour's vote counts, see :func:`~lightning_mvp.voting.vote.vote`.
+            missing: what an entry gets that no neighbour kept, see :func:`~lightning_mvp.voting.merge.merge`.
+            head_init: ``"ridge"`` (closed form on the training images) or ``"random"``.
+            backbone: the dense backbone, where the zoo has no recipe to build it from.
+            config: hash of one pruning configuration of the zoo; default as in :meth:`ModelZoo.nearest`.
+            seed: of the scoring images and of ``similarity="random"``.
+            exclude: names of entries that may not vote.
+            round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
+            shortlist: of a larger zoo so many entries are read and scored, see
+                :func:`~lightning_mvp.voting.similarity.rank_neighbours`; None scores all.
+            mimic: weight of :func:`~lightning_mvp.training.mimic.mimic_loss` in the training loss, such as 2: the
+                features are drawn to those of the zoo's backbone. 0 leaves it out.
+            theta0: another teacher than the zoo's backbone, such as the wider one that a parent was pruned from.
+            reconstruct: so many training images refit the merged weights towards the zoo's dense backbone, see
+                :func:`~lightning_mvp.voting.voted.voted_backbone`; 0 leaves them as they are.
+            best_of: numbers of neighbours to try, such as ``(1, 4, 8)``: each vote is measured before its first step,
+                with the ridge head, on the task's validation images, and the best is taken; of equal ones that of the
+                fewest. ``neighbours`` then says who may vote at most. None tries no others than ``neighbours``.
+            options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
+
+        Returns:
+            The module; its ``report`` says what was done, also printed once. On any other rank than 0 it waits.
+        """
+        options["mimic"] = require_weight(mimic)
+        require_counts(best_of)
+        if not is_first_process():
+            module = cls(None, datamodule.facts.to_dict(), None, **options)
+            module._to_share, module._dense = True, backbone
+            return module
+        if not isinstance(zoo, ModelZoo):
+            zoo = ModelZoo(zoo)
+        vote_of = partial(
+            voted_backbone,
+            zoo,
+            datamodule,
+            pruning_ratio=pruning_ratio,
+            similarity=similarity,
+            temperature=temperature,
+            missing=missing,
+            ballots=ballots,
+            backbone=backbone,
+            config=config,
+            seed=seed,
+            exclude=exclude,
+            round_to=round_to,
+            shortlist=shortlist,
+            reconstruct=reconstruct,
+        )
+        small, report = vote_of(neighbours=neighbours)
+        said = report.to_dict()
+        if best_of:
+            small, report, starts = best_start(vote_of, (small, report), best_of, datamodule)
+            said = {**report.to_dict(), "starts": starts}
+        voted = cls.for_task(small, datamodule.facts, report=said, **options)
+        assert isinstance(voted, cls)
+        voted.initialise_head(datamodule, head_init)
+        if theta0 is not None:
+            voted.take_teacher(theta0, datamodule, seed=seed)
+        elif mimic:
+            dense = dense_backbone(zoo, backbone)
+            groups = find_groups(dense, voted.example).listed(zoo.group_sizes, str(zoo.path))
+            voted.take_teacher(dense, datamodule, groups, report.masks, seed)
+        voted._to_share = True
+        rank_zero_info(report.summary())
+        return voted
+
+    @property
+    def waits(self) -> bool:
+        """Whether rank 0's decision has yet to come."""
+        return self.hparams["recipe"] is None
+
+    def configure_model(self) -> None:
+        """Lightning calls it on all ranks before weights are restored: give rank 0's decision to the others, once.
+
+        Raises:
+            RuntimeError: the module waits for a rank 0 that doesn't exist, or that waits itself.
+        """
+        if not self._to_share:
+            return
+        if self.trainer.world_size == 1:
+            if self.waits:
+                raise RuntimeError(_nobody_decided("the Trainer has one process only"))
+            return  # a later Trainer may have more
+        packed = None
+        if self.global_rank == 0 and not self.waits:
+            own = {name: self.hparams[name] for name in self.own_hparams if name in self.hparams}
+            packed = Decision.of(self, own).pack()
+        packed = self.trainer.strategy.broadcast(packed)
+        if packed is None:
+            raise RuntimeError(_nobody_decided("the process that the Trainer made rank 0 waits, too"))
+        if self.global_rank != 0:
+            decision = Decision.unpack(*packed)
+            self._become(decision.hparams)
+            self.load_state_dict(decision.weights)
+            freeze(self, decision.frozen)
+        if self.mimic:
+            self._share_teacher()
+        self._to_share = False
+
+    def _share_teacher(self) -> None:
+        """Give rank 0's teacher to the others: they open no zoo."""
+        teacher = self.teacher if self.global_rank == 0 else None
+        packed = self.trainer.strategy.broadcast(None if teacher is None else teacher.pack())
+        if self.global_rank != 0 and packed is not None:
+            with undisturbed():
+                self.teacher = Teacher.unpack(*packed, self._dense)
+
+    def _build(self, recipe: Mapping[str, Any] | None, backbone: nn.Module | None = None) -> None:
+        if recipe is not None:
+            super()._build(recipe, backbone)
+
+    def _become(self, hparams: Mapping[str, Any]) -> None:
+        if "report" not in hparams:
+            raise ValueError(
+                "Expected a checkpoint of a MetaVoteModule, which says how its widths were voted, but this one has no "
+                "`report`. Resume it with a TaskModule."
+            )
+        super()._become(hparams)
+        self.report = dict(hparams["report"])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in ("backbone", "head", "report"):
+                raise
+            raise AttributeError(
+                f"This process is not rank 0 ({rank_variables()}): its {type(self).__name__} waits for rank 0's vote "
+                f"and has no `{name}` before the Trainer starts (fit, validate, test or predict). Use it on rank 0 "
+                "only, after the Trainer has run, or in a hook such as on_fit_start."
+            ) from None
+
+
+def require_counts(best_of: Sequence[int] | None) -> None:
+    """Refuse what are no numbers of neighbours.
+
+    Example:
+        >>> require_counts((0, 8))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `best_of` to be integers of at least 1, such as (1, 4, 8), but got [0, 8].
+    """
+    if best_of is not None and not (best_of and all(type(count) is int and count >= 1 for count in best_of)):
+        raise ValueError(
+            f"Expected argument `best_of` to be integers of at least 1, such as (1, 4, 8), but got {list(best_of)}."
+        )
+
+
+def best_start(
+    vote_of: Callable[..., tuple[nn.Module, VoteReport]],
+    widest: tuple[nn.Module, VoteReport],
+    counts: Sequence[int],
+    datamodule: TaskDataModule,
+) -> tuple[nn.Module, VoteReport, dict[str, float]]:
+    """The vote whose start is best on validation images, out of several numbers of neighbours.
+
+    Args:
+        vote_of: votes, given ``neighbours``.
+        widest: what it gave where all voted that may.
+        counts: how many of those to try.
+        datamodule: of the task.
+
+    Returns:
+        The voted backbone, its report, and the accuracy of each number that was tried.
+    """
+    found: dict[int, tuple[float, nn.Module, VoteReport]] = {}
+    voters, about = widest[1].neighbours, widest[1]
+    for count in sorted({min(count, len(voters)) for count in counts}):
+        small, report = widest if count == len(voters) else vote_of(neighbours=voters[:count])
+        trial = TaskModule.for_task(small, datamodule.facts)
+        trial.initialise_head(datamodule)
+        found[count] = (trial.accuracy_on(*datamodule.val_images()), small, report)
+    _, small, report = max(found.values(), key=lambda start: start[0])  # the first of equals
+    report = replace(report, evidence=about.evidence, scored=about.scored, entries=about.entries)
+    starts = {str(count): start[0] for count, start in found.items()}
+    return small, report, starts
+
+
+def _nobody_decided(why: str) -> str:
+    return (
+        f"Expected the process of rank 0 to have voted, but {why}: this process took itself for another rank when "
+        f"MetaVoteModule.from_zoo was called ({rank_variables()}). Unset the variable if it is left over from another "
+        "run; else give the Trainer as many devices and nodes as there are processes."
+    )

@@ -1,0 +1,249 @@
+"""From a pruned model to a new entry of a zoo, however the model was pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_mvp.backbones.create import recipe_of
+from lightning_mvp.backbones.features import classifier_name
+from lightning_mvp.backbones.groups import Groups
+from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.files import with_words
+from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.pruning.engine import Contract
+from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.version import __version__
+from lightning_mvp.zoo.entry import ZooEntry, entry_id
+from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
+from lightning_mvp.zoo.index import INDEX
+from lightning_mvp.zoo.rebuild import as_tensors
+from lightning_mvp.zoo.zoo import ModelZoo
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """As NumPy arrays; floating-point numbers as float32, whatever precision was trained in."""
+    return {name: as_stored(tensor).contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    """A copy as a zoo keeps it: on the CPU, floating-point numbers as float32."""
+    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True)
+
+
+def own_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """The backbone's state without the timm classifier that may sit inside it: what θ⁰ is made of."""
+    classifier = classifier_name(backbone)
+    return {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        # What a module's get_extra_state gives may be anything; it is the module's own business.
+        if isinstance(tensor, Tensor) and (classifier is None or not name.startswith(f"{classifier}."))
+    }
+
+
+def require_new_entry(path: Path, task: TaskFacts, config: Mapping[str, Any]) -> None:
+    """Refuse an entry that the zoo has already, before any work.
+
+    Raises:
+        FileExistsError: the same task was pruned with the same configuration.
+    """
+    entry = entry_id(task.name, config)
+    if (path / INDEX).exists() and entry in ModelZoo(path):
+        raise FileExistsError(
+            f"The zoo {path} already has an entry {entry}: the same task pruned with the same configuration. "
+            "Nothing is overwritten; remove it with `mvp-zoo remove`, or change `seed`."
+        )
+
+
+def open_zoo(path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> ModelZoo:
+    """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
+    recipe = recipe_of(backbone)
+    if recipe is None:
+        rank_zero_warn(
+            "This backbone can't be rebuilt from a timm name, so whoever votes from the zoo must pass it: "
+            "voted_backbone(..., backbone=...). Backbones made by lightning_mvp.create_backbone carry their recipe."
+        )
+    elif classifier_name(backbone) is not None:  # no part of θ⁰: tasks of different class counts share a zoo
+        recipe = {**recipe, "arguments": {**recipe.get("arguments", {}), "num_classes": 0}}
+    return ModelZoo.create(path, recipe, as_arrays(theta0), groups.sizes)
+
+
+def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> None:
+    """Add an entry; where the zoo can't be written, keep it in ``folder``, because it took a training to make.
+
+    The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays.
+
+    Raises:
+        OSError, ValueError: the entry is not in the zoo, or may be lost there; the message says where it is kept.
+    """
+    try:
+        zoo.add(entry, storage=storage)
+    except FileExistsError:
+        rank_zero_warn(f"Another job has added {entry.name} to the zoo {zoo.path} meanwhile: its entry stays.")
+    except (OSError, ValueError) as error:
+        try:
+            entry = replace(entry, info={**entry.info, "zoo": zoo.fingerprint})  # whose it is
+            kept = write_entry(folder / f"{entry.name}{SUFFIX}", entry, overwrite=True, storage=storage)
+        except (OSError, ValueError):  # nowhere to write, or nothing to keep: the first error is the one to mend
+            raise error from None
+        words = (
+            f"The pruned model is kept in {kept}: `mvp-zoo add {zoo.path} {kept}` adds it once the zoo can be written."
+        )
+        if isinstance(error, OSError):
+            raise with_words(error, f"{error.strerror or error} {words}") from error
+        raise ValueError(f"{error} {words}") from error
+
+
+def entry_of(
+    task: TaskFacts,
+    config: Mapping[str, Any],
+    masks: Masks,
+    importance: Scores,
+    state: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    prototypes: Tensor | None,
+    info: Mapping[str, Any],
+    *,
+    kept: Mapping[str, float],
+    metrics: Mapping[str, Any],
+) -> ZooEntry:
+    """A pruned model as a zoo keeps it, however it was pruned. Pure.
+
+    Args:
+        task: what it was pruned for.
+        config: how; with the task's name it makes the entry's id.
+        masks: ``(units,)`` for each of the backbone's groups.
+        importance: likewise.
+        state: of the small backbone: the weights that θ⁰ has, too.
+        head: ``weight`` and perhaps ``bias`` of the small head; empty if there is none.
+        prototypes: ``(classes, features)``, if known.
+        info: what the run came to, plain JSON.
+        kept: fractions of units, parameters and MACs that are left.
+        metrics: what was measured in training.
+    """
+    return ZooEntry(
+        name=entry_id(task.name, config),
+        facts=task.to_dict(),
+        config=dict(config),
+        masks=as_arrays(masks),
+        weights=as_arrays(state),
+        importance=as_arrays(importance),
+        head=as_arrays(head),
+        prototypes=None if prototypes is None else prototypes.numpy(),
+        info={
+            **info,
+            "kept": dict(kept),
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "versions": {
+                "lightning_mvp": __version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+        },
+    )
+
+
+class ZooTarget:
+    """The zoo that a pruned model is to be added to, and what the entry is about.
+
+    Args:
+        path: the zoo's folder; made if there is none.
+        task: what the model is pruned for.
+        storage: ``"float32"``, or ``"bfloat16"`` for half the bytes; no part of the entry's id.
+
+    Raises:
+        ValueError: another storage.
+    """
+
+    def __init__(self, path: Path, task: TaskFacts, storage: Storage = "float32") -> None:
+        require_choice("storage", storage, Storage)
+        self.path, self.task, self.storage = path, task, storage
+        self.config: dict[str, Any] = {}
+        self.decided = False  # somebody has looked already whether the zoo has such an entry
+        self.forget()
+
+    def forget(self) -> None:
+        """A new fit begins: θ⁰ is not known yet, and the zoo is not open."""
+        self._zoo: ModelZoo | None = None
+        self._theta0: dict[str, Tensor] | None = None
+        self._saved: str | None = None
+
+    @property
+    def theta0_fingerprint(self) -> str | None:
+        """What a checkpoint says of θ⁰, which the zoo holds."""
+        return self._saved if self._zoo is None else self._zoo.theta0_fingerprint
+
+    @property
+    def contract(self) -> Contract | None:
+        """The groups of the zoo; None where it has yet to be made."""
+        return Contract(str(self.path), ModelZoo(self.path).group_sizes) if (self.path / INDEX).exists() else None
+
+    def capture(self, backbone: nn.Module) -> None:
+        """Take the backbone as it is now for θ⁰."""
+        self._theta0 = {name: as_stored(tensor) for name, tensor in own_state(backbone).items()}
+
+    def resume(self, saved: str | Mapping[str, Tensor] | None) -> None:
+        """θ⁰ of a run that goes on: what was captured if it has this fingerprint, else the zoo's.
+
+        Args:
+            saved: θ⁰'s fingerprint as the checkpoint has it; older checkpoints hold θ⁰ itself.
+
+        Raises:
+            ValueError: the checkpoint says nothing of θ⁰, or there is no zoo with that θ⁰ here.
+        """
+        if isinstance(saved, Mapping):
+            self._theta0 = dict(saved)
+            return
+        if saved is None:
+            raise ValueError(
+                "Expected a checkpoint of a run with `zoo`, but it was written without one, so it doesn't say which "
+                "weights the run began with. Resume without `zoo`, or start anew."
+            )
+        self._saved = saved
+        if self._theta0 is not None and fingerprint(self._theta0) == saved:
+            return
+        zoo = ModelZoo(self.path) if (self.path / INDEX).exists() else None
+        if zoo is None or zoo.theta0_fingerprint != saved:
+            raise ValueError(
+                "Expected argument `zoo` to be the zoo of the run that is resumed, from which it takes its θ⁰, but "
+                + (f"there is none at {self.path}." if zoo is None else f"{self.path} is of another θ⁰.")
+                + f" Name that zoo, or start with a backbone of those weights (fingerprint {saved[:8]}…)."
+            )
+        self._theta0 = as_tensors(zoo.theta0())
+
+    def reserve(self, config: Mapping[str, Any]) -> None:
+        """Refuse an entry that the zoo has already, before any work; nothing is written.
+
+        Raises:
+            FileExistsError: the same task was pruned with the same configuration.
+        """
+        self.config = dict(config)
+        if not self.decided:
+            require_new_entry(self.path, self.task, self.config)
+
+    def open(self, backbone: nn.Module, groups: Groups) -> None:
+        """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
+        self._zoo = open_zoo(self.path, backbone, self.theta0, groups)
+        self._theta0 = as_tensors(self._zoo.theta0())  # which is in memory anyway
+
+    @property
+    def theta0(self) -> dict[str, Tensor]:
+        """The weights that the run began with."""
+        assert self._theta0 is not None, "it was captured, or found by its fingerprint"
+        return self._theta0
+
+    def add(self, entry: ZooEntry, folder: Path) -> None:
+        """Add an entry, or keep it in ``folder``: :func:`add_or_keep`."""
+        assert self._zoo is not None, "it was opened before the first step"
+        add_or_keep(self._zoo, entry, folder, self.storage)
