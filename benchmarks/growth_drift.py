@@ -48,17 +48,24 @@ class Bench:
         shop: the study's data and backbones.
         steps: of each entry and of each measurement.
         mimic: weight of the mimicking loss.
-        classes: of each task.
     """
 
     shop: Workshop
     steps: int = 100
     mimic: float = 2.0
-    classes: int = 10
+
+    def drawn(self, classes: Sequence[str], seed: int) -> list[str]:
+        """As many of these classes as the study's tasks have."""
+        count = self.shop.settings.split["classes_per_task"]
+        return sorted(np.random.default_rng(seed).choice(list(classes), count, replace=False).tolist())
 
     def task(self, name: str, classes: Sequence[str], seed: int, new: bool) -> TaskDataModule:
         """A task of some of these classes: of images that zoos may learn from, or of new ones."""
-        chosen = sorted(np.random.default_rng(seed).choice(list(classes), self.classes, replace=False).tolist())
+        chosen = sorted(
+            np.random.default_rng(seed)
+            .choice(list(classes), self.shop.settings.split["classes_per_task"], replace=False)
+            .tolist()
+        )
         settings = self.shop.settings
         return TaskDataModule(
             self.shop.halves[new], chosen, name, batch_size=settings.batch_size, augment="none", seed=settings.seed
@@ -68,7 +75,11 @@ class Bench:
         """A task of rendered characters: another domain."""
         size = self.shop.data.train.images.shape[-1]
         data = load_data("glyphs", image_size=size, per_class_train=64, per_class_val=16)
-        chosen = sorted(np.random.default_rng(seed).choice(list(data.classes), self.classes, replace=False).tolist())
+        chosen = sorted(
+            np.random.default_rng(seed)
+            .choice(list(data.classes), self.shop.settings.split["classes_per_task"], replace=False)
+            .tolist()
+        )
         return TaskDataModule(data, chosen, name, batch_size=self.shop.settings.batch_size, augment="none")
 
     def options(self) -> dict[str, Any]:
@@ -210,12 +221,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="where the study's data are now; default: where they were")
     parser.add_argument("--out", type=Path, required=True, help="folder for drift.json and drift.md")
     parser.add_argument("--entries", type=int, default=92, help="that join in the test of drift; the others: fewer")
+    parser.add_argument("--steps", type=int, default=100, help="of each entry and each measurement")
     parser.add_argument("--targets", type=int, default=8, help="of each kind")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     quiet_lightning()
     rank_zero_module.log.setLevel(logging.WARNING)  # a table for each vote of hundreds
-    bench = Bench(Workshop(given.study, study_settings(given.study, given.data)))
+    bench = Bench(Workshop(given.study, study_settings(given.study, given.data)), given.steps)
     with tempfile.TemporaryDirectory() as folder:
         home, few = Path(folder), max(2, given.entries // 4)
         found = {
