@@ -27,9 +27,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.arguments import quoted
-from lightning_mvp.apps.check import launcher_problem, require_sound
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
+from lightning_mvp.apps.values import launcher_problem, require_types
 from lightning_mvp.files import write_json
 
 
@@ -70,11 +70,11 @@ class Job:
         if sweeping:
             forget_ranks()
         app = import_module(f"lightning_mvp.apps.{self.app}")
-        with _told(self.app, sweeping):
+        with _errors_for_people(self.app, sweeping):
             if hasattr(app, "ready"):
                 with _recorded() as record:
                     return self._train(app, config, sweeping, record)
-            require_sound(config, self.app)
+            require_types(config, self.app)
             prepare(config)
             return app.run(config)
 
@@ -83,7 +83,7 @@ class Job:
         problem = launcher_problem(HydraConfig.get().runtime.choices, sweeping)
         if problem is not None:
             raise ValueError(problem)
-        require_sound(config, self.app)
+        require_types(config, self.app)
         from lightning_mvp.apps.ranks import Ranks
 
         prepare(config)
@@ -156,7 +156,7 @@ def _recorded() -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _told(app: str, sweeping: bool) -> Iterator[None]:
+def _errors_for_people(app: str, sweeping: bool) -> Iterator[None]:
     """Errors that a person can mend are told without a traceback (``LIGHTNING_MVP_TRACEBACK=1`` shows it).
 
     A command ends with exit code 1 then. A sweep goes on: whatever failed, its other jobs are run. Ctrl-C is no error:

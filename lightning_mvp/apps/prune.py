@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from lightning_mvp.apps import growing
+from lightning_mvp.apps import growth_job
 from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     backbone_of,
@@ -115,7 +115,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.zoo.zoo import ModelZoo
 
     if config.start == "vote":
-        return growing.ready(config, world_size)
+        return growth_job.ready(config, world_size)
     if config.once:
         require_once(config)
     if config.once or config.cut_between_rounds:
@@ -130,7 +130,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     theta0 = {key: to_array(tensor) for key, tensor in own_state(backbone).items()}
     # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
     found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
-    return growing.entry_there(found, plan.name, plan.datamodule)
+    return growth_job.entry_there(found, plan.name, plan.datamodule)
 
 
 def require_once(config: DictConfig) -> None:
@@ -173,7 +173,7 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.zoo.zoo import ModelZoo
 
     if config.start == "vote":
-        return growing.run(config)
+        return growth_job.run(config)
     name, accuracy, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
     if first:
         console.print(f"{name}: {accuracy:.1%} on validation images")

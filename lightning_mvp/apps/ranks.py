@@ -155,7 +155,7 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
             elastic_launch(launch, sys.executable)("-m", "lightning_mvp.apps.ranks", app, str(folder), str(os.getpid()))
         except ChildFailedError as error:
             rank, failure = min(error.failures.items(), key=_order)
-            problem, where = _told(failure)
+            problem, where = _error_of(failure)
             raise RankFailedError(f"rank {rank} of {world_size}: {problem}") from _Remote(where)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
@@ -177,7 +177,7 @@ def _order(failed: tuple[int, ProcessFailure]) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def _told(failure: ProcessFailure) -> tuple[str, str]:
+def _error_of(failure: ProcessFailure) -> tuple[str, str]:
     """A rank's error and its traceback; of one that was killed, how."""
     said = failure.error_file_data["message"]
     return (said["message"], said["extraInfo"]["py_callstack"]) if isinstance(said, dict) else (failure.message,) * 2

@@ -35,16 +35,10 @@ console = Console(soft_wrap=True)
 FOR_PEOPLE = (ValueError, OSError, FloatingPointError, ImportError, OmegaConfBaseException, SelfCheckError)
 
 
-# What launchers tell a rank.
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "GROUP_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
+# What launchers tell each rank of the others.
+LAUNCHER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
 )
 
 
@@ -54,7 +48,7 @@ def forget_ranks() -> None:
     Lightning reads some of it when it is imported, so this comes first. In an allocation of SLURM's it would take this
     process for one of its tasks and wait for the others; only submitit has started them.
     """
-    for name in RANK_VARIABLES if "SUBMITIT_EXECUTOR" in os.environ else (*RANK_VARIABLES, "SLURM_NTASKS"):
+    for name in LAUNCHER_VARIABLES if "SUBMITIT_EXECUTOR" in os.environ else (*LAUNCHER_VARIABLES, "SLURM_NTASKS"):
         os.environ.pop(name, None)
 
 

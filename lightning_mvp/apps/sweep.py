@@ -21,8 +21,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
-from lightning_mvp.apps.check import launcher_problem
 from lightning_mvp.apps.runtime import console
+from lightning_mvp.apps.values import launcher_problem
 
 RECORD = "job.json"
 COLUMNS = ("job", "state", "metric", "seconds", "devices", "estimate", "overrides", "error", "log")

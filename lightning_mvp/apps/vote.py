@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from lightning_mvp.apps import growing
+from lightning_mvp.apps import growth_job
 from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     console,
@@ -81,12 +81,12 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.zoo.zoo import ModelZoo
 
     zoo, settings = ModelZoo(config.zoo), settings_of(config, world_size)
-    done = growing.ready_to_add(config, world_size) if config.add else None
+    done = growth_job.ready_to_add(config, world_size) if config.add else None
     if done is not None:
         return done
     output = output_of(config, settings)
     report = made_before(config, output, settings)
-    if report is not None and not (config.add and growing.may_be_added(report)):
+    if report is not None and not (config.add and growth_job.may_be_added(report)):
         return Done(f"{output} is there already: skipped", report["val_accuracy"])
     if report is None:
         require_free(output, FILES, config.overwrite)
@@ -121,17 +121,17 @@ def run(config: DictConfig) -> float:
         datamodule,
         **plain(config.vote),
         seed=config.seed,
-        **growing.module_options(config),
+        **growth_job.module_options(config),
     )
     if not module.waits:  # rank 0, which voted; before anything is trained
         for sentence in advise(config, module.report):
             console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
-    start = growing.start_to_add(config, module, datamodule) if config.add else {}
+    start = growth_job.start_to_add(config, module, datamodule) if config.add else {}
     made = made_before(config, Path(config.output), plain(config.settings)) if config.add else None
     if made is not None:  # all but added: the job was stopped in between, or somebody decides only now
-        growing.add_made(config, datamodule, start)
+        growth_job.add_made(config, datamodule, start)
         return made["val_accuracy"]
-    trainer = growing.trainer_for(config, ModelZoo(config.zoo))
+    trainer = growth_job.trainer_for(config, ModelZoo(config.zoo))
     trainer.fit(module, datamodule=datamodule)
     val_accuracy = module.accuracy_on(*datamodule.val_images())
     test_accuracy = module.accuracy_on(*datamodule.test_images())
@@ -150,7 +150,7 @@ def run(config: DictConfig) -> float:
         for name, what in FILES.items():
             console.print(f"wrote {Path(config.output) / name}: {what}")
     if config.add:
-        growing.add_trained(config, trainer, module, datamodule, start)
+        growth_job.add_trained(config, trainer, module, datamodule, start)
     return val_accuracy
 
 

@@ -19,32 +19,32 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.fingerprint import fingerprint
 
-__all__ = ["create_backbone", "fingerprint", "load_weights", "plain", "recipe_of"]
+__all__ = ["as_json", "create_backbone", "fingerprint", "load_weights", "recipe_of"]
 
 KEYS = ("model", "arguments", "replace", "input_size", "in_chans", "kept")
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Plain dicts, lists, strings and numbers from any nested containers, such as OmegaConf's.
 
     Raises:
         ValueError: something in it is not JSON.
 
     Example:
-        >>> plain({"layers": (1, 1, 1)})
+        >>> as_json({"layers": (1, 1, 1)})
         {'layers': [1, 1, 1]}
     """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [plain(item) for item in value]
+        return [as_json(item) for item in value]
     raise ValueError(f"Expected a recipe of plain JSON values, but got {type(value).__name__}: {value!r}.")
 
 
 def _require_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = dict(plain(recipe))
+    recipe = dict(as_json(recipe))
     unknown = sorted(set(recipe) - set(KEYS))
     if unknown or not isinstance(recipe.get("model"), str):
         raise ValueError(
@@ -219,7 +219,7 @@ def recipe_of(backbone: nn.Module) -> dict[str, Any] | None:
     """
     recipe = getattr(backbone, "recipe", None)
     if isinstance(recipe, Mapping):
-        return copy.deepcopy(plain(recipe))
+        return copy.deepcopy(as_json(recipe))
     config = getattr(backbone, "pretrained_cfg", None) or {}
     model = config.get("architecture")
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)

@@ -200,7 +200,7 @@ def without_sync(module: nn.Module, inputs: Sequence[Tensor] = ()) -> nn.Module:
         for hook in hooks:
             hook.remove()
 
-    def plain(part: nn.Module) -> nn.Module:
+    def local(part: nn.Module) -> nn.Module:
         if isinstance(part, nn.SyncBatchNorm) and type(part) is nn.SyncBatchNorm:
             kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(axes.get(part, 4), nn.BatchNorm2d)
             norm = kind(part.num_features, part.eps, part.momentum, part.affine, part.track_running_stats)
@@ -208,7 +208,7 @@ def without_sync(module: nn.Module, inputs: Sequence[Tensor] = ()) -> nn.Module:
             norm._parameters, norm._buffers = part._parameters, part._buffers
             return norm.train(part.training)
         for name, child in part.named_children():
-            part.add_module(name, plain(child))
+            part.add_module(name, local(child))
         return part
 
-    return plain(module)
+    return local(module)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lightning_mvp.backbones.create import plain
+from lightning_mvp.backbones.create import as_json
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
 
@@ -72,7 +72,7 @@ class Decision:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in module.state_dict().items()
         }
-        return cls(plain(hparams), frozen_parameters(module), weights)
+        return cls(as_json(hparams), frozen_parameters(module), weights)
 
     def pack(self) -> tuple[str, bytes]:
         """JSON text and safetensors bytes."""

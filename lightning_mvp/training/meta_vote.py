@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_mvp.backbones.create import plain
+from lightning_mvp.backbones.create import as_json
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.decision import Decision, freeze, is_first_process, rank_variables
@@ -52,7 +52,7 @@ class MetaVoteModule(TaskModule):
         **options: Any,
     ) -> None:
         # Lightning saves what this constructor was given, too: all of it plain.
-        recipe, facts, report = plain(recipe), plain(facts), plain(report)
+        recipe, facts, report = as_json(recipe), as_json(facts), as_json(report)
         if (recipe is None) != (report is None):
             raise ValueError(
                 "Expected arguments `recipe` and `report` to be both given, or both None where rank 0 decides, but got "

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_mvp.agreement import close_process_group_at_exit
-from lightning_mvp.backbones.create import create_backbone, plain, recipe_of
+from lightning_mvp.backbones.create import as_json, create_backbone, recipe_of
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.inputs import one_sample
@@ -114,7 +114,7 @@ class TaskModule(L.LightningModule):
         if not isinstance(channels_last, bool | None):
             raise ValueError(f"Expected argument `channels_last` to be true, false or None, but got {channels_last!r}.")
         # Containers of another library, such as OmegaConf's, would break loading with weights_only=True.
-        recipe, facts = plain(recipe), plain(facts)
+        recipe, facts = as_json(recipe), as_json(facts)
         # Without mimicking a checkpoint says what it said before there was any.
         self.save_hyperparameters(ignore=["backbone", "zoo", "theta0", *([] if self.mimic else ["mimic"])])
         self._describe(facts)

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from lightning_mvp.apps import check
+from lightning_mvp.apps import values
 
 from .conftest import TINY, TINY_COMPARE, TINY_ROUNDS, Run
 
@@ -135,13 +135,13 @@ def test_a_backbone_that_fails_the_self_check_is_refused_in_a_sentence(
 
 
 WRONG = [
-    *((key, value) for key in {**check.WHOLE, **check.WHOLE_OR_NULL} for value in ("abc", 0.5, True, -7)),
-    *((key, value) for key in (*check.NUMBERS, *check.NUMBERS_OR_NULL) for value in ("abc", True, float("nan"))),
-    *((key, value) for key in check.FLAGS for value in ("no", 1, None)),
-    *((key, value) for key in check.LISTS for value in ("abc", 3, None)),
-    *((key, value) for key in check.MAPPINGS for value in ("abc", 3, None)),
-    *((key, None) for key in (*check.WHOLE, *check.NUMBERS, "zoo", "output")),
-    *((key, 3) for key in check.PATHS),
+    *((key, value) for key in {**values.WHOLE, **values.WHOLE_OR_NULL} for value in ("abc", 0.5, True, -7)),
+    *((key, value) for key in (*values.NUMBERS, *values.NUMBERS_OR_NULL) for value in ("abc", True, float("nan"))),
+    *((key, value) for key in values.FLAGS for value in ("no", 1, None)),
+    *((key, value) for key in values.LISTS for value in ("abc", 3, None)),
+    *((key, value) for key in values.MAPPINGS for value in ("abc", 3, None)),
+    *((key, None) for key in (*values.WHOLE, *values.NUMBERS, "zoo", "output")),
+    *((key, 3) for key in values.PATHS),
     ("seed", 2**32),
     ("split.classes", "cat"),
     ("parent", 3),
@@ -156,14 +156,14 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object
     with pytest.raises(
         ValueError, match=rf"^Expected `{re.escape(key)}` to be .+, but got .+\. Write {re.escape(key)}="
     ):
-        check.require_sound(config, "prune")
+        values.require_types(config, "prune")
 
 
-@pytest.mark.parametrize("key", [*check.WHOLE_OR_NULL, *check.NUMBERS_OR_NULL, "split.classes", "parent", "weights"])
+@pytest.mark.parametrize("key", [*values.WHOLE_OR_NULL, *values.NUMBERS_OR_NULL, "split.classes", "parent", "weights"])
 def test_null_is_a_value_where_it_has_a_meaning(key: str) -> None:
     config = OmegaConf.create({"output": "x", "data": {"root": "???"}})
     OmegaConf.update(config, key, None)
-    check.require_sound(config, "prune")
+    values.require_types(config, "prune")
 
 
 NO_GPU = "trainer.accelerator=gpu, trainer.devices=2, trainer.strategy=ddp, trainer.precision=auto Lightning refuses: "
@@ -205,7 +205,7 @@ def test_an_argument_that_nobody_has_is_named(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_sweep_on_slurm_without_slurm_is_refused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check.shutil, "which", lambda _: None)
+    monkeypatch.setattr(values.shutil, "which", lambda _: None)
     message = refused(run, tmp_path / "home", "prune", "-m", *TINY, "launcher=slurm", "split.task=0,1")
     assert "Expected SLURM's commands for launcher=slurm, but there is no srun here." in message
 

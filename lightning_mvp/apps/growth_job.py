@@ -194,7 +194,7 @@ def run(config: DictConfig) -> float:
     """
     from lightning_mvp.agreement import on_rank_zero
     from lightning_mvp.fitting.growing import start_accuracy, start_of_growth
-    from lightning_mvp.training.adding import WorseThanStartError, add_voted
+    from lightning_mvp.training.adding import WorseThanStartError
     from lightning_mvp.training.decision import is_first_process
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.waves import refuse, wave_voters
@@ -215,28 +215,19 @@ def run(config: DictConfig) -> float:
     accuracy = module.accuracy_on(*datamodule.val_images())
     name = entry_id(datamodule.facts.name, own)
     info = {"steps": trainer.global_step, "seed": config.seed, "seconds": seconds, "start_val_accuracy": start}
-    told = [f"{name}: {accuracy:.1%} on validation images"]
+    sentences = [f"{name}: {accuracy:.1%} on validation images"]
 
     def write() -> None:
         try:
-            add_voted(
-                zoo,
-                module,
-                datamodule,
-                config=own,
-                start_accuracy=None if growth["keep_worse"] else start,
-                info=info,
-                storage=config.storage,
-                folder=config.trainer.get("default_root_dir", "."),
-            )
-            told.append(f"wrote {name} to the zoo {config.zoo}, which has {len(zoo)} entries now")
+            _add(config, zoo, module, datamodule, own, None if growth["keep_worse"] else start, info, config.storage)
+            sentences.append(f"wrote {name} to the zoo {config.zoo}, which has {len(zoo)} entries now")
         except WorseThanStartError as error:
             refuse(zoo, name, {**info, "val_accuracy": accuracy})
-            told.append(f"{error} Later waves go on without it.")
+            sentences.append(f"{error} Later waves go on without it.")
 
     on_rank_zero(trainer, write)
     if trainer.is_global_zero:
-        for sentence in told:
+        for sentence in sentences:
             console.print(sentence, markup=False, highlight=False)
     return accuracy
 
@@ -312,7 +303,7 @@ def add_trained(
     from lightning_mvp.agreement import on_rank_zero
 
     info = {"steps": trainer.global_step, **start}
-    on_rank_zero(trainer, lambda: _add(config, module, datamodule, info))
+    on_rank_zero(trainer, lambda: _add_and_say(config, module, datamodule, info))
 
 
 def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
@@ -321,30 +312,38 @@ def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str,
 
     if start:
         module = MetaVoteModule.load_from_checkpoint(Path(config.output) / "model.ckpt", weights_only=True)
-        _add(config, module, datamodule, {"steps": config.steps, **start})
+        _add_and_say(config, module, datamodule, {"steps": config.steps, **start})
 
 
-def _add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule, info: Mapping[str, Any]) -> None:
-    from lightning_mvp.training.adding import WorseThanStartError, add_voted
+def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModule, info: Mapping[str, Any]) -> None:
+    from lightning_mvp.training.adding import WorseThanStartError
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.zoo import ModelZoo
 
     own, zoo = plain(config.add_as), ModelZoo(config.zoo)
-    name = entry_id(datamodule.facts.name, own)
-    if name in zoo:
-        said = f"{name} is in the zoo {config.zoo} already, and stays as it is"
-    else:
+    name = entry_id(data.facts.name, own)
+    sentence = f"{name} is in the zoo {config.zoo} already, and stays as it is"
+    if name not in zoo:
         try:
-            add_voted(
-                zoo,
-                module,
-                datamodule,
-                config=own,
-                start_accuracy=info["start_val_accuracy"],
-                info={**info, "seed": config.seed},
-                folder=config.trainer.get("default_root_dir", "."),
-            )
-            said = f"added {name} to the zoo {config.zoo}, which has {len(zoo)} entries now"
+            _add(config, zoo, module, data, own, info["start_val_accuracy"], {**info, "seed": config.seed})
+            sentence = f"added {name} to the zoo {config.zoo}, which has {len(zoo)} entries now"
         except WorseThanStartError as error:
-            said = str(error)
-    console.print(said, markup=False, highlight=False)
+            sentence = str(error)
+    console.print(sentence, markup=False, highlight=False)
+
+
+def _add(
+    config: DictConfig,
+    zoo: ModelZoo,
+    module: MetaVoteModule,
+    data: TaskDataModule,
+    own: Mapping[str, Any],
+    start: float | None,
+    info: Mapping[str, Any],
+    storage: Any = "float32",
+) -> None:
+    """Add an entry whose id is made of ``own``; it is kept in the job's folder if the zoo can't be written."""
+    from lightning_mvp.training.adding import add_voted
+
+    folder = config.trainer.get("default_root_dir", ".")
+    add_voted(zoo, module, data, config=own, start_accuracy=start, info=info, storage=storage, folder=folder)

@@ -138,7 +138,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def require_sound(config: DictConfig, app: str) -> None:
+def require_types(config: DictConfig, app: str) -> None:
     """Refuse what is of the wrong type, or below the least that makes sense.
 
     Args:
@@ -149,7 +149,7 @@ def require_sound(config: DictConfig, app: str) -> None:
         ValueError: the first such value; the message names its key and says what to write.
 
     Example:
-        >>> require_sound(OmegaConf.create({"steps": "many"}), "prune")
+        >>> require_types(OmegaConf.create({"steps": "many"}), "prune")
         Traceback (most recent call last):
         ...
         ValueError: Expected `steps` to be an integer of at least 1, but got 'many'. Write steps=NUMBER, ...
