@@ -118,7 +118,7 @@ def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
     studies = [Study.read(other) for other in pool or [folder]]
     rows = write_report(folder, studies, note=config.note, command=words(config), learned=learned(config))
     if rows:
-        console.print(results_table(rows, f"{config.data.name}: {studies[0].settings.targets} new tasks"))
+        console.print(results_table(rows, f"{data_arguments(config)['name']}: {studies[0].settings.targets} new tasks"))
     for sentence in verdicts(rows):
         console.print(sentence, highlight=False, markup=False)
     console.print(config.note, highlight=False, markup=False)

@@ -96,8 +96,13 @@ def _load(arguments: str, _relative_to: str) -> ImageData:
 
 
 def data_arguments(config: DictConfig) -> dict[str, Any]:
-    """Arguments of :func:`load_data` from the ``data`` group; an option of null is the data set's own default."""
+    """Arguments of :func:`load_data` from the ``data`` group; an option of null is the data set's own default.
+
+    ``_target_``, the import path of a function of somebody's own, may stand for ``name``.
+    """
     data = plain(config.data)
+    if "_target_" in data:
+        data["name"] = data.pop("_target_")
     options = {name: value for name, value in (data.pop("options", None) or {}).items() if value is not None}
     for other in ("batch_size", "augment"):
         data.pop(other, None)

@@ -27,7 +27,9 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
 
     Convolution channels with their batch norms (those of a residual stage are one group), hidden neurons of MLPs, and
     whole attention heads. Of grouped and depthwise convolutions whole conv groups are units. What can't be masked
-    exactly (channels under a LayerNorm or GroupNorm, other attention) is left out with a note in ``groups.skipped``; a
+    exactly (channels under a LayerNorm or GroupNorm, other attention) is left out with a note in ``groups.skipped``. A
+    layer of your own may say which units it has: by a method ``unit_groups(name)`` that returns a list of
+    :class:`UnitGroup`, where ``name`` is the layer's in the backbone. They are checked as all are. A
     timm classifier keeps its outputs. All work is done on a CPU copy: the backbone, its mode, hooks and gradients, and
     the global random state stay as they are; only a backbone with forward hooks runs once itself, in eval mode, to be
     compared with its copy. What was found is remembered for all backbones of the same structure,

@@ -320,6 +320,10 @@ class Tracer:
             finally:
                 done.update(producers)
             found.append((self.calls[producers[0]][0], group))
+        for name, module in layers:
+            declared = getattr(module, "unit_groups", None)
+            if callable(declared):  # a layer of a user's own that says itself which units it has
+                found += [(self.calls[name][0], group) for group in declared(name)]
         for name, attention in self.attention.items():
             found.append((self.calls.get(f"{name}.qkv".lstrip("."), [0])[0], heads_group(name, attention)))
         groups = self._distinct([group for _, group in sorted(found, key=lambda pair: pair[0])])

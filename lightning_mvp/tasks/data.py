@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
@@ -12,7 +14,7 @@ from lightning_mvp.tasks.glyphs import load_glyphs
 from lightning_mvp.tasks.partition import ImageData, Part, drop_duplicates, stratified_split
 from lightning_mvp.tasks.sources import Source, load_arrays, load_digits, load_imagefolder, load_torchvision
 
-__all__ = ["DATA_SETS", "ImageData", "Part", "load_data"]
+__all__ = ["DATA_SETS", "ImageData", "Part", "Source", "load_data"]
 
 DATA_SETS = ("glyphs", "digits", "torchvision", "imagefolder", "arrays")
 
@@ -36,7 +38,9 @@ def load_data(
     test image are dropped, and train images that are byte-equal to a val image.
 
     Args:
-        name: "glyphs", "digits", "torchvision", "imagefolder" or "arrays".
+        name: "glyphs", "digits", "torchvision", "imagefolder" or "arrays"; or the import path of a function of your own,
+            "mypackage.images", that returns a :class:`~lightning_mvp.tasks.sources.Source`. It is called with `options`,
+            and with `root`, `image_size` and `seed` where it has such arguments.
         root: folder of the files, for the last three.
         image_size: height and width of the images; None keeps them as they are (glyphs: 32).
         seed: the partition (and the glyphs) follow from it.
@@ -58,10 +62,11 @@ def load_data(
         >>> data.classes[0], tuple(data.train.images.shape), len(data.test)
         ('latin-capital-a', (12, 3, 32, 32), 8)
     """
-    if name not in DATA_SETS:
+    if name not in DATA_SETS and "." not in str(name):
         close = get_close_matches(str(name), DATA_SETS, n=1) or ["glyphs"]
         raise ValueError(
-            f"Expected argument `name` to be one of {DATA_SETS}, but got {name!r}. Did you mean {close[0]!r}?"
+            f"Expected argument `name` to be one of {DATA_SETS}, or the import path of a function of your own, but got "
+            f"{name!r}. Did you mean {close[0]!r}?"
         )
     if image_size is not None and image_size < 1:
         raise ValueError(f"Expected argument `image_size` to be a positive int or None, but got {image_size}.")
@@ -102,7 +107,7 @@ def _load(
         kept, drawn = stratified_split(train.labels, val_fraction, seed + 1)
         train, val = train[kept], train[drawn]
     train, val = drop_duplicates(train, val, test)
-    title = str(arguments["dataset"]).lower() if name == "torchvision" else name
+    title = str(arguments["dataset"]).lower() if name == "torchvision" else name.rpartition(".")[2]
     return ImageData(title, source.classes, train, val, test, *moments)  # type: ignore[arg-type]
 
 
@@ -118,4 +123,22 @@ def _read(
         return load_torchvision(root=root, image_size=image_size, download=download, **options)
     if name == "imagefolder":
         return load_imagefolder(root=root, image_size=image_size, **options)
-    return load_arrays(root=root, image_size=image_size, **options)
+    if name == "arrays":
+        return load_arrays(root=root, image_size=image_size, **options)
+    return _load_own(name, {"root": root, "image_size": image_size, "seed": seed}, options)
+
+
+def _load_own(path: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Source:
+    """What a user's function of this import path returns."""
+    try:
+        function = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Expected argument `name` to be the import path of a function, but {path!r} can't be imported ({error}). "
+            "Install its package, or start Python where it can be found."
+        ) from error
+    wanted = inspect.signature(function).parameters
+    made = function(**{name: value for name, value in common.items() if name in wanted}, **options)
+    if not isinstance(made, Source):
+        raise ValueError(f"Expected {path} to return a Source, but got {type(made).__name__}.")
+    return made
