@@ -38,9 +38,9 @@ def load_data(
     test image are dropped, and train images that are byte-equal to a val image.
 
     Args:
-        name: "glyphs", "digits", "torchvision", "imagefolder" or "arrays"; or the import path of a function of your own,
-            "mypackage.images", that returns a :class:`~lightning_mvp.tasks.sources.Source`. It is called with `options`,
-            and with `root`, `image_size` and `seed` where it has such arguments.
+        name: "glyphs", "digits", "torchvision", "imagefolder" or "arrays"; or the import path of a function of your
+            own, "mypackage.images", that returns a :class:`~lightning_mvp.tasks.sources.Source`. It is called with
+            `options`, and with `root`, `image_size` and `seed` where it has such arguments.
         root: folder of the files, for the last three.
         image_size: height and width of the images; None keeps them as they are (glyphs: 32).
         seed: the partition (and the glyphs) follow from it.
