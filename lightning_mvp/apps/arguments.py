@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-# Whoever types one of these knows Hydra's grammar: lists, mappings, quotes, escapes, interpolations.
+# A value with one of these is written in Hydra's own grammar: a list, a mapping, quotes, escapes or interpolations.
 OWN_GRAMMAR = frozenset("[]{}'\"\\$")
 NEVER_QUOTED = frozenset("'\"\\$")  # not even in a name of a file that is there
 

@@ -172,7 +172,7 @@ def _errors_for_people(app: str, sweeping: bool) -> Iterator[None]:
     except Exception as error:
         kind = type(error).__name__
         unknown = _unknown_argument(error)
-        # Lightning's own kind is known by its name: importing it takes seconds.
+        # Lightning's own exception is recognised by its name, because importing Lightning takes seconds.
         mendable = sweeping or unknown or isinstance(error, FOR_PEOPLE) or kind == "MisconfigurationException"
         if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not mendable:
             raise

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "settings.json"
-# What of a Trainer's arguments only shows.
+# Arguments of a Trainer that only concern display.
 SHOWS = {"default_root_dir", "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
 
 

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.training.task import TaskModule
 
-# Of a Trainer's arguments, what `cut_between_rounds` heeds as `make_fabric` does,
+# Arguments of a Trainer that `cut_between_rounds` uses, too, because `make_fabric` has them.
 HEEDED = ("accelerator", "devices", "strategy", "num_nodes", "precision")
-# what shows or validates while training, and says nothing where neither is done,
+# Arguments that only concern display or validation during training: without a Trainer there is neither.
 UNSEEN = ("default_root_dir", "enable_progress_bar", "limit_val_batches", "log_every_n_steps", "num_sanity_val_steps")
-# and what it can't have otherwise.
+# Arguments that can have only these values without a Trainer.
 FIXED = {"accumulate_grad_batches": 1, "enable_checkpointing": False, "enable_model_summary": False}
 
 
@@ -128,7 +128,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     if not (zoo / "zoo.json").exists():
         return None
     theta0 = {key: to_array(tensor) for key, tensor in own_state(backbone).items()}
-    # Refuses a zoo of another backbone or θ⁰, also where it has an entry of this name.
+    # This refuses a zoo of another backbone or θ⁰, even if it has an entry of this name.
     found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
     return growth_job.entry_there(found, plan.name, plan.datamodule)
 
@@ -195,7 +195,7 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     )
     assert pruning.zoo is not None
     pruning.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
-    # Before those that save checkpoints, which must have what a round has done.
+    # They come before callbacks that save checkpoints, so that a checkpoint has what a round has done.
     trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
     trainer.fit(module_of(config, backbone, data), datamodule=data)
     return plan.name, pruning.info["val_accuracy"], trainer.is_global_zero

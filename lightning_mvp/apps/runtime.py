@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 console = Console(soft_wrap=True)
 
-# What a person can mend: shown as one message. Everything else is a bug of ours and keeps its traceback.
+# Errors that a user can mend are shown as one message. Any other error is a bug of ours and keeps its traceback.
 FOR_PEOPLE = (ValueError, OSError, FloatingPointError, ImportError, OmegaConfBaseException, SelfCheckError)
 
 
@@ -256,7 +256,7 @@ def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
         ) from error
 
 
-# What of a Trainer's arguments says where and how visibly it trains, not what comes of it.
+# Arguments of a Trainer that say where it trains and what it shows. They change nothing in the trained model.
 NO_TRAINING = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir", "logger", "log_every_n_steps"}
 NO_TRAINING |= {"enable_checkpointing", "enable_model_summary", "enable_progress_bar"}
 NO_TRAINING |= {"num_sanity_val_steps", "limit_val_batches", "accumulate_grad_batches"}

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-# What of a command line says which task it is and how it is trained, and not how a vote goes.
+# Overrides that say which task it is and how it is trained. Those about the vote are left out.
 TASK = re.compile(r"[+~]*(data|split|optim|trainer|strategy|seed|threads|paths)\b")
 BACKBONE = re.compile(r"[+~]*backbone\b(?!\.(weights|pretrained)\b)")
 BARE = re.compile(r"[A-Za-z_./][\w./@+-]*")
@@ -78,6 +78,6 @@ def hydra_value(value: Any) -> str:
     if isinstance(value, str):
         if BARE.fullmatch(value) and value.lower() not in WORDS:
             return value
-        # Backslashes before a quote, and before the last one, would escape it.
+        # Backslashes before a quote would escape it: they are doubled, also those before the closing quote.
         return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value) + "'"
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""Values that are of no use whatever the rest says: refused by their key, before anything is loaded. Needs no torch."""
+"""Refuse values of a wrong type, or below the smallest that makes sense, before anything is loaded. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
 
-# Key → the least it may be. Those of other commands are not there, and not looked at.
+# Key → its smallest allowed value. A command that does not have a key ignores it.
 WHOLE = {
     "steps": 1,
     "source_steps": 1,
@@ -63,7 +63,7 @@ WHOLE_OR_NULL = {
     "images_per_class": 1,
     "entries": 1,
 }
-# Here the range is checked by whoever uses it.
+# Of these only the type is checked here: whoever uses such a value checks its range.
 NUMBERS = (
     "split.held_out_fraction",
     "pruning.power",

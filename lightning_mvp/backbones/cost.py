@@ -47,7 +47,8 @@ def count_macs(module: nn.Module, example_input: Tensor | Sequence[Any]) -> int:
     try:
         for part in fused:
             part.fused_attn = False  # type: ignore[assignment]
-        # Gradients are on: the counter asks for the graph of what modules hand each other, a class token for example.
+        # Gradients must be on, because FlopCounterMode follows the autograd graph of what modules hand to each other,
+        # such as a class token.
         with evaluating(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             module(*inputs)
     finally:
@@ -85,7 +86,7 @@ class CostModel:
     """
 
     def __init__(self, backbone: nn.Module, groups: Groups, example_input: Tensor | Sequence[Any]) -> None:
-        # What each unit of a group owns of each axis: all that counting needs.
+        # Counting needs only how many entries of each axis a unit owns.
         self._spans = {
             tensor: [(axis, name, index.shape[1]) for axis, name, index in parts]
             for tensor, parts in groups.layout.items()

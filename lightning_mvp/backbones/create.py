@@ -181,8 +181,8 @@ def create_backbone(
         _replace(backbone, name, spec)
 
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    # Only `replace` can get this wrong. A timm model may reshape images first; its first convolution then takes more
-    # channels than they have.
+    # Only a recipe with `replace` can get this wrong. Without it the check would refuse timm models that reshape images
+    # first, whose first convolution takes more channels than the images have.
     if recipe.get("replace") and first is not None and first.in_channels != in_chans:
         raise ValueError(
             f"Expected a backbone for images of {in_chans} channel(s), but its first convolution takes "

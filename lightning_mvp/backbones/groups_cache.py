@@ -22,7 +22,7 @@ FORMAT = "lightning-mvp-groups-1"
 MOST = 128  # that a process remembers
 
 
-# Of each structure what was found, and what the self-check left of it.
+# For each structure: the groups that were found, and those that the self-check has left of them.
 _found: OrderedDict[tuple[str, bool], Groups] = OrderedDict()
 
 

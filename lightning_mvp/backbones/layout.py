@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# Channels that oneDNN's kernels of the AVX2 generation take at once.
+# The number of channels that oneDNN's AVX2 kernels process at a time.
 BLOCK = 8
 
 

@@ -177,7 +177,7 @@ class LeastSquares:
             gram = gram - inputs[:, :, None] * inputs[:, None] / self.count
             cross = cross - residuals[:, :, None] * inputs[:, None] / self.count
         change = solve_ridge(gram, cross, self.penalty * gram.diagonal(dim1=1, dim2=2).mean(1))
-        # What the squared error becomes, less what it was: rounding must not make it worse.
+        # The new squared error minus the old one. Rounding must not make it positive.
         worse = (change * (change @ gram - 2 * cross)).sum((1, 2)) > 0
         return change.masked_fill(worse[:, None, None], 0.0), inputs, residuals
 

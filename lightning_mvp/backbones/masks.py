@@ -221,7 +221,8 @@ class Keeper:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], dead: Dead) -> None:
-        # Vectors apart: a GPU fuses what has the shape of its factor, and only if all of a call has.
+        # Vectors and larger tensors go into calls of their own: `_foreach_mul_` fuses a call on the GPU only if every
+        # tensor in it has the shape of its factor, and the factor of a larger tensor is broadcast.
         self._lists: list[tuple[list[Tensor], list[Tensor]]] = []
         for vectors in (True, False):
             names = [name for name in dead if (parameters[name].ndim == 1) == vectors]

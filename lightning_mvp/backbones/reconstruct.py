@@ -24,7 +24,7 @@ from lightning_mvp.backbones.units import Groups
 PENALTY = 1e-2
 MEMORY = 2e9  # bytes of activations held at a time
 STREAMED = 128  # images a batch where not all fit
-# A forward pass holds a handful of activations besides those that are recorded.
+# A forward pass needs memory for a few activations besides those that are recorded.
 ALIVE = 4
 
 

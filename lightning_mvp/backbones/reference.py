@@ -81,7 +81,8 @@ class WithHeads:
         heads = [attention[0].num_heads]
         heads += [max(1, int(fraction * heads[0] + 0.5)) for fraction in kept_fractions]
         gone = [(before - after) / before for before, after in pairwise(heads)]
-        # It rounds up: a hair less keeps a whole number what it is.
+        # Torch-Pruning rounds the number of units to remove up. A ratio that is a hair smaller leaves whole numbers as
+        # they are.
         pruner.per_step_head_pruning_ratio = [0.0, *(max(0.0, ratio - 1e-6) for ratio in gone)]
 
     def step(self) -> None:

@@ -14,8 +14,8 @@ from torch_pruning.dependency import index_mapping, shape_infer
 
 from lightning_mvp.backbones.inputs import first_line
 
-# Of one strand: where reshapes multiply index maps, the walk would go on for ever. The largest networks of timm that
-# can be followed take a hundredth of it.
+# The most steps that the walk along one strand may take. Where reshapes multiply index maps it would never end; the
+# largest networks of timm that can be followed take a hundredth of it.
 MOST_ENTRIES = 1_000_000
 MOST_ITEMS = 5_000
 OUTPUT = tp.ops._OutputOp
@@ -186,7 +186,8 @@ def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, di
     graph = tp.DependencyGraph()
     turns = 1  # Torch-Pruning, too, makes the maps anew before each group: concatenations know their sizes by then
     try:
-        # Times one: where a layer's own output is returned, Torch-Pruning would not see that it is the output.
+        # The factor of one makes an operation of its own. Without it Torch-Pruning would not see that the output of a
+        # layer is the output of the backbone, too.
         graph.build_dependency(
             model, inputs, output_transform=lambda outputs: [output * 1 for output in outputs], verbose=False
         )

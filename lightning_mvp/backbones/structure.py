@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Libraries whose code their version stands for. All other code is hashed itself.
+# Of these libraries the version is hashed, which stands for their code. All other code is hashed itself.
 VERSIONED = {
     "torch": "torch",
     "timm": "timm",
@@ -26,11 +26,11 @@ VERSIONED = {
     "torch_pruning": "torch-pruning",
     "numpy": "numpy",
 }
-# What torch keeps in every module that says nothing of its forward pass, or is described apart.
+# Attributes that torch keeps in every module. They say nothing of its forward pass, or are described elsewhere.
 _INTERNAL = frozenset(
     {"training", "_parameters", "_buffers", "_modules", "_version", "_compiled_call_impl", "call_super_init"}
 ) | {name for name in vars(nn.Module()) if name.startswith("_")}
-# A hook may hold on to anything, a whole Trainer included: what goes deeper or is larger is not followed.
+# A hook may refer to anything, even to a whole Trainer: objects that are nested deeper or are larger are not described.
 _DEPTH, _VALUES = 24, 200_000
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

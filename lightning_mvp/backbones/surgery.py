@@ -96,7 +96,8 @@ def _update_feature_count(small: nn.Module, groups: Groups, masks: Mapping[str, 
     classifier = classifier_name(small)
     if not names:
         return
-    dense = getattr(small, names[0])  # of the output; the other one may count the channels before a last convolution
+    # The first name counts the backbone's output features. The second may count those before a last convolution.
+    dense = getattr(small, names[0])
     if classifier is not None:
         linear: Any = small.get_submodule(classifier)
         left = int(linear.weight.shape[1])
@@ -204,7 +205,7 @@ def without_sync(module: nn.Module, inputs: Sequence[Tensor] = ()) -> nn.Module:
         if isinstance(part, nn.SyncBatchNorm) and type(part) is nn.SyncBatchNorm:
             kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(axes.get(part, 4), nn.BatchNorm2d)
             norm = kind(part.num_features, part.eps, part.momentum, part.affine, part.track_running_stats)
-            # The very tensors, so that dtype, device and memory stay.
+            # The same tensor objects are kept, with their dtype, device and memory.
             norm._parameters, norm._buffers = part._parameters, part._buffers
             return norm.train(part.training)
         for name, child in part.named_children():

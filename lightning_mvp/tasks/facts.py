@@ -44,7 +44,7 @@ class TaskFacts:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
-        # JSON and Hydra bring lists: frozen dataclasses are filled through object.__setattr__.
+        # JSON and Hydra give lists where tuples are meant. A frozen dataclass can be filled by object.__setattr__ only.
         for field in ("classes", "mean", "std"):
             if isinstance(getattr(self, field), str):
                 raise ValueError(f"Expected argument `{field}` to be a sequence, but got {getattr(self, field)!r}.")

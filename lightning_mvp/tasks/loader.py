@@ -109,7 +109,8 @@ class TaskLoader:
         order, shifts, mirrored = self._draw(epoch)
         for position in range(first, len(self)):
             last = position + 1 == len(self)
-            # Before the batch leaves: a checkpoint taken while it is trained on must point past it.
+            # The position moves before the batch is handed out: a checkpoint that is taken while the model trains on
+            # this batch must point to the next one.
             self.epoch, self.position = (epoch + 1, 0) if last else (epoch, position + 1)
             index = order[starts[position] : starts[position + 1]]
             images = self._cut(index, shifts[index], mirrored[index])
@@ -168,7 +169,7 @@ def shifted(images: Tensor, index: Tensor, shifts: Tensor, mirrored: Tensor) -> 
     source = images.numpy()
     height, width = source.shape[2:]
     cut = np.zeros((len(index), *source.shape[1:]), np.uint8)
-    # Slices of NumPy's, image by image, are several times faster than torch's indexing with a tensor of places.
+    # One NumPy slice for each image is several times faster than indexing a torch tensor with a tensor of positions.
     for image, i, (dy, dx), mirror in zip(cut, index.tolist(), shifts.tolist(), mirrored.tolist(), strict=True):
         top, bottom = max(0, -dy), min(height, height - dy)
         left, right = max(0, -dx), min(width, width - dx)

@@ -57,7 +57,7 @@ def _resize(pixels: Tensor, facts: TaskFacts) -> Tensor:
     size = [max(shorter, round(side * shorter / min(height, width))) for side in (height, width)]
     if facts.interpolation == "nearest":
         return interpolate(pixels, size, mode="nearest-exact")
-    # Bicubic overshoots at edges; stored images never did.
+    # Bicubic interpolation overshoots at edges. Values outside of [0, 255] are clipped, as in stored images.
     return interpolate(pixels, size, mode=facts.interpolation, antialias=True, align_corners=False).clamp(0, 255)
 
 

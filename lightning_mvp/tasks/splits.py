@@ -114,7 +114,7 @@ def split_tasks(
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"Expected argument `held_out_fraction` to be a float in [0, 1), but got {held_out_fraction}.")
 
-    # One stream of random numbers per purpose: drawing more of one kind leaves the others as they were.
+    # Each kind of task has a random generator of its own, so that drawing more of one kind does not change the others.
     more = [draw] if draw else []
     hold = np.random.default_rng([seed, 0])
     target_rng, source_rng, held_rng, development_rng = (
