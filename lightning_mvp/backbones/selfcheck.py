@@ -273,8 +273,8 @@ def exact_groups(
         if finding(names).exact:
             return Groups(groups, [*groups.skipped, *check.notes])
         for alike in _attention_alike(backbone, groups):
-            # A forward pass that does not read its number of heads from the module fails in every block. Two notes stand
-            # for all of them.
+            # A forward pass that does not read its number of heads from the module fails in every block: the first and
+            # the last block stand for all.
             found = [finding([name]) for name in (alike[0], alike[-1])]
             if not any(each.exact for each in found):
                 notes += [_note(name, found[0]) for name in alike]
