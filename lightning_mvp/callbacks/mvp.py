@@ -42,8 +42,9 @@ from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.loss_watch import LossWatch
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import Schedule, require_time_for, warn_of_low_rate
-from lightning_mvp.pruning.settings import Criterion, PruningSettings
+from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
@@ -102,7 +103,7 @@ class MVPCallback(Readout):
 
     def __init__(
         self,
-        criterion: Criterion = "taylor",
+        criterion: CriterionChoice = "taylor",
         pruning_ratio: float = 0.8,
         ratio_of: RatioOf = "units",
         rounds: int = 8,
@@ -123,24 +124,10 @@ class MVPCallback(Readout):
         training: Mapping[str, Any] | None = None,
         storage: Storage = "float32",
     ) -> None:
+        self.settings = PruningSettings.among(locals())
         self._fitting = False
         self.training = training
         self.info: dict[str, Any] = {}
-        self.settings = PruningSettings(
-            criterion,
-            pruning_ratio,
-            ratio_of,
-            rounds,
-            warmup_steps,
-            steps_per_round,
-            scope,
-            floor,
-            power,
-            seed,
-            round_to,
-            include,
-            exclude,
-        )
         if zoo is not None and task is None:
             raise ValueError(
                 "Expected argument `task` to be given with `zoo`, but got None. A zoo entry says what it was pruned "
@@ -231,7 +218,9 @@ class MVPCallback(Readout):
         if head is not None:
             check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
         contract = None if self.zoo is None else self.zoo.contract
-        self._pruner = Pruner(backbone, example, self.settings, self.head_name is None, contract)
+        keep_features = self.head_name is None
+        found = find_prunable(backbone, example, self.settings, keep_features=keep_features, contract=contract)
+        self._pruner = Pruner(found, example, self.settings)
         if self._resumed is not None:
             self._pruner.load_state_dict(self._resumed)
 
@@ -244,7 +233,7 @@ class MVPCallback(Readout):
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
         self._tell_units()
         if self.zoo is not None and not self._dev_run:
-            self.zoo.open(backbone, self.pruner.all_groups)
+            self.zoo.open(backbone, self.pruner.prunable.every)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
@@ -315,7 +304,7 @@ class MVPCallback(Readout):
         """One round, alike on all ranks; held back while every step so far had gradients that were not finite."""
         assert self.schedule is not None
         assert self._optimizer is not None
-        backbone, can_score = self._backbone(pl_module), self.pruner.can_score()
+        backbone, can_score = self._backbone(pl_module), self.pruner.criterion.ready()
         if can_score:
             self._watch.check()
             self.pruner.prune(backbone, round_, self.schedule.kept_fraction(round_))
@@ -351,7 +340,7 @@ class MVPCallback(Readout):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.finished:
-            scored = self._pruner is None or self.step == self._watch.round_step or self._pruner.can_score()
+            scored = self._pruner is None or self.step == self._watch.round_step or self._pruner.criterion.ready()
             warn_of_missing_rounds(self.rounds_done, self.settings.rounds, self.step, self.zoo is not None, scored)
             return
         if holds_average(trainer, pl_module):  # whose callback may take it before removed units are zeroed

@@ -18,6 +18,7 @@ from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
 from lightning_mvp.callbacks.small_model import cut, small_model_from
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import PruningSettings, RoundPlan, entry_config, plan_rounds
 from lightning_mvp.pruning.table import pruning_table
 from lightning_mvp.pruning.zeros import require_zeroed
@@ -143,8 +144,8 @@ class Readout(L.Callback):
         example = self._first_example(module) if example_input is None else as_inputs(example_input)
         if example is None:
             raise ValueError("Expected argument `example_input` to be a batch of images, but got None.")
-        pruner = Pruner(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
-        return plan_rounds(self.settings, pruner.groups, pruner.cost, steps)
+        found = find_prunable(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
+        return plan_rounds(self.settings, found.groups, found.cost, steps)
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""
