@@ -132,7 +132,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; the backbone's weights are restored by whoever saved them."""
+        """Go on from :meth:`state_dict`. The backbone's weights are not in it."""
         self.round = state["round"]
         self.masks = Masks(state["masks"])
         self.importance = dict(state["importance"])
@@ -159,7 +159,7 @@ class Pruner(Engine):
         super()._begin(groups)
         self._keeper: Keeper | None = None
 
-    def _keeper_of(self, backbone: nn.Module) -> Keeper:
+    def _keeper_for(self, backbone: nn.Module) -> Keeper:
         if self._keeper is None:  # masks change at rounds only
             parameters = self._parameters(backbone)
             self._dead = dead_entries(self.groups, self.masks, next(iter(parameters.values())).device)
@@ -178,15 +178,15 @@ class Pruner(Engine):
 
     def zero_gradients(self, backbone: nn.Module) -> None:
         """Removed units get no gradient, so that they count in no norm and no momentum."""
-        self._keeper_of(backbone).zero_gradients()
+        self._keeper_for(backbone).zero_gradients()
 
     def zero_removed(self, backbone: nn.Module) -> None:
         """Zero removed units: an optimizer may move what was zero."""
-        self._keeper_of(backbone).zero()
+        self._keeper_for(backbone).zero()
 
     def zero_optimizer_state(self, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Zero what an optimizer remembers of removed units: momentum and the like, of the parameter's own shape."""
-        self._keeper_of(backbone)
+        self._keeper_for(backbone)
         for name, parts in self._dead.items():
             parameter = self._parameters(backbone)[name]
             for value in optimizer.state.get(parameter, {}).values():
@@ -197,9 +197,9 @@ class Pruner(Engine):
         """Decide one round and zero what it removes; scores start afresh. Errors are those of :meth:`decide`."""
         self.decide(backbone, round_, kept_fraction)
         self._begin(self.groups)
-        self._keeper_of(backbone)
+        self._keeper_for(backbone)
         zero_entries(self._parameters(backbone), self._dead)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every engine, with the shapes of the backbone's inputs, for whoever finds the groups again."""
+        """The engine's state, and the shapes of the backbone's inputs, with which its groups can be found again."""
         return {**super().state_dict(), "inputs": self._inputs}

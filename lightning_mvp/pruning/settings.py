@@ -171,7 +171,7 @@ class RoundPlan:
         round: 1 to the number of rounds.
         step: the optimizer steps done when it happens; None if the run's length is not known.
         kept_fraction: of units, parameters or MACs, left after it.
-        widths: units left in each group; None with global scope, where only scores will tell.
+        widths: units left in each group; None with global scope, where they depend on scores.
         macs: multiply-accumulates left; None where widths are.
     """
 

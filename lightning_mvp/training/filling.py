@@ -49,8 +49,8 @@ def prune_into_zoo(
         training: how the model is trained, plain JSON; part of the entry's id, as that of :class:`MVPCallback`.
         clip: largest gradient norm; None leaves gradients as they are.
         folder: where the entry is kept if the zoo can't be written.
-        once: remove all units at once and train nothing; so many images, or none, reconstruct the weights
-            (:func:`~lightning_mvp.training.once.prune_once`). ``steps`` is 0 then. None: train.
+        once: None: train for ``steps``. A number: remove all units at once and train nothing, with ``steps`` 0; weights
+            are then reconstructed by this number of images (:func:`~lightning_mvp.training.once.prune_once`).
 
     Raises:
         FileExistsError: the zoo has this entry already.

@@ -66,8 +66,8 @@ def prune_once(
         seed: of random scores, and of the order in which images are taken.
         round_to: round the channels left in each group up to a multiple of this; never whole heads.
         include: which groups to prune, by patterns of their names or by kind; None: all.
-        exclude: which to leave whole, likewise.
-        images: so many training images reconstruct the weights; 0 leaves them as they were cut.
+        exclude: which groups to leave whole, by patterns of their names or by kind.
+        images: the number of training images by which weights are reconstructed; 0 leaves them as they were cut.
         options: of :class:`TaskModule`, for training it later: ``learning_rate``, ``mimic`` and so on.
 
     Returns:
@@ -97,7 +97,7 @@ def prune_once(
 
 
 def once_config(images: int) -> dict[str, Any]:
-    """What tells one such entry from another, besides its pruning settings: no training does."""
+    """The part of an entry's id that says how it was made, besides its pruning settings; there is no training."""
     return {"once": {"images": images, "penalty": PENALTY, "scoring_images": SCORING_IMAGES}}
 
 
@@ -107,8 +107,8 @@ def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images
     Args:
         module: θ⁰; it is used up.
         data: of the task.
-        cutter: of θ⁰; it knows the masks and importance afterwards.
-        images: so many reconstruct the weights; 0: none.
+        cutter: for θ⁰'s groups; it holds the masks and importance afterwards.
+        images: the number of training images by which weights are reconstructed; 0: they are not.
     """
     seed, groups, facts = cutter.settings.seed, cutter.groups, data.facts
     target = Target.read(data, len(facts.classes), REESTIMATION_BATCHES, seed)
