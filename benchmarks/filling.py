@@ -29,8 +29,9 @@ from filling_runs import BATCH, CLIP, WAYS, Run, Work, mean_iou
 from lightning_mvp import MVPCallback
 from lightning_mvp.backbones.masks import Keeper
 from lightning_mvp.fitting.fit import EntryFacts, fit_quietly, quiet_lightning
+from lightning_mvp.pruning import prunable
+from lightning_mvp.pruning.criteria import Taylor
 from lightning_mvp.pruning.engine import Pruner
-from lightning_mvp.pruning.importance import TaylorScores
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.loader import TaskLoader
@@ -195,12 +196,12 @@ def profile(work: Work, backbones: Sequence[str], ratio: float, precision: str) 
                     (torch.autograd, "backward", "backward"),
                     (optimizer, "step", "optimizer"),
                     (torch.nn.utils, "clip_grad_norm_", "clipping"),
-                    (TaylorScores, "update", "scores"),
+                    (Taylor, "observe", "scores"),
                     (Keeper, "zero", "zeroing"),
                     (Keeper, "zero_gradients", "zeroing"),
                     (OwnCutter, "cut", "rounds"),
                     (Pruner, "prune", "rounds"),
-                    (Pruner, "__init__", "groups"),
+                    (prunable, "find_groups", "groups"),
                 ):
                     timed = clock.timed(name, getattr(owner, attribute))
                     stack.enter_context(patch.object(owner, attribute, timed))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.fitting.fit import fit_quietly
-from lightning_mvp.pruning.engine import Pruner, fractions_kept
+from lightning_mvp.pruning.engine import fractions_kept
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.splits import TaskSpec, split_tasks
 from lightning_mvp.training.rounds import Moments, OwnCutter, prune_and_cut
@@ -160,13 +161,13 @@ def cut(module: TaskModule, data: TaskDataModule, ratio: float, steps: int, prec
     start = _clocks()
     settings = PruningSettings(pruning_ratio=ratio)
     assert isinstance(module.example_input_array, Tensor)
-    pruner = Pruner(module.backbone, (module.example_input_array,), settings, keep_features=False)
+    prunable = find_prunable(module.backbone, (module.example_input_array,), settings)
     options = module.training_options
-    cutter = NotingCutter(pruner.groups, pruner.cost, settings, options)
+    cutter = NotingCutter(prunable.groups, prunable.cost, settings, options)
     small = prune_and_cut(module, data, cutter, settings, steps, clip=CLIP, precision=precision)
     seconds, cpu = _since(start)
     assert cutter.first is not None
-    left = fractions_kept(pruner.cost, cutter.masks)["params"]
+    left = fractions_kept(prunable.cost, cutter.masks)["params"]
     return Run(seconds, cpu, small.accuracy_on(*data.test_images()), cutter.first, cutter.masks, left)
 
 

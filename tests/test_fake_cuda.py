@@ -6,7 +6,7 @@ the CPU. Not walked, for they need values or a device:
 
 - backward passes (autograd asks CUDA for a context): gradients are made up, of the parameters' shapes and devices;
 - the Trainer itself, Fabric's setup, DDP, gradient scalers and the optimizers' fused steps;
-- `check_head`, `LossWatch.check`, `can_score`, `TaylorScores.means`, `accuracy_on`, `leep`, `ridge_head`,
+- `check_head`, `LossWatch.check`, `Taylor.ready`, `Taylor.scores`, `accuracy_on`, `leep`, `ridge_head`,
   `masks_from_zeros` and `merge`, which look at values, and zoo files, which are written from them;
 - `find_groups` and its self-check, which work on a CPU copy.
 """
@@ -29,9 +29,11 @@ from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, cr
 from lightning_mvp.backbones import Groups, apply_masks, random_masks
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
+from lightning_mvp.pruning.criteria import Taylor, taylor_importance
 from lightning_mvp.pruning.engine import Pruner
-from lightning_mvp.pruning.importance import TaylorScores, magnitude_importance, random_importance, taylor_importance
+from lightning_mvp.pruning.importance import magnitude_importance, random_importance
 from lightning_mvp.pruning.loss_watch import LossWatch
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training import task as task_file
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
@@ -131,9 +133,10 @@ def test_a_fake_device_tells_a_tensor_that_is_left_behind(backbone: nn.Module, g
 
 
 def test_a_step_and_a_round_of_the_callback(backbone: nn.Module, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pruner = Pruner(backbone, (IMAGES,), PruningSettings(pruning_ratio=0.5, rounds=2), keep_features=False)
+    settings = PruningSettings(pruning_ratio=0.5, rounds=2)
+    pruner = Pruner(find_prunable(backbone, (IMAGES,), settings), (IMAGES,), settings)
     scores = random_importance(pruner.groups, 0)
-    monkeypatch.setattr(TaylorScores, "means", lambda self: scores)
+    monkeypatch.setattr(Taylor, "scores", lambda self, candidates: scores)
     there = on_gpu(backbone)
     optimizer, watch = torch.optim.SGD(there.parameters(), lr=0.1, momentum=0.9), LossWatch()
     for round_ in (1, 2):
@@ -143,8 +146,9 @@ def test_a_step_and_a_round_of_the_callback(backbone: nn.Module, gpu: None, monk
         optimizer.step()
         watch.see(there(IMAGES.to(CUDA)).square().mean(), round_)
         pruner.zero_removed(there)
-        require_there(pruner.scores.sums)
-        assert pruner.scores.count.device == CUDA
+        assert isinstance(pruner.criterion, Taylor)
+        require_there(pruner.criterion.sums)
+        assert pruner.criterion.count.device == CUDA
         pruner.prune(there, round_, 1 - 0.25 * round_)
         pruner.zero_optimizer_state(there, optimizer)
         watch.after_round(round_, round_)
@@ -213,8 +217,8 @@ def test_scores_of_a_model_as_it_stands(
 ) -> None:
     there = on_gpu(backbone)
     head = nn.Linear(there(IMAGES.to(CUDA)).shape[1], 3).to(CUDA)
-    found: list[TaylorScores] = []
-    monkeypatch.setattr(TaylorScores, "means", lambda self: found.append(self))
+    found: list[Taylor] = []
+    monkeypatch.setattr(Taylor, "scores", lambda self: found.append(self))
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, parameters, **_: [torch.ones_like(p) for p in parameters])
     taylor_importance(there, head, [(IMAGES, torch.tensor([0, 1, 2, 0]))], groups)
     require_there(found[0].sums)
@@ -261,17 +265,17 @@ def test_rounds_that_cut(
 
     def cut(**others: Any) -> tuple[TaskModule, OwnCutter]:
         module = TaskModule.for_task(copy.deepcopy(backbone), data.facts, **options)
-        pruner = Pruner(module.backbone, (IMAGES,), settings, keep_features=False)
-        cutter = OwnCutter(pruner.groups, pruner.cost, settings, options)
+        found = find_prunable(module.backbone, (IMAGES,), settings)
+        cutter = OwnCutter(found.groups, found.cost, settings, options)
         return prune_and_cut(module, data, cutter, settings, 3, clip=1.0, precision="32-true", **others), cutter
 
     told: list[dict[str, Tensor]] = []
-    means = TaylorScores.means
+    scores = Taylor.scores
     with monkeypatch.context() as patch:
-        patch.setattr(TaylorScores, "means", lambda self: told.append(means(self)) or told[-1])
+        patch.setattr(Taylor, "scores", lambda self, candidates: told.append(scores(self)) or told[-1])
         expected, on_cpu = cut()
     assert len(told) == 2
-    monkeypatch.setattr(TaylorScores, "means", lambda self: require_there(self.sums) or told.pop(0))
+    monkeypatch.setattr(Taylor, "scores", lambda self, candidates: require_there(self.sums) or told.pop(0))
     monkeypatch.setattr(LossWatch, "check", lambda self: None)
     with fake_gpu():
         small, cutter = cut(fabric=FakeFabric())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from lightning_mvp.apps.hydra_internals import can_parse
 
 # A value with one of these is written in Hydra's own grammar: a list, a mapping, quotes, escapes or interpolations.
 OWN_GRAMMAR = frozenset("[]{}'\"\\$")
@@ -28,7 +27,7 @@ def quoted(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not equals or NEVER_QUOTED & set(value) or _readable(argument):
+    if argument.startswith("-") or not equals or NEVER_QUOTED & set(value) or can_parse(argument):
         return argument
     if os.path.exists(value):  # brackets and commas are part of its name
         parts = [f"'{value}'"]
@@ -37,12 +36,4 @@ def _quoted(argument: str) -> str:
     else:
         return argument
     candidate = f"{key}={','.join(parts)}"
-    return candidate if _readable(candidate) else argument
-
-
-def _readable(argument: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return False
-    return True
+    return candidate if can_parse(candidate) else argument

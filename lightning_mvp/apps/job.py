@@ -22,11 +22,10 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.arguments import quoted
+from lightning_mvp.apps.hydra_internals import JobError, is_sweep
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
 from lightning_mvp.apps.values import launcher_problem, require_types
@@ -46,7 +45,7 @@ class Done:
     metric: float | None = None
 
 
-class JobFailed(CompactHydraException):
+class JobFailed(JobError):
     """A job of a sweep failed. Hydra goes on with the others and shows the message; the job's log has the traceback."""
 
 
@@ -66,7 +65,7 @@ class Job:
         self.__module__ = f"lightning_mvp.apps.{app}"  # whence Hydra takes the job's name
 
     def __call__(self, config: DictConfig) -> Any:
-        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        sweeping = is_sweep()
         if sweeping:
             forget_ranks()
         app = import_module(f"lightning_mvp.apps.{self.app}")
@@ -126,7 +125,7 @@ def _recorded() -> Iterator[dict[str, Any]]:
     about, writes = HydraConfig.get(), is_first_process()
     log = _folder() / f"{about.job.name}.log"
     record: dict[str, Any] = {
-        "job": about.job.num if about.mode == RunMode.MULTIRUN else 0,
+        "job": about.job.num if is_sweep() else 0,
         "overrides": list(about.overrides.task),
         "state": "running",
         "log": str(log),

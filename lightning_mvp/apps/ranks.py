@@ -25,7 +25,6 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
@@ -33,6 +32,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lightning_mvp.apps.runtime import prepare, trainer_of, trainer_options
 from lightning_mvp.files import write_json
+from lightning_mvp.lightning_internals import ScriptLauncher, SpawningLauncher
 
 if TYPE_CHECKING:
     import lightning as L
@@ -71,12 +71,12 @@ class Ranks:
         options = trainer_options(config, logger=False)
         trainer = trainer_of(options)
         launcher = trainer.strategy.launcher
-        if isinstance(launcher, _MultiProcessingLauncher):
+        if isinstance(launcher, SpawningLauncher):
             raise ValueError(
                 f"Expected a strategy whose ranks are commands of their own, but got {options['strategy']!r}. Use "
                 "strategy=ddp or strategy=ddp_cpu."
             )
-        start = isinstance(launcher, _SubprocessScriptLauncher) and not _started_elsewhere(trainer)
+        start = isinstance(launcher, ScriptLauncher) and not _started_elsewhere(trainer)
         if start and trainer.num_nodes > 1:
             raise ValueError(
                 f"Expected ranks on {trainer.num_nodes} nodes to be started by a launcher that reaches them, but got "

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch_pruning as tp
 from torch import nn
-from torch_pruning.dependency import index_mapping, shape_infer
 
+from lightning_mvp.backbones import torch_pruning_internals as internals
 from lightning_mvp.backbones.inputs import first_line
 
 # The most steps that the walk along one strand may take. Where reshapes multiply index maps it would never end; the
 # largest networks of timm that can be followed take a hundredth of it.
 MOST_ENTRIES = 1_000_000
 MOST_ITEMS = 5_000
-OUTPUT = tp.ops._OutputOp
 ENDLESS = "its channels pass through reshapes that can't be followed"
 
 
@@ -125,21 +124,21 @@ def _key(node: Any, handler: Any, entries: np.ndarray, units: np.ndarray) -> tup
 def _mapped(mapping: Any, entries: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entries on the other side of an operation, and the units that own them."""
     kind, back = type(mapping), mapping.reverse
-    if kind is index_mapping._FlattenIndexMapping:
-        stride = mapping._stride
+    if kind is internals.Flatten:
+        stride = internals.stride_of(mapping)
         if back:
             pairs = np.unique(np.stack([entries // stride, units], axis=1), axis=0)
             return pairs[:, 0], pairs[:, 1]
         if len(entries) * stride > MOST_ENTRIES:
             raise Unsupported(ENDLESS)
         return (entries[:, None] * stride + np.arange(stride)).ravel(), np.repeat(units, stride)
-    if kind in (index_mapping._ConcatIndexMapping, index_mapping._SplitIndexMapping):
+    if kind in (internals.Concat, internals.Split):
         first, last = mapping.offset[:2]
-        if back == (kind is index_mapping._SplitIndexMapping):
+        if back == (kind is internals.Split):
             return entries + first, units
         inside = (entries >= first) & (entries < last)
         return entries[inside] - first, units[inside]
-    if kind is index_mapping._SliceIndexMapping:
+    if kind is internals.Slice:
         if back:
             return entries * mapping.step + mapping.start, units
         offset = entries - mapping.start
@@ -201,8 +200,8 @@ def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, di
         for module, node in graph.module2node.items():
             try:
                 one = _OneNode(graph, module, node)
-                shape_infer.init_shape_information(one)
-                index_mapping.update_index_mapping(one)
+                internals.init_shape_information(one)
+                internals.update_index_mapping(one)
             except Exception as error:  # of any kind: Torch-Pruning checks little
                 kind = type(module).__name__.strip("_")
                 unknown[node] = f"Torch-Pruning can't follow channels through a {kind} ({first_line(error)})"

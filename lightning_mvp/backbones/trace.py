@@ -18,7 +18,8 @@ from lightning_mvp.backbones.conv_groups import Labels, block_labels, joined
 from lightning_mvp.backbones.copies import tensors_in, without_checkpointing
 from lightning_mvp.backbones.features import classifier_names
 from lightning_mvp.backbones.inputs import first_line, shapes_of
-from lightning_mvp.backbones.strands import OUTPUT, Item, Strand, Unsupported, channels_of, dependency_graph, strand_of
+from lightning_mvp.backbones.strands import Item, Strand, Unsupported, channels_of, dependency_graph, strand_of
+from lightning_mvp.backbones.torch_pruning_internals import OutputOp
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
 
 Part = Literal["producer", "norm", "consumer", "features"]
@@ -142,7 +143,7 @@ class Tracer:
         for node in ahead:  # it grows
             if "igmoid" in str(node.name):
                 return True
-            if not isinstance(node.module, (_ConvNd, nn.Linear, _BatchNorm, OUTPUT)):
+            if not isinstance(node.module, (_ConvNd, nn.Linear, _BatchNorm, OutputOp)):
                 ahead += [output for output in node.outputs if output not in ahead]
         return False
 
@@ -187,7 +188,7 @@ class Tracer:
             Unsupported: it can't be masked or cut exactly.
         """
         module = item.module
-        if isinstance(module, OUTPUT):
+        if isinstance(module, OutputOp):
             return self._output(int(item.entries.max()) + 1), None
         name = self.names[module]
         if name in self.shared:
@@ -232,7 +233,7 @@ class Tracer:
                 if isinstance(module, nn.Parameter):
                     bare = next((n for n, p in self.clone.named_parameters() if p is module), "a parameter")
                     raise Unsupported(f"`{bare}`, no layer's weight, is added to or scales these channels")
-                if not isinstance(module, OUTPUT) and not self.names.get(module):
+                if not isinstance(module, OutputOp) and not self.names.get(module):
                     continue  # an activation, addition, pooling or reshape: it owns nothing
                 part, channels = self._part(item)
                 index = self._index(item, strand.size, channels)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 
-
-def _averages(trainer: L.Trainer) -> Iterator[torch.optim.swa_utils.AveragedModel]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            yield callback._average_model
+from lightning_mvp.lightning_internals import averaged_models
 
 
 def restart_averages(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Let weight averaging begin anew from the module as it is: an average across a round would hold removed units."""
-    for average in _averages(trainer):
+    for average in averaged_models(trainer):
         average.module.load_state_dict(module.state_dict())
         average.n_averaged.zero_()
 
@@ -27,5 +20,5 @@ def holds_average(trainer: L.Trainer, module: L.LightningModule) -> bool:
     own = [parameter.detach().cpu() for parameter in module.parameters()]
     return any(
         all(torch.equal(one, other.cpu()) for one, other in zip(own, average.module.parameters(), strict=True))
-        for average in _averages(trainer)
+        for average in averaged_models(trainer)
     )

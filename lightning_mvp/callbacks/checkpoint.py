@@ -10,8 +10,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_mvp.callbacks.pruned_metric import WaitsForPruning
+from lightning_mvp.lightning_internals import require_checkpoint_methods
 
 
 class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
@@ -50,7 +52,10 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
     _unpruned_path = ""
     _last_saved_at = -1
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called first: forgets the best model of an earlier fit."""
+        require_checkpoint_methods(self)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.best_k_models = {}
@@ -63,31 +68,52 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
 
     # When a save is due -----------------------------------------------------------------------------------------------
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Called before each training batch."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._begin("batch", trainer)
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Called after each training batch: a save may be due by steps or time."""
         counts, deferred = self._counts("batch", trainer), self._defer_save_until_validation
         self._defer_save_until_validation = False
         decide = super().on_train_batch_end
-        self._decide(counts, lambda: decide(trainer, pl_module, outputs, batch, batch_idx))
+        self._decide(trainer, counts, lambda: decide(trainer, pl_module, outputs, batch, batch_idx))
         if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
             # The best waits for the metric; the last need not.
             self._save_last_checkpoint(trainer, super()._monitor_candidates(trainer))
         self._defer_save_until_validation |= deferred
 
-    def _decide(self, counts: bool, decide: Callable[[], None]) -> None:
+    @override
+    def _decide(self, trainer: L.Trainer, counts: bool, decide: Callable[[], None]) -> None:
+        """Let Lightning decide, and refuse a best model that it may not choose yet.
+
+        Raises:
+            RuntimeError: a version of Lightning goes another way than through the methods that are overridden here.
+        """
+        path, models = self.best_model_path, dict(self.best_k_models)
         self._withheld = not counts
         try:
             decide()
         finally:
             self._withheld = False
+        wrong = {self.best_model_path, *self.best_k_models} - {path, *models}
+        if wrong and not counts:
+            self.best_model_path, self.best_k_models = path, models
+            for each in wrong:
+                trainer.strategy.remove_checkpoint(each)
+            raise RuntimeError(
+                f"Expected Lightning to keep only pruned models as the best, but {L.__version__} kept "
+                f"{', '.join(sorted(wrong))} before one was measured; it has been removed. Install lightning>=2.6,<2.7."
+            )
 
+    @override
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
         # A value that doesn't count is, to Lightning, not there yet: a save that is due waits for the next validation.
         candidates = super()._monitor_candidates(trainer)
@@ -97,6 +123,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
 
     # What is saved ----------------------------------------------------------------------------------------------------
 
+    @override
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         # Lightning asks for this whenever a save is due, and for the last one only sometimes.
         if not self._withheld:
@@ -106,6 +133,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
         if self.save_last != "link" or not self.best_model_path:
             self._save_last_checkpoint(trainer, monitor_candidates)
 
+    @override
     def _save_none_monitor_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         previous, self._unpruned_path = self._unpruned_path, ""
         super()._save_none_monitor_checkpoint(trainer, monitor_candidates)
@@ -122,6 +150,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
         if previous and self.save_top_k == 1 and self._should_remove_checkpoint(trainer, previous, current):
             self._remove_checkpoint(trainer, previous)
 
+    @override
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self._last_saved_at == trainer.global_step and self._last_checkpoint_saved == self.last_model_path:
             return  # nothing was saved since
@@ -134,6 +163,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
             self._last_saved_at = trainer.global_step
             self._last_global_step_saved = step  # a best model of this step may still come
 
+    @override
     def _format_checkpoint_name(
         self,
         filename: str | None,
@@ -145,15 +175,21 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
             filename, auto_insert_metric_name = "epoch{epoch}-step{step}", False
         return super()._format_checkpoint_name(filename, metrics, prefix, auto_insert_metric_name)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint."""
         return {**super().state_dict(), "unpruned_path": self._unpruned_path}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called after :meth:`setup` where a run is resumed."""
         super().load_state_dict(state_dict)
         if self.dirpath == state_dict["dirpath"]:
             self._unpruned_path = state_dict.get("unpruned_path", "")  # older checkpoints have none
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after the last training step: says so if there is no best model."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         super().on_train_end(trainer, pl_module)

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from typing_extensions import override
 
 from lightning_mvp.callbacks.pruned_metric import WaitsForPruning
 
@@ -33,7 +34,9 @@ class PrunedEarlyStopping(WaitsForPruning, EarlyStopping):
         (True, 0)
     """
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called first: forgets score and patience of an earlier fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.wait_count = self.stopped_epoch = 0

@@ -1,4 +1,4 @@
-"""What the callback refuses beside it, and the check that all ranks decided alike."""
+"""What can't work beside pruning: refused or warned of, before it costs time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_mvp.backbones.groups import Groups
-from lightning_mvp.callbacks.readout import Readout
+from lightning_mvp.callbacks.state import PruningState
+from lightning_mvp.lightning_internals import converts_batch_norms, is_compiled
 from lightning_mvp.pruning.loss_watch import LOOK_FOR_ZERO_CHANNELS
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.zeros import masks_from_zeros
@@ -29,7 +30,7 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
             f"{type(trainer.strategy).__name__}, which splits them. Use strategy='ddp'."
         )
     callbacks: Sequence[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if sum(isinstance(callback, Readout) for callback in callbacks) > 1:
+    if sum(isinstance(callback, PruningState) for callback in callbacks) > 1:
         raise ValueError(
             "Expected one MVPCallback in the Trainer, but got several: they would undo each other's masks."
         )
@@ -65,8 +66,7 @@ def refuse_hidden_input(module: L.LightningModule) -> None:
     Raises:
         ValueError: it is under torch.compile.
     """
-    compiled = [part for part in module.modules() if part._compiled_call_impl is not None or hasattr(part, "_orig_mod")]
-    if compiled or getattr(module, "_compiler_ctx", None) is not None:
+    if is_compiled(module):
         raise ValueError(
             "Expected argument `example_input` with a module under torch.compile, but got None, and the module has no "
             "`example_input_array` either. Give a batch of images or its shape."
@@ -79,7 +79,7 @@ def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> Non
     Raises:
         ValueError: a batch norm has submodules, named.
     """
-    if getattr(trainer.strategy, "_layer_sync", None) is None:
+    if not converts_batch_norms(trainer):
         return
     for name, module in backbone.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(True for _ in module.children()):
@@ -91,7 +91,7 @@ def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> Non
 
 
 def warn_of_guessed_steps(schedule: Schedule, steps: float) -> None:
-    """With manual optimization nobody knows how often an optimizer will step; what was assumed is said."""
+    """Warn that the number of steps is an assumption: with manual optimization only the module knows it."""
     rank_zero_warn(
         f"With manual optimization nobody knows how often an optimizer will step. {steps:.0f} steps of the backbone's "
         f"are assumed, one for each batch; the last pruning round comes with step {schedule.last_step}. Give "
@@ -100,11 +100,11 @@ def warn_of_guessed_steps(schedule: Schedule, steps: float) -> None:
 
 
 def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored: bool) -> None:
-    """Say that fit ended before the last round, and why if steps since the last one gave no scores.
+    """Warn that fit ended before the last round, and say why if the steps since the last one gave no scores.
 
     Args:
-        done: rounds that have happened, of
-        rounds: all.
+        done: rounds that have happened.
+        rounds: how many there should have been.
         step: optimizer steps done.
         zoo: whether an entry was to be written.
         scored: whether the next round could have been decided.
@@ -119,7 +119,7 @@ def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored:
 
 
 def warn_of_dead_units(backbone: nn.Module, groups: Groups) -> None:
-    """Say so if units are zero before pruning begins: the backbone was pruned already."""
+    """Warn of units that are zero before pruning begins: the backbone was pruned already."""
     masks = masks_from_zeros(backbone, groups)
     dead = sum(masks.sizes.values()) - sum(masks.kept.values())
     if dead:
@@ -141,7 +141,7 @@ def loaders_have_workers(trainer: L.Trainer) -> bool:
 
 
 def warn_of_forgetful_loaders() -> None:
-    """For a resumed run whose loader has no state."""
+    """Warn that a resumed run gets other images than an uninterrupted one, because its loader has no state."""
     rank_zero_warn(
         "Masks, scores and schedule go on where the checkpoint left them, but a loader without state_dict can't: the "
         "images come in another order than in a run without interruption. TaskDataModule's loader can."

@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning as L
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_mvp.backbones.groups import Groups, find_groups
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
+from lightning_mvp.lightning_internals import require_lightning
 from lightning_mvp.pruning.zeros import masks_from_zeros
 
 
@@ -38,7 +40,10 @@ class MaskExport(L.Callback):
         self.example_input: tuple[Tensor, ...] | None = None if example_input is None else as_inputs(example_input)
         self._groups: Groups | None = None
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called first: finds the groups of the dense model."""
+        require_lightning(trainer)
         if stage != "fit":
             return
         if self.path.exists():
@@ -54,7 +59,9 @@ class MaskExport(L.Callback):
         # Groups are those of the dense model: found now, read off at the end.
         self._groups = find_groups(resolve_module(pl_module, self.backbone_name, "backbone"), example)
 
+    @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called when fit ends without an error: rank 0 writes."""
         if trainer.is_global_zero:
             assert self._groups is not None
             backbone = resolve_module(pl_module, self.backbone_name, "backbone")

@@ -10,19 +10,19 @@ from typing import Any
 import lightning as L
 import rich
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from lightning_mvp.agreement import close_process_group_at_exit, on_rank_zero, require_equal_on_all_ranks
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import holds_average, restart_averages
-from lightning_mvp.callbacks.finite_loss import tell_of_round
+from lightning_mvp.callbacks.companions import COMPANIONS, bring_companions
+from lightning_mvp.callbacks.finite_loss import loss_watches
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
-    loaders_have_workers,
     refuse_hidden_input,
     refuse_lossy_sync_batch_norm,
     refuse_what_cannot_work,
@@ -31,25 +31,24 @@ from lightning_mvp.callbacks.guards import (
     warn_of_guessed_steps,
     warn_of_missing_rounds,
 )
-from lightning_mvp.callbacks.interrupt import Interrupt, save_interrupted
-from lightning_mvp.callbacks.optimizers import optimizer_of, planned_steps, require_owned
+from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.random_state import random_states, set_random_states
-from lightning_mvp.callbacks.readout import Readout
 from lightning_mvp.callbacks.resolve import check_head
-from lightning_mvp.callbacks.time_limit import TimeLimit
+from lightning_mvp.callbacks.state import PruningState
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
+from lightning_mvp.lightning_internals import require_lightning
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.engine import Pruner
-from lightning_mvp.pruning.loss_watch import LossWatch
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import Schedule, require_time_for, warn_of_low_rate
-from lightning_mvp.pruning.settings import Criterion, PruningSettings
+from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 
-class MVPCallback(Readout):
+class MVPCallback(PruningState):
     """Prunes a LightningModule's backbone in rounds while it trains, and adds the result to a zoo.
 
     Scores are taken from gradients that exist anyway, in ``on_before_optimizer_step``, where they are averaged over
@@ -57,16 +56,17 @@ class MVPCallback(Readout):
     callback never stops training: what follows the last round is fine-tuning.
 
     Args:
-        criterion: ``"taylor"``, ``"magnitude"`` or ``"random"`` (the control).
+        criterion: ``"taylor"``, ``"magnitude"``, ``"random"`` (the control), or one of your own: an object of a
+            subclass of :class:`~lightning_mvp.pruning.criteria.Criterion`, or ``{"_target_": "package.Class", ...}``.
         pruning_ratio: the fraction removed in the end, in (0, 1).
-        ratio_of: what that is a fraction of: ``"units"``, ``"params"`` or ``"macs"``.
+        ratio_of: what ``pruning_ratio`` is a fraction of: ``"units"``, ``"params"`` or ``"macs"``.
         rounds: how many times units are removed.
         warmup_steps: optimizer steps before the first round's steps.
         steps_per_round: optimizer steps before each round; default: 60 % of the run's steps over the rounds.
         scope: ``"layer"``: every group loses the same fraction; ``"global"``: one ranking of normalised scores.
         backbone: dotted name of the backbone in the LightningModule.
-        head: dotted name of the linear layer that follows it. Without it (and without a timm classifier inside the
-            backbone) units that are the backbone's output stay, since nobody knows who reads them.
+        head: dotted name of the linear layer that follows the backbone. Without it (and without a timm classifier
+            inside the backbone) units that are the backbone's output stay, since nobody knows who reads them.
         example_input: a batch of images or its shape, or a tuple for a backbone that takes several inputs; default:
             the first of ``module.example_input_array``, else what the backbone first gets.
         task: facts of the task; required with ``zoo``.
@@ -77,10 +77,13 @@ class MVPCallback(Readout):
         round_to: round the channels left in each group up to a multiple of this, such as 8; never whole heads.
         include: which groups to prune: patterns of their names, or kinds (``"conv"``, ``"residual"``, ``"mlp"``,
             ``"heads"``); None: all.
-        exclude: which to leave whole, likewise: ``exclude="residual"`` spares the residual stages.
+        exclude: which groups to leave whole: patterns or kinds as for ``include``; ``"residual"`` spares the residual
+            stages.
         training: what else tells this run from others (learning rate, batch size, ...; plain JSON): part of the zoo
             entry's id and its config, so that entries of other trainings are others.
         storage: how the zoo keeps the entry: ``"float32"``, or ``"bfloat16"`` in half the bytes.
+        companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
+            at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C.
 
     Attributes:
         info: what you put here until fit ends (accuracy, seconds, ...; plain JSON) is kept with the zoo entry.
@@ -102,7 +105,7 @@ class MVPCallback(Readout):
 
     def __init__(
         self,
-        criterion: Criterion = "taylor",
+        criterion: CriterionChoice = "taylor",
         pruning_ratio: float = 0.8,
         ratio_of: RatioOf = "units",
         rounds: int = 8,
@@ -122,25 +125,11 @@ class MVPCallback(Readout):
         exclude: str | Sequence[str] | None = None,
         training: Mapping[str, Any] | None = None,
         storage: Storage = "float32",
+        companions: Sequence[type[L.Callback]] = COMPANIONS,
     ) -> None:
-        self._fitting = False
-        self.training = training
+        self.settings = PruningSettings.among(locals())
+        self._fitting, self.companions, self.training = False, tuple(companions), training
         self.info: dict[str, Any] = {}
-        self.settings = PruningSettings(
-            criterion,
-            pruning_ratio,
-            ratio_of,
-            rounds,
-            warmup_steps,
-            steps_per_round,
-            scope,
-            floor,
-            power,
-            seed,
-            round_to,
-            include,
-            exclude,
-        )
         if zoo is not None and task is None:
             raise ValueError(
                 "Expected argument `task` to be given with `zoo`, but got None. A zoo entry says what it was pruned "
@@ -162,15 +151,17 @@ class MVPCallback(Readout):
         self._random_states: list[Tensor] | None = None
         self._example: tuple[Tensor, ...] | None = None
         self._hook: RemovableHandle | None = None
-        self._watch, self._interrupt = LossWatch(), Interrupt()
-        self._time_limit: TimeLimit | None = None
         self._pending = 0  # optimizer steps in the present batch
+        self._step_of_round = 0  # the step after which the last round happened
         self._dev_run = False
         self._rate = self._peak_rate = 0.0
 
     # Before any work --------------------------------------------------------------------------------------------------
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called first, before checkpoints are loaded: refuses what is known not to work, and brings companions."""
+        require_lightning(trainer)
         self._fitting = stage == "fit"
         if not self._fitting:
             return
@@ -181,17 +172,22 @@ class MVPCallback(Readout):
         if trainer.world_size > 1:
             close_process_group_at_exit()
         refuse_what_cannot_work(trainer)
+        if self.zoo is not None or trainer.checkpoint_callbacks:
+            self.settings.to_dict()  # a criterion that can't be stored is refused now, not at the first checkpoint
+        bring_companions(trainer, self, self.companions)
         self._module = pl_module
         if not is_overridden("configure_model", pl_module):  # else the backbone may not be there yet
             self._prepare(trainer, pl_module)
             if self.zoo is not None:  # a run that goes on may begin with its θ⁰; the checkpoint's weights come later
                 self.zoo.capture(self._backbone(pl_module))
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called when optimizers exist and a checkpoint's state is loaded: refuses the rest, before any step."""
         if is_overridden("configure_model", pl_module):
             self._prepare(trainer, pl_module)
         backbone = self._backbone(pl_module)
-        self._optimizer = optimizer_of(trainer, backbone)
+        self._optimizer = find_optimizer(trainer, backbone)
         steps = planned_steps(trainer)
         if self.schedule is None:  # a resumed run goes on with its checkpoint's
             self.schedule = self.settings.schedule(steps)
@@ -199,7 +195,6 @@ class MVPCallback(Readout):
             warn_of_guessed_steps(self.schedule, steps)
         elif not self._dev_run:
             require_time_for(self.schedule, steps)
-        self._time_limit = TimeLimit(trainer, self.step, self.schedule.last_step)
         if self.zoo is not None and not self._dev_run:
             if self._resumed is None:
                 self.zoo.capture(backbone)
@@ -231,7 +226,9 @@ class MVPCallback(Readout):
         if head is not None:
             check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
         contract = None if self.zoo is None else self.zoo.contract
-        self._pruner = Pruner(backbone, example, self.settings, self.head_name is None, contract)
+        keep_features = self.head_name is None
+        found = find_prunable(backbone, example, self.settings, keep_features=keep_features, contract=contract)
+        self._pruner = Pruner(found, example, self.settings)
         if self._resumed is not None:
             self._pruner.load_state_dict(self._resumed)
 
@@ -242,36 +239,35 @@ class MVPCallback(Readout):
         if self._resumed is None:
             warn_of_dead_units(backbone, self.groups)
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
-        self._tell_units()
+        self._tell_module()
         if self.zoo is not None and not self._dev_run:
-            self.zoo.open(backbone, self.pruner.all_groups)
+            self.zoo.open(backbone, self.pruner.prunable.every)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        stateful = loaders_have_state(trainer)
-        self._interrupt.install(trainer, hold_between=stateful and not loaders_have_workers(trainer))
-        if self._resumed is not None and not stateful:
+        """Called before the first training step, when the loaders are known."""
+        if self._resumed is not None and not loaders_have_state(trainer):
             warn_of_forgetful_loaders()
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._interrupt.begin_step()
+        """Called before each training batch: a resumed run takes its checkpoint's random state before the first."""
         if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
             set_random_states(trainer, self._random_states)
             self._random_states = None
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._time_limit is not None:  # what it takes is no step's
-            self._time_limit.start_anew()
-
+    @override
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Called once the gradients of a step are complete, before they are clipped: takes scores from them."""
         backbone = self._backbone(pl_module)
         if self._optimizer not in trainer.optimizers:  # somebody has made new ones
-            self._optimizer = optimizer_of(trainer, backbone)
+            self._optimizer = find_optimizer(trainer, backbone)
             if self._pruner is not None:
                 require_owned(self._optimizer, backbone, self.groups)
         if optimizer is not self._optimizer:
@@ -291,17 +287,15 @@ class MVPCallback(Readout):
         self.pruner.zero_gradients(backbone)
         self._pending += 1
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is None:  # a scaler leaves such steps out by itself
-            self._watch.see(outputs, self.step + 1)
+        """Called after each training batch: after an optimizer step removed units are zeroed, in its round more."""
         if not self._pending:  # gradients are still being accumulated
             return
         assert self.schedule is not None
-        assert self._time_limit is not None
         begins, self._pending, self.step = self.step == 0, 0, self.step + self._pending
-        self._time_limit.check(trainer, self.step)
         due = self.settings.rounds if self._dev_run else self.schedule.rounds_due(self.step)
         if due > self.pruner.round and self._prune(trainer, pl_module, due):
             begins = True
@@ -309,49 +303,41 @@ class MVPCallback(Readout):
             self.pruner.zero_removed(self._backbone(pl_module))
         if begins:
             log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
-        self._interrupt.end_step()
 
     def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:
-        """One round, alike on all ranks; held back while every step so far had gradients that were not finite."""
+        """Do one round, the same on all ranks. Returns whether it was done: it waits while units can't be scored."""
         assert self.schedule is not None
         assert self._optimizer is not None
-        backbone, can_score = self._backbone(pl_module), self.pruner.can_score()
-        if can_score:
-            self._watch.check()
+        backbone, ready = self._backbone(pl_module), self.pruner.criterion.ready()
+        if ready:
+            for watch in loss_watches(trainer):  # a loss on a GPU is asked for now and then only
+                watch.check()
             self.pruner.prune(backbone, round_, self.schedule.kept_fraction(round_))
-        require_equal_on_all_ranks(trainer, self.masks.fingerprint if can_score else "held back", round_)
-        if can_score:
-            self._watch.after_round(round_, self.step)
-            tell_of_round(trainer, round_)
+        require_equal_on_all_ranks(trainer, self.masks.fingerprint if ready else "the round waits", round_)
+        if ready:
+            self._step_of_round = self.step
+            for watch in loss_watches(trainer):
+                watch.after_round(round_, trainer.global_step)
             self.pruner.zero_optimizer_state(backbone, self._optimizer)
             restart_averages(trainer, pl_module)
-            self._tell_units()
+            self._tell_module()
             if self.finished:
                 warn_of_low_rate(self._rate, self._peak_rate)
-        return can_score
+        return ready
 
-    def _tell_units(self) -> None:
-        """A module that has ``on_units_kept(groups, masks)``, as one that mimics a teacher, hears which are left."""
-        hears = getattr(self._module, "on_units_kept", None)
-        if callable(hears):
-            hears(self.groups, self.masks)
+    def _tell_module(self) -> None:
+        """Tell a module that asks for it, such as one that mimics a teacher, which units are left."""
+        on_units_kept = getattr(self._module, "on_units_kept", None)
+        if callable(on_units_kept):
+            on_units_kept(self.groups, self.masks)
 
     # After ------------------------------------------------------------------------------------------------------------
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._interrupt.end_step()
-        self._interrupt.restore()
-        self._watch.check()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._interrupt.restore()
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING and self.step:
-            rounds = f"{self.rounds_done} of {self.settings.rounds}"
-            save_interrupted(trainer, self._interrupt, f"{self.step} steps and {rounds} pruning rounds are done")
-
+    @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called when fit ends without an error, with the model on the CPU: adds the zoo entry."""
         if not self.finished:
-            scored = self._pruner is None or self.step == self._watch.round_step or self._pruner.can_score()
+            scored = self._pruner is None or self.step == self._step_of_round or self._pruner.criterion.ready()
             warn_of_missing_rounds(self.rounds_done, self.settings.rounds, self.step, self.zoo is not None, scored)
             return
         if holds_average(trainer, pl_module):  # whose callback may take it before removed units are zeroed
@@ -365,7 +351,9 @@ class MVPCallback(Readout):
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
+    @override
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint."""
         return {
             "settings": self.settings.to_dict(),
             "schedule": None if self.schedule is None else asdict(self.schedule),
@@ -378,14 +366,19 @@ class MVPCallback(Readout):
             "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
         }
 
+    @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._watch.check()
+        """Called for each checkpoint, after :meth:`state_dict`."""
         checkpoint["lightning_mvp_random_states"] = random_states(trainer)
 
+    @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called with the whole checkpoint, before :meth:`load_state_dict`."""
         self._random_states = checkpoint.get("lightning_mvp_random_states")
 
+    @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Called after :meth:`setup`, when the weights of a checkpoint have been loaded."""
         if not self._fitting:  # validate and test load checkpoints, too
             return
         if self._pruner is not None:  # a module that resumes may have rebuilt itself at the checkpoint's widths

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_mvp.backbones.groups import Groups
 
 
-def optimizer_of(trainer: L.Trainer, backbone: nn.Module) -> torch.optim.Optimizer:
+def find_optimizer(trainer: L.Trainer, backbone: nn.Module) -> torch.optim.Optimizer:
     """The one optimizer that owns parameters of the backbone.
 
     Raises:
@@ -62,9 +62,9 @@ def require_owned(optimizer: torch.optim.Optimizer, backbone: nn.Module, groups:
 
 
 def planned_steps(trainer: L.Trainer) -> float:
-    """The steps that the backbone's optimizer will do; ``inf`` where nobody knows.
+    """The steps that the backbone's optimizer will do; ``inf`` if the run has no known length.
 
-    With manual optimization only the module knows: one step of each optimizer in each batch is assumed.
+    With manual optimization one step of each optimizer in each batch is assumed, because only the module knows.
     """
     steps = float(trainer.estimated_stepping_batches)
     if steps < 0:  # an iterable data set without max_steps

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import lightning as L
 
+from lightning_mvp.lightning_internals import logged_step
+
 
 def log_progress(trainer: L.Trainer, module: L.LightningModule, round_: int, kept: Mapping[str, float]) -> None:
     """Log the round and the fractions left as ``mvp/round`` and ``mvp/kept_…``.
@@ -22,5 +24,4 @@ def log_progress(trainer: L.Trainer, module: L.LightningModule, round_: int, kep
     for name, value in metrics.items():
         module.log(name, value, prog_bar=name in ("mvp/round", "mvp/kept_units"), logger=False)
     for logger in trainer.loggers:
-        # Lightning's own axis, which counts batches where several optimizers step.
-        logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        logger.log_metrics(metrics, step=logged_step(trainer))

@@ -9,8 +9,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from typing_extensions import override
 
-from lightning_mvp.callbacks.mvp import MVPCallback
+from lightning_mvp.callbacks.state import PruningState
+from lightning_mvp.lightning_internals import require_lightning
 
 
 class WaitsForPruning(L.Callback):
@@ -23,18 +25,15 @@ class WaitsForPruning(L.Callback):
 
     waits_for_pruning = True
     monitor: Any  # a name; None in a ModelCheckpoint that monitors nothing
-    _pruning: MVPCallback | None = None
+    _pruning: PruningState | None = None
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called first: finds the MVPCallback, and forgets what an earlier fit measured."""
+        require_lightning(trainer)
         if stage == "fit":
-            callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            self._pruning = next((other for other in callbacks if isinstance(other, MVPCallback)), None)
-            if self._pruning is None:
-                plain = next(base for base in type(self).__mro__ if base.__module__.startswith("lightning."))
-                raise ValueError(
-                    f"Expected an MVPCallback beside {type(self).__name__}, but the Trainer has none: there is no "
-                    f"pruning to wait for. Add an MVPCallback to its callbacks, or use Lightning's {plain.__name__}."
-                )
+            plain = next(base for base in type(self).__mro__ if base.__module__.startswith("lightning."))
+            self._pruning = PruningState.beside(self, trainer, f", or use Lightning's {plain.__name__}")
             self._began: dict[str, Tensor | None] = {}
             self._counting: Tensor | None = None
         super().setup(trainer, pl_module, stage)
@@ -46,27 +45,35 @@ class WaitsForPruning(L.Callback):
 
     # When a value is measured and when it decides ---------------------------------------------------------------------
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Called before each training batch: an epoch begins with its first."""
         # Resumed from a checkpoint of an epoch's last batch, Lightning calls no on_train_epoch_start for the next one.
         if batch_idx == 0:
             self._begin("epoch", trainer)
 
+    @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called before each validation."""
         if _validates_in_fit(trainer):
             self._begin("validation", trainer)
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after each validation: its value counts if pruning was over when it began."""
         if _validates_in_fit(trainer):
             counts = self._counts("validation", trainer) or self._missing(trainer)
-            self._decide(counts, partial(super().on_validation_end, trainer, pl_module))
+            self._decide(trainer, counts, partial(super().on_validation_end, trainer, pl_module))
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after each training epoch: its value counts if pruning was over when it began."""
         counts = self._counts("epoch", trainer) or self._missing(trainer)
-        self._decide(counts, partial(super().on_train_epoch_end, trainer, pl_module))
+        self._decide(trainer, counts, partial(super().on_train_epoch_end, trainer, pl_module))
 
-    def _decide(self, counts: bool, decide: Callable[[], None]) -> None:
+    def _decide(self, trainer: L.Trainer, counts: bool, decide: Callable[[], None]) -> None:
         """What to do at the end of a span, whether or not the value counts."""
         if counts:
             decide()
@@ -92,11 +99,15 @@ class WaitsForPruning(L.Callback):
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
+    @override
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint."""
         # An epoch that is resumed in its middle has no start.
         return {**super().state_dict(), "epoch_began_pruned": "epoch" in self._began}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called after :meth:`setup` where a run is resumed."""
         super().load_state_dict(state_dict)
         self._began = {"epoch": None} if state_dict["epoch_began_pruned"] else {}
 

@@ -38,7 +38,7 @@ def random_states(trainer: L.Trainer) -> list[Tensor]:
 
 
 def set_random_states(trainer: L.Trainer, states: Sequence[Tensor]) -> None:
-    """Restore this rank's; where there is none for each rank none is restored, and this is said."""
+    """Restore this rank's state. States of another number of ranks are not restored, with a warning."""
     if len(states) == trainer.world_size:
         set_random_state(states[trainer.global_rank], trainer.strategy.root_device)
     else:

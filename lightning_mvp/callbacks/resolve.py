@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating
 from lightning_mvp.backbones.inputs import as_inputs, one_sample, run_example
+from lightning_mvp.lightning_internals import uncompiled
 
 OTHER_HEAD = "Name the linear layer that follows the backbone directly, or leave `head` out."
 
@@ -30,10 +31,7 @@ def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
             f"Expected argument `{argument}` to be the dotted name of a submodule of {type(root).__name__}, "
             f"but got {path!r}. It has {names}."
         ) from None
-    # torch.compile(module) is a wrapper that shares the module's parameters under other names.
-    original = getattr(module, "_orig_mod", module)
-    assert isinstance(original, nn.Module)
-    return original
+    return uncompiled(module)
 
 
 def example_inputs(given: tuple[Tensor, ...] | None, module: L.LightningModule) -> tuple[Tensor, ...] | None:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from lightning_mvp.callbacks.random_state import random_states, set_random_states
 
@@ -73,28 +74,38 @@ class Resumable(Checkpoint):
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called before the first training step."""
         self.last_model_path = self.checkpoint or ""
         self._step, self._next = trainer.global_step, time.monotonic() + self.seconds
         if trainer.global_step:
             rank_zero_info(f"Going on after step {trainer.global_step} of {trainer.max_steps}.")
 
+    @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called where a run is resumed."""
         self._random_states = checkpoint[RANDOM_STATES]
 
+    @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called for each checkpoint."""
         checkpoint[RANDOM_STATES] = random_states(trainer)
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Called before each training batch: a resumed run takes its random state before the first."""
         if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
             set_random_states(trainer, self._random_states)
             self._random_states = None
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Called after each training batch: saves after a whole step if it is time, or if somebody asked."""
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +44,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: it depends on where the file is damaged
         foreign = re.search(r"Unsupported (?:global|class).*", str(error))
         why = (
             "it is damaged, or something else"
@@ -73,7 +74,7 @@ def small_model_from(
     backbone: str | None = None,
     head: str | None = None,
 ) -> nn.Module:
-    """See :meth:`MVPCallback.small_model_from <lightning_mvp.callbacks.readout.Readout.small_model_from>`."""
+    """See :meth:`MVPCallback.small_model_from <lightning_mvp.callbacks.state.PruningState.small_model_from>`."""
     named = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the checkpoint"
     saved = read_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint
     state = pruning_state(saved)
@@ -114,7 +115,7 @@ def small_model_from(
 
 
 def _load(module: L.LightningModule, saved: Mapping[str, Any], named: str) -> None:
-    """The checkpoint's weights into the module, by its own hooks, as ``load_from_checkpoint`` does."""
+    """Load the checkpoint's weights into the module, by its own hooks, as ``load_from_checkpoint`` does."""
     if is_overridden("configure_model", module):
         module.configure_model()
     module.on_load_checkpoint(dict(saved))
@@ -128,7 +129,7 @@ def _load(module: L.LightningModule, saved: Mapping[str, Any], named: str) -> No
 
 
 def _example(given: Any, pruner: Mapping[str, Any], module: L.LightningModule) -> tuple[Tensor, ...]:
-    """As given, else of the shapes that the run's was, else the module's own."""
+    """The example that is given, else one of the shapes in the checkpoint, else the module's own."""
     if given is None and "inputs" in pruner:
         return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in pruner["inputs"])
     example = example_inputs(None if given is None else as_inputs(given), module)

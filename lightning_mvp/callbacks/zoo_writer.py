@@ -80,7 +80,8 @@ def write_entry_of_fit(
         ValueError: other weights than those that were pruned have been loaded.
     """
     require_zeroed(backbone, pruner.groups, pruner.masks)
-    groups, theta0, (masks, importance) = pruner.all_groups, target.theta0, pruner.for_zoo()
+    groups, theta0 = pruner.prunable.every, target.theta0
+    masks, importance = pruner.prunable.of_all_groups(pruner.masks, pruner.importance)
     state = slice_state(backbone.state_dict(), groups, masks)
     inner = f"{classifier_name(backbone)}."
     small = {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}

@@ -1,84 +1,21 @@
-"""The pruning of one backbone, step by step and round by round: all that needs no Trainer."""
+"""One round of pruning, from scores to masks, and the pruning of a backbone in place. Needs no Trainer."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
 
 from lightning_mvp.backbones.cost import CostModel
-from lightning_mvp.backbones.groups import Groups, find_groups
+from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Keeper, Masks, dead_entries, zero_entries
-from lightning_mvp.pruning.importance import (
-    Scores,
-    TaylorScores,
-    magnitude_importance,
-    normalised,
-    random_importance,
-)
+from lightning_mvp.pruning.criteria import CRITERIA, Candidates
+from lightning_mvp.pruning.importance import Scores, normalised
+from lightning_mvp.pruning.prunable import Prunable
 from lightning_mvp.pruning.settings import PruningSettings
-
-
-class Contract(NamedTuple):
-    """The groups that a zoo's entries are about.
-
-    ``zoo``: its folder, for messages. ``sizes``: group → units.
-    """
-
-    zoo: str
-    sizes: Mapping[str, int]
-
-
-def require_plain(backbone: nn.Module) -> None:
-    """Refuse weights that are computed from others: zeroing and cutting would not reach what they are made of.
-
-    Raises:
-        ValueError: a module is under torch.nn.utils.prune or a parametrization, named.
-    """
-    for name, module in backbone.named_modules():
-        if parametrize.is_parametrized(module):
-            remedy = "torch.nn.utils.parametrize.remove_parametrizations"
-        elif any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values()):
-            remedy = "torch.nn.utils.prune.remove"
-        else:
-            continue
-        raise ValueError(
-            f"Expected the backbone's weights to be plain parameters, but those of `{name}` are computed, by "
-            f"torch.nn.utils.prune or a parametrization. Make them plain first: {remedy}."
-        )
-
-
-def require_trainable(backbone: nn.Module, groups: Groups) -> None:
-    """Refuse units that training won't move: they can't be scored.
-
-    Raises:
-        ValueError: a unit's gate is frozen.
-    """
-    parameters = dict(backbone.named_parameters())
-    for group in groups:
-        for member in group.members:
-            if member.gate and not parameters[member.tensor].requires_grad:
-                raise ValueError(
-                    f"Expected the units of group `{group.name}` to be trainable, but `{member.tensor}` is "
-                    "frozen. Unfreeze the backbone before fit: units that don't learn can't be scored."
-                )
-
-
-def of_all_groups(groups: Groups, masks: Masks, importance: Scores) -> tuple[Masks, Scores]:
-    """Masks and importance of all of a backbone's groups: one that was left whole keeps every unit, all alike.
-
-    Args:
-        groups: all of them.
-        masks: of those that were pruned.
-        importance: ``(units,)`` for each of those.
-    """
-    whole = Masks.full(groups)
-    every = Masks({name: masks.get(name, mask) for name, mask in whole.items()})
-    return every, {name: importance.get(name, mask.float()) for name, mask in whole.items()}
 
 
 def fractions_kept(cost: CostModel, masks: Masks) -> dict[str, float]:
@@ -91,158 +28,178 @@ def fractions_kept(cost: CostModel, masks: Masks) -> dict[str, float]:
     }
 
 
-class Pruner:
-    """Groups, scores and masks of a backbone that is being trained; removed units are zeroed, not cut.
+class Engine:
+    """Decides, round by round, which units of a backbone stay. Whoever owns it zeroes or cuts the others.
 
-    The backbone is handed to each method rather than kept, so that the callback that owns a Pruner can be pickled.
+    The backbone is handed to each method rather than kept, so that a callback that owns an engine can be pickled.
 
     Args:
-        backbone: maps images to features; not changed by the constructor.
-        example: what it takes in one forward pass.
-        settings: how to prune it.
-        keep_features: leave the group that is the backbone's output whole, because nobody knows who reads it.
-        contract: the groups of the zoo that the result is for, which are the same for all its entries.
+        groups: the groups that are pruned, of the backbone with which pruning begins.
+        cost: of the same backbone and groups.
+        settings: how to prune.
+        masks: the units that are there in the beginning; None: all.
+        present: the groups of the backbone as it is, where it was cut by ``masks``; None: ``groups``.
 
-    Raises:
-        ValueError: a group that the zoo lists is missing, nothing in the backbone can be pruned, a unit is frozen, or
-            a weight is computed from others.
+    Attributes:
+        origin: the groups of the backbone with which pruning began.
+        groups: the groups of the backbone as it is now.
+        masks: the units of ``origin`` that are left.
+        importance: ``(units,)`` for each group: a unit's score, divided by its group's mean, in the last round that it
+            took part in.
+        round: how many rounds have been decided.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
-        example: tuple[Tensor, ...],
+        groups: Groups,
+        cost: CostModel,
         settings: PruningSettings,
-        keep_features: bool,
-        contract: Contract | None = None,
+        masks: Masks | None = None,
+        present: Groups | None = None,
     ) -> None:
-        require_plain(backbone)
-        self.settings = settings
-        self._inputs: list[Any] = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in example]
-        self.all_groups = find_groups(backbone, example)
-        # Groups of other sizes are of another backbone, which the zoo refuses by name when it is opened.
-        if contract is not None and contract.sizes.items() <= {**contract.sizes, **self.all_groups.sizes}.items():
-            self.all_groups = self.all_groups.listed(contract.sizes, contract.zoo)
-        features = [group.name for group in self.all_groups.feature_groups]
-        if features and keep_features:
-            rank_zero_warn(
-                f"Group `{features[0]}` is the backbone's output and stays whole, because `head` is not given "
-                "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
-            )
-        else:
-            features = []
-        # Chosen among all groups: a pattern may name those that stay whole anyway.
-        self.groups = self.all_groups.select(settings.include, [*(settings.exclude or ()), *features])
-        require_trainable(backbone, self.groups)
-        self.cost = CostModel(backbone, self.groups, example)
-        # A ratio out of reach is refused now, not in the round that can't reach it.
-        full = Masks.full(self.groups)
-        scores = {name: mask.float() for name, mask in full.items()}
-        settings.choose(scores, full, 1 - settings.pruning_ratio, self.groups, self.cost)
-        self.scores = TaylorScores(self.groups)
-        self.importance: Scores = {group.name: torch.zeros(group.size) for group in self.groups}
+        self.origin, self.cost, self.settings = groups, cost, settings
+        full = Masks.full(groups)
+        self.masks = full if masks is None else Masks({name: masks[name] for name in full})
+        self.importance: Scores = {group.name: torch.zeros(group.size) for group in groups}
         self.round = 0
-        self._set_masks(Masks.full(self.groups))
+        # A user's object is copied: it may serve several runs.
+        self.criterion = CRITERIA.resolve(copy.deepcopy(settings.criterion))
+        self._begin(groups if present is None else present)
 
-    def _set_masks(self, masks: Masks) -> None:
-        self.masks, self.kept = masks, fractions_kept(self.cost, masks)
-        self._keeper: Keeper | None = None
+    def _begin(self, groups: Groups) -> None:
+        """Scores start afresh, of a backbone with these groups."""
+        self.groups = groups
+        self.criterion.begin(groups)
+        self._named: dict[str, nn.Parameter] = {}
 
-    def _keeper_of(self, backbone: nn.Module) -> Keeper:
-        if self._keeper is None:  # changes at rounds only
-            self._parameters = dict(backbone.named_parameters())
-            device = next(iter(self._parameters.values())).device
-            self._dead = dead_entries(self.groups, self.masks, device)
-            self._keeper = Keeper(self._parameters, self._dead)
-        return self._keeper
+    def _parameters(self, backbone: nn.Module) -> dict[str, nn.Parameter]:
+        if not self._named:  # collected once a round, because modules are walked slowly
+            self._named = dict(backbone.named_parameters())
+        return self._named
 
     @property
     def finished(self) -> bool:
         """Whether the last round has happened."""
         return self.round == self.settings.rounds
 
+    def observe(self, backbone: nn.Module) -> None:
+        """Let the criterion look at the gradients of one step, before they are clipped, if a round will want them."""
+        if self.criterion.uses_gradients and not self.finished:
+            parameters = self._parameters(backbone)
+            self.criterion.observe(parameters, {name: parameter.grad for name, parameter in parameters.items()})
+
+    def decide(self, backbone: nn.Module, round_: int, kept_fraction: float) -> Masks:
+        """Decide one round: sets :attr:`masks`, :attr:`importance` and :attr:`round`, and returns the masks before it.
+
+        Raises:
+            RuntimeError: there are no scores, or they are not finite or of another shape; nothing has changed then.
+        """
+        scores, before = self._scores(backbone, round_), self.masks
+        self.masks = self.settings.choose(scores, before, kept_fraction, self.origin, self.cost)
+        for name, score in normalised(scores, before).items():
+            self.importance[name] = torch.where(before[name], score, self.importance[name]).float()
+        self.round = round_
+        return before
+
+    @torch.no_grad()
+    def _scores(self, backbone: nn.Module, round_: int) -> Scores:
+        """Scores ``(units,)`` for each group of :attr:`origin`; units that were cut have none, and get 0."""
+        seed = self.settings.seed * 1_000_003 + round_
+        candidates = Candidates(backbone, self.groups, self.origin, self.masks, seed)
+        found = self.criterion.scores(candidates)
+        scores = {}
+        for name, mask in self.masks.items():
+            score, size = found.get(name), self.groups[name].size
+            if not isinstance(score, Tensor) or score.shape != (size,) or not score.isfinite().all():
+                got = "none" if score is None else f"{score!r}"
+                raise RuntimeError(
+                    f"Expected {type(self.criterion).__name__}.scores to return a finite tensor of shape ({size},) for "
+                    f"group `{name}`, but got {got}. If the weights are not finite, lower the learning rate."
+                )
+            scores[name] = torch.zeros(len(mask))
+            scores[name][candidates.units(name)] = score.float().cpu()
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers of tensors and numbers."""
+        state = self.criterion.state_dict()
+        return {
+            "round": self.round,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "importance": dict(self.importance),
+            # The state of our own criteria has always been here; the keys of others might be those above.
+            **(state if type(self.criterion) in CRITERIA.known.values() else {"criterion": state}),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`. The backbone's weights are not in it."""
+        self.round = state["round"]
+        self.masks = Masks(state["masks"])
+        self.importance = dict(state["importance"])
+        self._begin(self.groups)
+        self.criterion.load_state_dict(state.get("criterion", state))
+
+
+class Pruner(Engine):
+    """Prunes a backbone that is being trained, in place: removed units are zeroed and stay zero, and nothing is cut.
+
+    Args:
+        prunable: the groups of the backbone that is given to each method, from
+            :func:`~lightning_mvp.pruning.prunable.find_prunable`.
+        example: what the backbone takes in one forward pass.
+        settings: how to prune it.
+    """
+
+    def __init__(self, prunable: Prunable, example: tuple[Tensor, ...], settings: PruningSettings) -> None:
+        super().__init__(prunable.groups, prunable.cost, settings)
+        self.prunable = prunable
+        self._inputs: list[Any] = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in example]
+
+    def _begin(self, groups: Groups) -> None:
+        super()._begin(groups)
+        self._keeper: Keeper | None = None
+
+    def _keeper_for(self, backbone: nn.Module) -> Keeper:
+        if self._keeper is None:  # masks change at rounds only
+            parameters = self._parameters(backbone)
+            self._dead = dead_entries(self.groups, self.masks, next(iter(parameters.values())).device)
+            self._keeper = Keeper(parameters, self._dead)
+        return self._keeper
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The fractions of ``units``, ``params`` and ``macs`` that are left."""
+        return fractions_kept(self.cost, self.masks)
+
     @property
     def example(self) -> tuple[Tensor, ...]:
         """Zeros of the shapes that the backbone takes in one forward pass."""
         return tuple(torch.zeros(shape, dtype=getattr(torch, str(kind))) for shape, kind in self._inputs)
 
-    def observe(self, backbone: nn.Module) -> None:
-        """Take scores of one step from its gradients, where the next round will want them."""
-        if self.settings.criterion == "taylor" and not self.finished:
-            self._keeper_of(backbone)
-            gradients = {name: self._parameters[name].grad for name in self.scores.gates.tensors}
-            self.scores.update(self._parameters, gradients)
-
     def zero_gradients(self, backbone: nn.Module) -> None:
         """Removed units get no gradient, so that they count in no norm and no momentum."""
-        self._keeper_of(backbone).zero_gradients()
+        self._keeper_for(backbone).zero_gradients()
 
     def zero_removed(self, backbone: nn.Module) -> None:
         """Zero removed units: an optimizer may move what was zero."""
-        self._keeper_of(backbone).zero()
+        self._keeper_for(backbone).zero()
 
     def zero_optimizer_state(self, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Zero what an optimizer remembers of removed units: momentum and the like, of the parameter's own shape."""
-        self._keeper_of(backbone)
+        self._keeper_for(backbone)
         for name, parts in self._dead.items():
-            parameter = self._parameters[name]
+            parameter = self._parameters(backbone)[name]
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     zero_entries({name: value}, {name: parts})
 
-    def can_score(self) -> bool:
-        """Whether a round could be decided now: for Taylor scores, whether a step with finite gradients was seen.
-
-        Waits for the device.
-        """
-        scores = self.scores
-        return self.settings.criterion != "taylor" or bool(scores.count) or scores.without_gradient is not None
-
     def prune(self, backbone: nn.Module, round_: int, kept_fraction: float) -> None:
-        """Decide one round and zero what it removes; scores start afresh.
-
-        Raises:
-            RuntimeError: there are no scores, or they are not finite; nothing has changed then.
-        """
-        scores = self._scores_of(backbone, round_)
-        masks = self.settings.choose(scores, self.masks, kept_fraction, self.groups, self.cost)
-        for name, score in normalised(scores, self.masks).items():
-            # A unit keeps the score it had in the last round that it took part in.
-            self.importance[name] = torch.where(self.masks[name], score, self.importance[name]).float()
-        self._set_masks(masks)
-        self.round = round_
-        self.scores.reset()
-        self._keeper_of(backbone)
-        zero_entries(self._parameters, self._dead)
-
-    def _scores_of(self, backbone: nn.Module, round_: int) -> Scores:
-        if self.settings.criterion == "taylor":
-            return self.scores.means()
-        if self.settings.criterion == "magnitude":
-            # What reads a removed unit is not zeroed, but counts for nobody: in a cut model it would be gone.
-            state = {name: tensor.detach().clone() for name, tensor in backbone.state_dict().items()}
-            device = next(iter(state.values())).device
-            zero_entries(state, dead_entries(self.groups, self.masks, device, roles=("consumer",)))
-            return magnitude_importance(state, self.groups)
-        return random_importance(self.groups, self.settings.seed * 1_000_003 + round_)
-
-    def for_zoo(self) -> tuple[Masks, Scores]:
-        """Masks and importance of all the backbone's groups: one that was left whole keeps every unit, all alike."""
-        return of_all_groups(self.all_groups, self.masks, self.importance)
+        """Decide one round and zero what it removes; scores start afresh. Errors are those of :meth:`decide`."""
+        self.decide(backbone, round_, kept_fraction)
+        self._begin(self.groups)
+        self._keeper_for(backbone)
+        zero_entries(self._parameters(backbone), self._dead)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers of tensors and numbers."""
-        return {
-            "round": self.round,
-            "inputs": self._inputs,  # for whoever finds the groups again
-            "masks": {name: mask.clone() for name, mask in self.masks.items()},
-            "importance": dict(self.importance),
-            **self.scores.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; the backbone's weights are restored by whoever saved them."""
-        self.round = state["round"]
-        self._set_masks(Masks(state["masks"]))
-        self.importance = dict(state["importance"])
-        self.scores.load_state_dict(state)
+        """The engine's state, and the shapes of the backbone's inputs, with which its groups can be found again."""
+        return {**super().state_dict(), "inputs": self._inputs}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,20 +13,24 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
 from lightning_mvp.pruning.choose import RatioOf, Scope, choose_masks, require_choice
+from lightning_mvp.pruning.criteria import CRITERIA, Criterion
 from lightning_mvp.pruning.schedule import Schedule
 
-Criterion = Literal["taylor", "magnitude", "random"]
+CriterionChoice: TypeAlias = "str | Criterion | Mapping[str, Any]"
 
-# Settings that did not exist when the first zoos were made, with the default that says the same.
-LATER: dict[str, Any] = {"round_to": 1, "include": None, "exclude": None}
+# The first zoos and checkpoints were made before these settings existed. With these values pruning is as it was then,
+# and they are not stored, so that ids stay as they were.
+DEFAULTS_NOT_STORED: dict[str, Any] = {"round_to": 1, "include": None, "exclude": None}
 
-# The rest is fine-tuning, which the last rounds need after them.
+# After the last round there are steps of fine-tuning, which the model needs to recover.
 SHARE_OF_STEPS_FOR_ROUNDS = 0.6
 
 
 @dataclass(frozen=True)
 class PruningSettings:
     """How a backbone is pruned; the arguments are those of :class:`~lightning_mvp.callbacks.mvp.MVPCallback`.
+
+    An option of pruning is a field here and an argument there.
 
     Raises:
         ValueError: an argument out of its range, named.
@@ -36,7 +40,7 @@ class PruningSettings:
         60
     """
 
-    criterion: Criterion = "taylor"
+    criterion: CriterionChoice = "taylor"
     pruning_ratio: float = 0.8
     ratio_of: RatioOf = "units"
     rounds: int = 8
@@ -47,11 +51,25 @@ class PruningSettings:
     power: float = 1.0
     seed: int = 0
     round_to: int = 1
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] | None = None
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> PruningSettings:
+        """The settings among the arguments of a function, which may have others.
+
+        Args:
+            arguments: such as ``locals()`` at the beginning of a function that has an argument for each setting.
+
+        Example:
+            >>> arguments = {**vars(PruningSettings()), "rounds": 2, "zoo": "a_zoo"}
+            >>> PruningSettings.among(arguments).rounds
+            2
+        """
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
-        require_choice("criterion", self.criterion, Criterion)
+        CRITERIA.resolve(self.criterion)
         require_choice("ratio_of", self.ratio_of, RatioOf)
         require_choice("scope", self.scope, Scope)
         if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
@@ -85,9 +103,17 @@ class PruningSettings:
         """Everything a zoo entry's id is made of, for a run of so many optimizer steps."""
         return {**self.to_dict(), "steps_per_round": self.schedule(steps).steps_per_round, "steps": steps}
 
+    def _stored(self) -> dict[str, Any]:
+        criterion = CRITERIA.stored(self.criterion)
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"criterion": criterion}
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types. What came later is left out at its default: older ids and checkpoints stay valid."""
-        return {name: value for name, value in asdict(self).items() if LATER.get(name, ...) != value}
+        """As plain JSON types; a setting that older versions do not know is left out where it changes nothing.
+
+        Raises:
+            ValueError: a criterion that other processes can't make again from what is stored of it.
+        """
+        return {name: value for name, value in self._stored().items() if DEFAULTS_NOT_STORED.get(name, ...) != value}
 
     def require_same(self, saved: Mapping[str, Any]) -> None:
         """Refuse to go on with other settings than a checkpoint has.
@@ -98,8 +124,12 @@ class PruningSettings:
         Raises:
             ValueError: they differ; says in what.
         """
-        before, own = asdict(PruningSettings(**saved)), asdict(self)
-        differing = [f"{name}={before[name]!r}, not {own[name]!r}" for name in own if before[name] != own[name]]
+        before, own = {**DEFAULTS_NOT_STORED, **saved}, self._stored()
+        differing = [
+            f"{name}={before.get(name)!r}, not {own.get(name)!r}"
+            for name in before | own
+            if before.get(name) != own.get(name)
+        ]
         if differing:
             raise ValueError(
                 f"Expected the settings of the run that is resumed, but it had {', '.join(differing)}. Pass the same "
@@ -141,7 +171,7 @@ class RoundPlan:
         round: 1 to the number of rounds.
         step: the optimizer steps done when it happens; None if the run's length is not known.
         kept_fraction: of units, parameters or MACs, left after it.
-        widths: units left in each group; None with global scope, where only scores will tell.
+        widths: units left in each group; None with global scope, where they depend on scores.
         macs: multiply-accumulates left; None where widths are.
     """
 

@@ -44,7 +44,7 @@ class TorchPruningCutter:
         kept = [schedule.kept_fraction(round_) for round_ in range(1, pruning.rounds + 1)]
         self.pruner = reference_pruner(self.net, example, kept, [module.head])
 
-    def see(self, module: TaskModule) -> None:
+    def observe(self, backbone: nn.Module) -> None:
         """Nothing: it takes gradients of its own before each cut."""
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:

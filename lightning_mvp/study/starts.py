@@ -16,7 +16,8 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.reconstruct import reconstruct
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.pruning.choose import top_units
-from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance, taylor_importance
+from lightning_mvp.pruning.criteria import taylor_importance
+from lightning_mvp.pruning.importance import Scores, magnitude_importance, random_importance
 from lightning_mvp.study.growth import Growth, growth_folder
 from lightning_mvp.study.methods import ORACLE
 from lightning_mvp.study.origin import Origin

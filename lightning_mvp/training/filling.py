@@ -11,7 +11,8 @@ import lightning as L
 from torch import Tensor
 
 from lightning_mvp.agreement import on_rank_zero, require_equal_on_all_ranks
-from lightning_mvp.pruning.engine import Pruner, fractions_kept, of_all_groups
+from lightning_mvp.pruning.engine import fractions_kept
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import require_time_for, warn_of_low_rate
 from lightning_mvp.pruning.settings import PruningSettings, entry_config
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -48,8 +49,8 @@ def prune_into_zoo(
         training: how the model is trained, plain JSON; part of the entry's id, as that of :class:`MVPCallback`.
         clip: largest gradient norm; None leaves gradients as they are.
         folder: where the entry is kept if the zoo can't be written.
-        once: remove all units at once and train nothing; so many images, or none, reconstruct the weights
-            (:func:`~lightning_mvp.training.once.prune_once`). ``steps`` is 0 then. None: train.
+        once: None: train for ``steps``. A number: remove all units at once and train nothing, with ``steps`` 0; weights
+            are then reconstructed by this number of images (:func:`~lightning_mvp.training.once.prune_once`).
 
     Raises:
         FileExistsError: the zoo has this entry already.
@@ -63,14 +64,12 @@ def prune_into_zoo(
     zoo.reserve(entry_config(settings, steps, training))
     zoo.capture(module.backbone)
     assert isinstance(module.example_input_array, Tensor)
-    pruner = Pruner(
-        module.backbone, (module.example_input_array,), settings, keep_features=False, contract=zoo.contract
-    )
-    zoo.open(module.backbone, pruner.all_groups)
+    prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract)
+    zoo.open(module.backbone, prunable.every)
     prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
 
     own = module.training_options
-    cutter = OwnCutter(pruner.groups, pruner.cost, settings, own)
+    cutter = OwnCutter(prunable.groups, prunable.cost, settings, own)
     start = time.perf_counter()
     if once is None:
         small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
@@ -84,7 +83,7 @@ def prune_into_zoo(
     accuracy = small.accuracy_on(*data.val_images())
 
     def write() -> None:
-        masks, importance = of_all_groups(pruner.all_groups, cutter.masks, cutter.importance)
+        masks, importance = prunable.of_all_groups(cutter.masks, cutter.importance)
         entry = entry_of(
             facts,
             zoo.config,
@@ -100,10 +99,10 @@ def prune_into_zoo(
                 "val_accuracy": accuracy,
                 "cut_between_rounds" if once is None else "once": True,
             },
-            kept=fractions_kept(pruner.cost, cutter.masks),
+            kept=fractions_kept(prunable.cost, cutter.masks),
             metrics={"val_accuracy": accuracy},
         )
         zoo.add(entry, folder)
 
     on_rank_zero(fabric, write)
-    return CutRun(small, cutter.masks, accuracy, seconds, pruner.groups, pruner.cost)
+    return CutRun(small, cutter.masks, accuracy, seconds, prunable.groups, prunable.cost)

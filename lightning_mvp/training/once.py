@@ -13,9 +13,9 @@ from lightning_mvp.backbones.copies import detached_copy
 from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.reconstruct import PENALTY, reconstruct, require_count
 from lightning_mvp.pruning.choose import RatioOf, Scope
-from lightning_mvp.pruning.engine import Pruner
-from lightning_mvp.pruning.importance import taylor_scores
-from lightning_mvp.pruning.settings import Criterion, PruningSettings
+from lightning_mvp.pruning.criteria import observe_batches
+from lightning_mvp.pruning.prunable import find_prunable
+from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.training.cut_run import CutRun
@@ -36,7 +36,7 @@ def prune_once(
     data: TaskDataModule,
     pruning_ratio: float = 0.8,
     *,
-    criterion: Criterion = "taylor",
+    criterion: CriterionChoice = "taylor",
     ratio_of: RatioOf = "units",
     scope: Scope = "layer",
     floor: int = 1,
@@ -58,15 +58,16 @@ def prune_once(
         backbone: pre-trained, from :func:`create_backbone` (its recipe is needed), without classifier. Not changed.
         data: the task; only its training images decide anything.
         pruning_ratio: the fraction removed, in (0, 1).
-        criterion: ``"taylor"``, ``"magnitude"`` or ``"random"``.
+        criterion: ``"taylor"``, ``"magnitude"``, ``"random"``, or one of your own, as in
+            :class:`~lightning_mvp.callbacks.mvp.MVPCallback`.
         ratio_of: what the ratio is a fraction of: ``"units"``, ``"params"`` or ``"macs"``.
         scope: ``"layer"``: every group loses the same fraction; ``"global"``: one ranking of normalised scores.
         floor: the least number of units a group keeps.
         seed: of random scores, and of the order in which images are taken.
         round_to: round the channels left in each group up to a multiple of this; never whole heads.
         include: which groups to prune, by patterns of their names or by kind; None: all.
-        exclude: which to leave whole, likewise.
-        images: so many training images reconstruct the weights; 0 leaves them as they were cut.
+        exclude: which groups to leave whole, by patterns of their names or by kind.
+        images: the number of training images by which weights are reconstructed; 0 leaves them as they were cut.
         options: of :class:`TaskModule`, for training it later: ``learning_rate``, ``mimic`` and so on.
 
     Returns:
@@ -84,30 +85,19 @@ def prune_once(
         0.5
     """
     require_count(images, "images")
-    settings = PruningSettings(
-        criterion,
-        pruning_ratio,
-        ratio_of,
-        **ONE_ROUND,
-        scope=scope,
-        floor=floor,
-        seed=seed,
-        round_to=round_to,
-        include=include,  # type: ignore[arg-type]  # one word will do
-        exclude=exclude,  # type: ignore[arg-type]
-    )
+    settings = PruningSettings.among({**locals(), **ONE_ROUND})
     module = TaskModule.for_task(detached_copy(backbone), data.facts, **options)
-    pruner = Pruner(module.backbone, (module.example,), settings, keep_features=False)
-    cutter = OwnCutter(pruner.groups, pruner.cost, settings, module.training_options)
+    prunable = find_prunable(module.backbone, (module.example,), settings)
+    cutter = OwnCutter(prunable.groups, prunable.cost, settings, module.training_options)
     start = time.perf_counter()
     small = cut_once(module, data, cutter, images)
     seconds = time.perf_counter() - start
     accuracy = small.accuracy_on(*data.val_images())
-    return CutRun(small, cutter.masks, accuracy, seconds, pruner.groups, pruner.cost)
+    return CutRun(small, cutter.masks, accuracy, seconds, prunable.groups, prunable.cost)
 
 
 def once_config(images: int) -> dict[str, Any]:
-    """What tells one such entry from another, besides its pruning settings: no training does."""
+    """The part of an entry's id that says how it was made, besides its pruning settings; there is no training."""
     return {"once": {"images": images, "penalty": PENALTY, "scoring_images": SCORING_IMAGES}}
 
 
@@ -117,20 +107,20 @@ def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images
     Args:
         module: θ⁰; it is used up.
         data: of the task.
-        cutter: of θ⁰; it knows the masks and importance afterwards.
-        images: so many reconstruct the weights; 0: none.
+        cutter: for θ⁰'s groups; it holds the masks and importance afterwards.
+        images: the number of training images by which weights are reconstructed; 0: they are not.
     """
-    pruning, groups, facts = cutter.pruning, cutter.groups, data.facts
-    target = Target.read(data, len(facts.classes), REESTIMATION_BATCHES, pruning.seed)
+    seed, groups, facts = cutter.settings.seed, cutter.groups, data.facts
+    target = Target.read(data, len(facts.classes), REESTIMATION_BATCHES, seed)
     # No model is scored, or serves as an example, with the statistics of other images.
     reestimate_batch_norm(module.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES))
-    if pruning.criterion == "taylor":
+    if cutter.criterion.uses_gradients:
         module.initialise_head(data)
-        scoring, labels = data.scoring_images(max(SCORING_IMAGES, len(facts.classes)), pruning.seed)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(pruning.seed))
+        scoring, labels = data.scoring_images(max(SCORING_IMAGES, len(facts.classes)), seed)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         batches = [(preprocess(scoring[part], facts), labels[part]) for part in order.split(SCORING_BATCH)]
-        cutter.scores = taylor_scores(module.backbone, module.head, batches, groups)
-    small = cutter.cut(module, {}, 1 - pruning.pruning_ratio)
+        observe_batches(cutter.criterion, module.backbone, module.head, batches)
+    small = cutter.cut(module, {}, 1 - cutter.settings.pruning_ratio)
     small.to(next(module.parameters()).device)
     if images:
         first = target.first(facts.to_dict(), images)
@@ -138,5 +128,5 @@ def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images
     reestimate_batch_norm(small.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES))
     small.initialise_head(data)
     # For whoever trains it later with `mimic`.
-    small.take_teacher(module.backbone, data, groups, cutter.masks, pruning.seed)
+    small.take_teacher(module.backbone, data, groups, cutter.masks, seed)
     return small

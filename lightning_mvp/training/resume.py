@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+from lightning_mvp.lightning_internals import SpawningLauncher
 
 
 def require_same_model(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -90,7 +91,7 @@ def require_resizable(trainer: L.Trainer | None) -> None:
     why = None
     if trainer.strategy.restore_checkpoint_after_setup:
         why = "loads weights when its optimizers exist already"
-    elif isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and trainer.training:
+    elif isinstance(trainer.strategy.launcher, SpawningLauncher) and trainer.training:
         why = "trains in spawned processes and copies the weights back into this module when they end"
     if why is not None:
         raise ValueError(

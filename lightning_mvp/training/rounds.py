@@ -1,8 +1,9 @@
-"""Iterative pruning that cuts: between rounds the model becomes physically smaller, and its steps cheaper.
+"""Iterative pruning that cuts: after each round the model is physically smaller, and its steps are cheaper.
 
-What `MVPCallback` does by zeroing inside `fit`, here in a loop of our own on Lightning Fabric: the same scores, rounds,
-rates and order of images, with the optimizer's state carried over. Several ranks may train: each round's smaller model
-is wrapped anew, and one that is wrapped never changes its shapes, which would let ranks diverge silently.
+`MVPCallback` zeroes removed units while a Trainer fits. The loop here, on Lightning Fabric, does the same by cutting:
+scores, rounds, rates and the order of images are the same, and the optimizer's state is carried over. Several ranks may
+train. Each round's smaller model is wrapped anew; a model that is wrapped never changes its shapes, because ranks could
+then diverge without an error.
 """
 
 from __future__ import annotations
@@ -23,13 +24,7 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.regroup import groups_left
 from lightning_mvp.backbones.small_head import small_head
 from lightning_mvp.backbones.surgery import shrink, slice_state
-from lightning_mvp.pruning.importance import (
-    Scores,
-    TaylorScores,
-    magnitude_importance,
-    normalised,
-    random_importance,
-)
+from lightning_mvp.pruning.engine import Engine
 from lightning_mvp.pruning.loss_watch import LossWatch
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -48,7 +43,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 class Cutter(Protocol):
     """How a round is decided and done."""
 
-    def see(self, module: TaskModule) -> None:
+    def observe(self, backbone: nn.Module) -> None:
         """Look at the gradients of a step, before they are clipped."""
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
@@ -56,72 +51,36 @@ class Cutter(Protocol):
 
     @property
     def masks(self) -> Masks | None:
-        """The units of the origin that are left, where that is known."""
+        """The units of :attr:`origin` that are left; None where the cutter does not know them."""
 
     @property
     def origin(self) -> Groups:
-        """The groups of what they are units of."""
+        """The groups of the backbone with which pruning began."""
 
 
-class OwnCutter:
-    """Our scores and masks: Taylor, magnitude or random.
+class OwnCutter(Engine):
+    """Rounds by our engine, whose removed units are cut out.
 
     Args:
-        groups: of what is pruned; those that are not among them stay whole.
-        cost: of the same backbone.
-        pruning: criterion, scope and so on.
-        options: of the optimizer, for the smaller module.
-        masks: what is left in the beginning, if not all,
-        present: and the groups of the model that is left.
-
-    Attributes:
-        importance: ``(units,)`` for each group: a unit's last score before it was removed, by its group's mean.
+        groups: of what is pruned; the backbone's other groups stay whole.
+        cost: of the same backbone and groups.
+        settings: how to prune.
+        options: arguments of :class:`TaskModule` for the smaller modules, such as those of the optimizer.
+        masks: the units that are there in the beginning; None: all.
+        present: the groups of the backbone as it is, where it was cut by ``masks``; None: ``groups``.
     """
 
     def __init__(
         self,
         groups: Groups,
         cost: CostModel,
-        pruning: PruningSettings,
+        settings: PruningSettings,
         options: dict[str, Any],
         masks: Masks | None = None,
         present: Groups | None = None,
     ) -> None:
-        self.origin, self.cost, self.pruning, self.options = groups, cost, pruning, options
-        full = Masks.full(groups)
-        self.masks = full if masks is None else Masks({name: masks[name] for name in full})
-        self.importance: Scores = {group.name: torch.zeros(group.size) for group in groups}
-        self.round = 0
-        # Of the model as it is now.
-        self.groups = groups if present is None else present
-        self._begin()
-
-    def _begin(self) -> None:
-        """Scores start afresh, of a model that nobody has seen yet."""
-        self.scores = TaylorScores(self.groups)
-        self._parameters: dict[str, nn.Parameter] = {}
-
-    def see(self, module: TaskModule) -> None:
-        if self.pruning.criterion == "taylor":
-            if not self._parameters:
-                self._parameters = dict(module.backbone.named_parameters())
-            gradients = {name: self._parameters[name].grad for name in self.scores.gates.tensors}
-            self.scores.update(self._parameters, gradients)
-
-    def _scores(self, module: TaskModule) -> Scores:
-        """In the origin's units; those that are gone count nothing."""
-        if self.pruning.criterion == "random":
-            return random_importance(self.origin, self.pruning.seed * 1_000_003 + self.round)
-        own = (
-            self.scores.means()
-            if self.pruning.criterion == "taylor"
-            else magnitude_importance(module.backbone.state_dict(), self.groups)
-        )
-        scores = {}
-        for name, mask in self.masks.items():
-            scores[name] = torch.zeros(len(mask))
-            scores[name][mask] = own[name]
-        return scores
+        super().__init__(groups, cost, settings, masks, present)
+        self.options = options
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
         """One round.
@@ -129,12 +88,8 @@ class OwnCutter:
         Raises:
             RuntimeError: there are no scores: no step with finite gradients was seen.
         """
-        self.round += 1
-        scores = self._scores(module)
-        chosen = self.pruning.choose(scores, self.masks, kept_fraction, self.origin, self.cost)
-        for name, score in normalised(scores, self.masks).items():
-            self.importance[name] = torch.where(self.masks[name], score, self.importance[name]).float()
-        left = Masks({name: mask[self.masks[name]] for name, mask in chosen.items()})
+        before = self.decide(module.backbone, self.round + 1, kept_fraction)
+        left = Masks({name: mask[before[name]] for name, mask in self.masks.items()})
         small = shrink(module.backbone, self.groups, left)
         smaller = TaskModule.for_task(small, module.facts, **self.options)
         smaller.head = small_head(module.head, self.groups, left)
@@ -145,9 +100,7 @@ class OwnCutter:
             if "head.weight" in named:
                 weight = named["head.weight"]
                 named["head.weight"] = weight[:, features.to(weight.device)]
-        self.groups = groups_left(self.groups, left, module.backbone, module.head.in_features)
-        self.masks = chosen
-        self._begin()
+        self._begin(groups_left(self.groups, left, module.backbone, module.head.in_features))
         return smaller
 
 
@@ -162,8 +115,8 @@ def make_fabric(
     """Where :func:`prune_and_cut` trains: one process, or ranks that hold the whole model each.
 
     Args:
-        accelerator: as the Trainer's, like what follows.
-        devices: how many, or which.
+        accelerator: as the Trainer's.
+        devices: how many, or which, as the Trainer's.
         strategy: ``"auto"``, or one of the ``"ddp"`` family.
         num_nodes: how many machines.
         precision: ``"auto"``, ``"32-true"`` or ``"bf16-mixed"``.
@@ -219,14 +172,14 @@ class _Classifier(nn.Module):
         return features, self.head(features)
 
 
-class _Set:
+class _Training:
     """A module and its optimizer as Fabric wraps them, until the next round.
 
     Args:
         fabric: wraps them.
         module: plain.
-        moments: what an earlier optimizer remembers, by name of the parameter: what has its shape,
-        counters: and what has not.
+        moments: what the optimizer of the round before remembers in the shapes of its parameters; None: nothing.
+        counters: what else it remembers, such as numbers of steps: parameter → key → value; None: nothing.
     """
 
     def __init__(
@@ -246,7 +199,7 @@ class _Set:
         self.network, self.stepper = fabric.setup(network, self.optimizer, move_to_device=False)
 
     def remembered(self) -> tuple[Moments, dict[str, dict[str, Any]]]:
-        """The optimizer's state by parameter name: what has the parameter's shape, and the rest, such as its step."""
+        """The optimizer's state: what has its parameter's shape, and the rest by parameter name and key."""
         moments: Moments = {}
         counters: dict[str, dict[str, Any]] = {}
         for name, parameter in self.module.named_parameters():
@@ -279,8 +232,8 @@ def prune_and_cut(
         pruning: gives the schedule.
         steps: optimizer steps in all.
         clip: largest gradient norm; None leaves gradients as they are.
-        precision: as the Trainer's, for this process on the CPU alone;
-        fabric: or launched ranks, each of which calls this with the same model.
+        precision: as the Trainer's; used without ``fabric``, where this process trains alone on the CPU.
+        fabric: launched ranks, each of which calls this with the same model; None: this process alone.
         probe: called with the number of steps done and the model.
 
     Returns:
@@ -298,7 +251,7 @@ def prune_and_cut(
     peak, onecycle = module.hparams["learning_rate"], module.hparams["schedule"] == "onecycle"
     module.require_teacher()
     teacher = copy.copy(module.teacher) if module.mimic else None
-    elsewhere, now = fabric.device.type != "cpu", _Set(fabric, module)
+    elsewhere, now = fabric.device.type != "cpu", _Training(fabric, module)
     for step in range(steps):
         images, labels = next(batches)
         if elsewhere:
@@ -314,7 +267,7 @@ def prune_and_cut(
                 loss = loss + module.mimic * teacher.loss(features, images)
         fabric.backward(loss)
         if rounds_done < pruning.rounds and step >= pruning.warmup_steps:
-            cutter.see(now.module)
+            cutter.observe(now.module.backbone)
         if clip is not None:
             fabric.clip_gradients(now.network, now.stepper, max_norm=clip, error_if_nonfinite=False)
         now.stepper.step()
@@ -326,11 +279,11 @@ def prune_and_cut(
             smaller = cutter.cut(now.module, moments, schedule.kept_fraction(due))
             if teacher is not None and cutter.masks is not None and teacher.map is None:
                 teacher.keep(cutter.origin, cutter.masks)
-            elif teacher is not None:  # a map knows nothing of the features that are left
+            elif teacher is not None:  # its map is of features that may be gone, so a new one is fitted
                 teacher.follow(smaller.backbone, data)
             if cutter.masks is not None:
                 require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, due)
-            now, rounds_done = _Set(fabric, smaller, moments, counters), due
+            now, rounds_done = _Training(fabric, smaller, moments, counters), due
             watch.after_round(due, step + 1)
         if probe is not None:
             probe(step + 1, now.module)

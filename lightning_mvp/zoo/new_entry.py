@@ -20,8 +20,8 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.files import with_words
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.pruning.choose import require_choice
-from lightning_mvp.pruning.engine import Contract
 from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.pruning.prunable import Contract
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.version import __version__
 from lightning_mvp.zoo.entry import ZooEntry, entry_id

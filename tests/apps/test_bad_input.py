@@ -38,7 +38,10 @@ BOTH = [  # asked of one command; that the other reads the same configuration on
     ("split.classes_per_task=9", "Expected at least 9 seen classes for tasks of 9 classes, but got 8. Lower"),
     ("pruning.pruning_ratio=80", "`pruning_ratio` to be a float in (0, 1), but got 80. It is the fraction that"),
     ("pruning.pruning_ratio=0", "`pruning_ratio` to be a float in (0, 1), but got 0"),
-    ("pruning.criterion=tailor", "`criterion` to be one of 'taylor', 'magnitude', 'random', but got 'tailor'"),
+    (
+        "pruning.criterion=tailor",
+        "`criterion` to be one of ('taylor', 'magnitude', 'random'), or a Criterion",
+    ),
     ("optim.optimizer=adam", "`optimizer` to be one of 'sgd', 'adamw', but got 'adam'"),
     ("backbone.recipe.in_chans=1", "channel"),
 ]

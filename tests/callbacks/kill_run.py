@@ -77,7 +77,7 @@ class Trace(L.Callback):
             "parameters": digest(dict(pl_module.named_parameters())),
             "state": digest(pl_module.state_dict()),
             "optimizer": digest(optimizer_tensors(trainer.optimizers[0])),
-            "sums": digest({**pruner.scores.sums, "count": torch.as_tensor(pruner.scores.count)}),
+            "sums": digest({**pruner.criterion.sums, "count": torch.as_tensor(pruner.criterion.count)}),
             "importance": digest(pruner.importance),
         }
         with (self.folder / f"trace{trainer.global_rank}.jsonl").open("a") as file:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_mvp.callbacks.finite_loss import FiniteLoss
+from lightning_mvp import MVPCallback
+from lightning_mvp.callbacks.companions import COMPANIONS, FiniteLoss, Interrupt, TimeLimit
 from lightning_mvp.pruning.loss_watch import LossWatch
 
-from .user import UserModule, callback, fit
+from .user import UserModule, callback, fit, loader
 
 
 class RootMeanSquare(UserModule):
@@ -67,6 +68,22 @@ def test_a_square_root_of_removed_channels_is_told(first: bool) -> None:
     mended = callback(head="classifier", rounds=2, steps_per_round=3)
     fit(RootMeanSquare(1e-6), mended)
     assert mended.finished
+
+
+def test_companions_stand_beside_pruning_once_and_can_be_left_out() -> None:
+    own, mvp = TimeLimit(), callback(head="classifier")
+    trainer = fit(UserModule(), own, mvp)
+    trainer.fit_loop.epoch_loop.max_steps = 24
+    trainer.fit(UserModule(), loader())
+    kinds = [type(each) for each in trainer.callbacks]  # type: ignore[attr-defined]
+    at = kinds.index(MVPCallback)
+    assert kinds[at - 1 : at + 3] == [FiniteLoss, MVPCallback, TimeLimit, Interrupt]
+    assert [kinds.count(kind) for kind in COMPANIONS] == [1, 1, 1]
+    assert own in trainer.callbacks  # type: ignore[attr-defined]
+    alone = callback(head="classifier", companions=())
+    trainer = fit(UserModule(spoil_at=11), alone)
+    assert alone.finished
+    assert not {type(each) for each in trainer.callbacks} & set(COMPANIONS)  # type: ignore[attr-defined]
 
 
 def test_gradients_that_end_with_a_round_are_told_where_a_scaler_hides_the_loss() -> None:

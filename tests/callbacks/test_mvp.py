@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lightning_mvp import Masks, ModelZoo, MVPCallback, apply_masks, create_backbone, find_groups
 from lightning_mvp.backbones import count_macs, count_parameters, widths
-from lightning_mvp.pruning import TaylorScores, normalised, random_importance, top_units
+from lightning_mvp.pruning import Taylor, normalised, random_importance, top_units
 
 from .user import EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, fit, loader, make_trainer, removed_entries
 
@@ -227,19 +227,20 @@ def test_scores_are_those_of_the_steps_since_the_last_round():
     mvp = callback(head="classifier", rounds=1, steps_per_round=2, warmup_steps=2)
     module = UserModule()
     groups = find_groups(module.net, EXAMPLE)
-    twin, scores = copy.deepcopy(module), TaylorScores(groups)
+    twin, scores = copy.deepcopy(module), Taylor()
+    scores.begin(groups)
     optimizer = twin.configure_optimizers()
     for step, batch in zip(range(4), loader(), strict=False):
         optimizer.zero_grad()
         twin.training_step(batch, step).backward()
         if step >= 2:
             parameters = dict(twin.net.named_parameters())
-            scores.update(parameters, {name: parameter.grad for name, parameter in parameters.items()})
+            scores.observe(parameters, {name: parameter.grad for name, parameter in parameters.items()})
         optimizer.step()
     fit(module, mvp, max_steps=4)
-    expected = top_units(scores.means(), widths(groups.sizes, 0.5))
+    expected = top_units(scores.scores(), widths(groups.sizes, 0.5))
     assert mvp.masks == expected
-    for name, score in normalised(scores.means()).items():
+    for name, score in normalised(scores.scores()).items():
         torch.testing.assert_close(mvp.importance[name], score.float())
     apply_masks(twin.net, groups, expected)
     assert all(torch.equal(tensor, twin.net.state_dict()[name]) for name, tensor in module.net.state_dict().items())
@@ -250,7 +251,7 @@ def test_scores_start_after_the_warm_up_afresh_in_each_round_and_end_with_the_la
         seen: tuple[int, ...] = ()
 
         def on_train_batch_end(self, *_: Any) -> None:
-            self.seen += (int(mvp.pruner.scores.count),)
+            self.seen += (int(mvp.pruner.criterion.count),)
 
     mvp, counts = callback(head="classifier", rounds=2, warmup_steps=1), Counts()
     fit(UserModule(), mvp, counts, max_steps=7)

@@ -181,7 +181,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_loader_without_state_restores_all_but_the_order_of_images_and_says_so(checkpoint: Path):
     class AtStart(L.Callback):
         def on_train_start(self, *_: Any) -> None:
-            self.seen = copy.deepcopy((mvp.step, mvp.schedule, mvp.masks, mvp.importance, dict(mvp.pruner.scores.sums)))
+            self.seen = copy.deepcopy(
+                (mvp.step, mvp.schedule, mvp.masks, mvp.importance, dict(mvp.pruner.criterion.sums))
+            )
 
     mvp, start = callback(head="classifier"), AtStart()
     with pytest.warns(UserWarning, match="the images come in another order"):

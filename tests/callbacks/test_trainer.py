@@ -210,7 +210,7 @@ def test_steps_that_the_scaler_leaves_out_are_not_scored_but_count():
 
     class Counting(L.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
-            counts.append((mvp.step, float(mvp.pruner.scores.count), mvp.pruner.round))
+            counts.append((mvp.step, float(mvp.pruner.criterion.count), mvp.pruner.round))
 
     mvp, module = callback(head="classifier", rounds=2, steps_per_round=3), Overflowing({1})
     fit(module, mvp, Counting(), max_steps=8, plugins=[scaled()])

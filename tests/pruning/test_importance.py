@@ -7,13 +7,7 @@ from torch.nn import functional as F
 
 from lightning_mvp.backbones import Groups, Masks, create_backbone, find_groups
 from lightning_mvp.backbones.selfcheck import randomise
-from lightning_mvp.pruning import (
-    TaylorScores,
-    magnitude_importance,
-    normalised,
-    random_importance,
-    taylor_importance,
-)
+from lightning_mvp.pruning import Taylor, magnitude_importance, normalised, random_importance, taylor_importance
 
 from ..backbones.recipes import recipe
 from ..backbones.test_gates import gate_units
@@ -67,21 +61,23 @@ def test_a_step_whose_gradients_are_not_finite_does_not_count(net: tuple[nn.Modu
     ones = {name: torch.ones_like(parameter) for name, parameter in parameters.items()}
     gate = next(member.tensor for member in next(iter(groups)).members if member.gate)
     broken = {**ones, gate: torch.full_like(parameters[gate], torch.inf)}
-    scores = TaylorScores(groups)
-    scores.update(parameters, ones)
-    once = scores.means()
-    scores.update(parameters, broken)
-    assert all(torch.equal(score, once[name]) for name, score in scores.means().items())
+    scores = Taylor()
+    scores.begin(groups)
+    scores.observe(parameters, ones)
+    once = scores.scores()
+    scores.observe(parameters, broken)
+    assert all(torch.equal(score, once[name]) for name, score in scores.scores().items())
 
 
 def test_scores_without_a_finite_step_are_refused(net: tuple[nn.Module, Groups]):
-    scores = TaylorScores(net[1])
+    scores = Taylor()
+    scores.begin(net[1])
     with pytest.raises(RuntimeError, match="No step with finite gradients"):
-        scores.means()
+        scores.scores()
     parameters = dict(net[0].named_parameters())
-    scores.update(parameters, dict.fromkeys(parameters, None))
+    scores.observe(parameters, dict.fromkeys(parameters, None))
     with pytest.raises(RuntimeError, match="No step with finite gradients"):
-        scores.means()
+        scores.scores()
 
 
 def test_magnitude_is_the_norm_of_everything_a_unit_owns():

@@ -29,7 +29,7 @@ class Contrary(OwnCutter):
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
         if self.rank:
-            self.scores._total = -self.scores._total  # type: ignore[operator]
+            self.criterion._total = -self.criterion._total  # type: ignore
         return super().cut(module, moments, kept_fraction)
 
 

@@ -16,7 +16,7 @@ from lightning_mvp import ImageData, ModelZoo, MVPCallback, TaskDataModule, Task
 from lightning_mvp.backbones import random_masks, shrink
 from lightning_mvp.backbones.regroup import groups_left
 from lightning_mvp.fitting.fit import EntryFacts, fit_quietly
-from lightning_mvp.pruning.engine import Pruner
+from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training.filling import prune_into_zoo
 from lightning_mvp.training.rounds import OwnCutter, endless, make_fabric, prune_and_cut
@@ -57,9 +57,9 @@ def cut_by_ours(
 ) -> tuple[TaskModule, OwnCutter]:
     example = module.example_input_array
     assert isinstance(example, Tensor)
-    pruner = Pruner(module.backbone, (example,), settings, keep_features=False)
+    prunable = find_prunable(module.backbone, (example,), settings)
     own = {name: module.hparams[name] for name in ("learning_rate", "optimizer", "weight_decay", "schedule")}
-    cutter = cutter_class(pruner.groups, pruner.cost, settings, own)
+    cutter = cutter_class(prunable.groups, prunable.cost, settings, own)
     return prune_and_cut(module, data, cutter, settings, steps, **options), cutter
 
 

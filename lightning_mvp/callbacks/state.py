@@ -18,15 +18,19 @@ from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
 from lightning_mvp.callbacks.small_model import cut, small_model_from
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import Scores
+from lightning_mvp.pruning.prunable import find_prunable
+from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.settings import PruningSettings, RoundPlan, entry_config, plan_rounds
 from lightning_mvp.pruning.table import pruning_table
 from lightning_mvp.pruning.zeros import require_zeroed
 
 
-class Readout(L.Callback):
-    """The part of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` that answers and changes nothing."""
+class PruningState(L.Callback):
+    """The part of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` that answers questions and changes nothing."""
 
     settings: PruningSettings
+    schedule: Schedule | None
+    step: int
     backbone_name: str
     head_name: str | None
     example_input: tuple[Tensor, ...] | None
@@ -34,6 +38,26 @@ class Readout(L.Callback):
     _module: L.LightningModule | None
     _pruner: Pruner | None
     _resumed: Mapping[str, Any] | None
+
+    @staticmethod
+    def beside(callback: L.Callback, trainer: L.Trainer, remedy: str = "") -> PruningState:
+        """The Trainer's MVPCallback, for another callback that depends on it.
+
+        Args:
+            callback: the other one.
+            trainer: both are in it.
+            remedy: what else could be done without an MVPCallback, for the message.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, PruningState):
+                return other
+        raise ValueError(
+            f"Expected an MVPCallback beside {type(callback).__name__}, but the Trainer has none: there is no pruning "
+            f"to wait for. Add an MVPCallback to its callbacks{remedy}."
+        )
 
     @property
     def pruner(self) -> Pruner:
@@ -110,7 +134,8 @@ class Readout(L.Callback):
             module: a new module, made as the one that was trained was; its weights become the checkpoint's.
             example_input: a batch of images or its shape; default: of the shape that the run's was.
             backbone: dotted name of the backbone; default: the run's. Needed for older checkpoints, which don't say it.
-            head: dotted name of the linear layer that follows it, likewise.
+            head: dotted name of the linear layer that follows the backbone; default: the run's. Needed for older
+                checkpoints, which don't say it.
 
         Returns:
             The small backbone, followed by the small head if there is one, on the CPU in eval mode.
@@ -120,7 +145,7 @@ class Readout(L.Callback):
             ValueError: it is no such checkpoint, or the module isn't made as the one that was trained; says how.
 
         Example:
-            >>> Readout.small_model_from({"state_dict": {}}, L.LightningModule())
+            >>> PruningState.small_model_from({"state_dict": {}}, L.LightningModule())
             Traceback (most recent call last):
             ...
             ValueError: Expected a checkpoint of a run with MVPCallback, but the checkpoint has no state of one. ...
@@ -138,13 +163,13 @@ class Readout(L.Callback):
             steps: the run's optimizer steps, needed for the rounds' steps where ``steps_per_round`` is None.
 
         Returns:
-            A plan for each round. With global scope widths depend on scores that nobody has yet: None.
+            A plan for each round. With global scope its widths are None, because they depend on scores.
         """
         example = self._first_example(module) if example_input is None else as_inputs(example_input)
         if example is None:
             raise ValueError("Expected argument `example_input` to be a batch of images, but got None.")
-        pruner = Pruner(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
-        return plan_rounds(self.settings, pruner.groups, pruner.cost, steps)
+        found = find_prunable(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
+        return plan_rounds(self.settings, found.groups, found.cost, steps)
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""

@@ -1,0 +1,122 @@
+"""Every private name of Lightning, and of torch where Lightning puts it, that the package uses, and what it is for.
+
+Each is used where no public name gives the same. ``tests/test_internals.py`` fails when one of them is gone, and the
+methods of ModelCheckpoint are checked whenever a PrunedCheckpoint is made, because it overrides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import signature
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+SpawningLauncher = _MultiProcessingLauncher
+"""What starts the ranks of ``ddp_spawn``: processes that copy weights back into the first one."""
+
+ScriptLauncher = _SubprocessScriptLauncher
+"""What starts the ranks of ``ddp`` by running the command again."""
+
+# What PrunedCheckpoint overrides or calls: name → its parameters (None: it is an attribute), and what for.
+CHECKPOINT_METHODS: dict[str, tuple[tuple[str, ...] | None, str]] = {
+    "_save_topk_checkpoint": (("trainer", "monitor_candidates"), "overridden: only a pruned model is among the best"),
+    "_save_none_monitor_checkpoint": (("trainer", "monitor_candidates"), "overridden: the first pruned model replaces"),
+    "_save_last_checkpoint": (("trainer", "monitor_candidates"), "overridden: written once for each save that is due"),
+    "_monitor_candidates": (("trainer",), "overridden: hides a value that was not measured on the pruned model"),
+    "_format_checkpoint_name": (
+        ("filename", "metrics", "prefix", "auto_insert_metric_name"),
+        "overridden: names that no command line has to quote",
+    ),
+    "_get_metric_interpolated_filepath_name": (("monitor_candidates", "trainer", "del_filepath"), "a free file name"),
+    "_save_checkpoint": (("trainer", "filepath"), "writes a checkpoint"),
+    "_remove_checkpoint": (("trainer", "filepath"), "removes the one that another replaces"),
+    "_should_remove_checkpoint": (("trainer", "previous", "current"), "whether that one is ours to remove"),
+    "_should_skip_saving_checkpoint": (("trainer",), "whether this step was saved already"),
+    "_last_checkpoint_saved": (None, "the file of the last save"),
+    "_last_global_step_saved": (None, "the step of the last save"),
+    "_defer_save_until_validation": (None, "whether a save that is due waits for the metric"),
+    "_every_n_epochs": (None, "whether saves are due by epochs"),
+}
+
+
+def require_checkpoint_methods(callback: ModelCheckpoint) -> None:
+    """Refuse a Lightning whose ModelCheckpoint has other private methods: it might keep an unpruned model as the best.
+
+    Raises:
+        RuntimeError: one is missing or has other parameters; all of those are named.
+
+    Example:
+        >>> require_checkpoint_methods(ModelCheckpoint())
+    """
+    changed = []
+    for name, (parameters, _) in CHECKPOINT_METHODS.items():
+        there = getattr(ModelCheckpoint if parameters else callback, name, None)
+        if there is None or (parameters and tuple(signature(there).parameters)[-len(parameters) :] != parameters):
+            changed.append(name)
+    if changed:
+        raise RuntimeError(
+            f"Expected a Lightning whose ModelCheckpoint has {', '.join(changed)} as in version 2.6, but this is "
+            f"{L.__version__}, where they are gone or take other arguments. Install lightning>=2.6,<2.7, or use "
+            "Lightning's ModelCheckpoint(save_last=True) without `monitor`."
+        )
+
+
+def latest_checkpoint(callback: Any) -> str:
+    """The file that a checkpoint callback wrote last; empty if there is none."""
+    names = ("last_model_path", "_last_checkpoint_saved", "best_model_path")
+    return next((path for name in names if (path := getattr(callback, name, ""))), "")
+
+
+def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
+    """What ``Trainer.save_checkpoint`` would write, without waiting for the other ranks."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def averaged_models(trainer: L.Trainer) -> Iterator[AveragedModel]:
+    """The averages that WeightAveraging callbacks keep, which must begin anew after a pruning round."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            yield callback._average_model
+
+
+def logged_step(trainer: L.Trainer) -> int:
+    """The x axis of what Lightning logs: batches that stepped, which ``global_step`` is not with several optimizers."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def converts_batch_norms(trainer: L.Trainer) -> bool:
+    """Whether the Trainer has ``sync_batchnorm=True``, which it keeps nowhere public."""
+    return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module or a part of it is under ``torch.compile``, called by the user or by Lightning."""
+    parts = any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in module.modules())
+    return parts or getattr(module, "_compiler_ctx", None) is not None
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module inside the wrapper that ``torch.compile(module)`` makes, which has other names for its parameters."""
+    original = getattr(module, "_orig_mod", module)
+    assert isinstance(original, nn.Module)
+    return original
+
+
+def require_lightning(trainer: Any) -> None:
+    """Refuse the Trainer of ``pytorch_lightning``: that package's classes are not those that our checks know.
+
+    Raises:
+        TypeError: it is no ``lightning.pytorch.Trainer``.
+    """
+    if not isinstance(trainer, L.Trainer):
+        kind = type(trainer)
+        raise TypeError(
+            f"Expected a Trainer of the package `lightning`, but got {kind.__module__}.{kind.__qualname__}. Write "
+            "`import lightning as L` in place of `import pytorch_lightning as pl`, for Trainer, LightningModule and "
+            "callbacks alike; their names and arguments are the same."
+        )
