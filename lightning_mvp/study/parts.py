@@ -32,7 +32,7 @@ from lightning_mvp.tasks.data import ImageData, load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import stratified_split
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
-from lightning_mvp.voting.similarity import rank_neighbours
+from lightning_mvp.voting.ranking import rank_neighbours
 from lightning_mvp.zoo.entry import entry_id
 from lightning_mvp.zoo.zoo import ModelZoo
 

@@ -25,7 +25,7 @@ from lightning_mvp.study.origin import Origin
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.voting.latest import latest
 from lightning_mvp.voting.merge import merge
-from lightning_mvp.voting.similarity import Neighbour
+from lightning_mvp.voting.ranking import Neighbour
 from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target, reestimation_batches
 from lightning_mvp.voting.vote import coefficients
 from lightning_mvp.voting.voted import voted_backbone

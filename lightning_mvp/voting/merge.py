@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import EllipsisType
@@ -18,6 +18,7 @@ from lightning_mvp.fingerprint import to_array
 
 Missing = Literal["theta0", "producer", "zero"]
 Kept = tuple["np.ndarray | None", ...]
+Combine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Least coefficient, where their mean is 1: a weight times it is a normal float64 and not a denormal that loses digits.
 LEAST = 1e-200
 
@@ -44,6 +45,7 @@ def merge(
     *,
     theta0: Mapping[str, Any],
     missing: Missing = "theta0",
+    combine: Combine | None = None,
 ) -> MergeResult:
     r"""Each entry is the mean over the neighbours that kept all the units it connects:
     :math:`w_e = \sum_{j \in J_e} a_j w_e^j / \sum_{j \in J_e} a_j`.
@@ -73,6 +75,8 @@ def merge(
         coefficients: entry name → a_j ≥ 0; None counts all alike, and 0 leaves a neighbour out.
         theta0: the dense pre-trained state; its names and types are those of the result.
         missing: what an entry gets that no neighbour kept.
+        combine: what takes the place of the mean, see :meth:`lightning_mvp.voting.merges.Merge.combine`; None takes the
+            mean. Integers and the statistics of batch norms are means always.
 
     Raises:
         ValueError: no neighbours, unknown `missing`, or a tensor that fits neither θ⁰ nor the neighbour's masks.
@@ -95,15 +99,29 @@ def merge(
             kept = {name: groups.kept(tensor, dense.shape, masks[name]) for name in weights}
             overlaps[key] = _Overlap.of(dense.shape, groups.kept(tensor, dense.shape, target), kept, weights)
         overlap = overlaps[key]
-        # −0 and not 0: added to a weight of −0 it leaves that as it is.
-        mean = torch.full(overlap.shape, -0.0, dtype=torch.float64)
-        for name, block in overlap.blocks.items():
-            value = block.read(states[name][tensor], name, tensor)
-            if tensor.endswith("running_var"):
-                sibling = tensor.removesuffix("var") + "mean"
-                value += (block.read(states[name][sibling], name, sibling) - means[sibling][block.rows]) ** 2
-            block.add_to(mean, value.mul_(weights[name]))
-        mean /= overlap.total
+        if combine is None or dense.dtype.kind != "f" or tensor.endswith(("running_mean", "running_var")):
+            # −0 and not 0: added to a weight of −0 it leaves that as it is.
+            mean = torch.full(overlap.shape, -0.0, dtype=torch.float64)
+            for name, block in overlap.blocks.items():
+                value = block.read(states[name][tensor], name, tensor)
+                if tensor.endswith("running_var"):
+                    sibling = tensor.removesuffix("var") + "mean"
+                    value += (block.read(states[name][sibling], name, sibling) - means[sibling][block.rows]) ** 2
+                block.add_to(mean, value.mul_(weights[name]))
+            mean /= overlap.total
+        else:
+            values, present = overlap.stacked(
+                {name: block.read(states[name][tensor], name, tensor) for name, block in overlap.blocks.items()}
+            )
+            mean = combine(
+                values, present, torch.tensor([*weights.values()], dtype=torch.float64), _cut(dense, overlap.goal)
+            )
+            if mean.shape != values.shape[1:]:
+                raise ValueError(
+                    f"Expected argument `combine` to give a tensor of shape {tuple(values.shape[1:])} for {tensor!r}, "
+                    f"but got {tuple(mean.shape)}. Reduce the first dimension only, the neighbours."
+                )
+            mean = mean.double()
         if overlap.entries[0]:
             start = _unseen(_cut(dense, overlap.goal), overlap.produced, missing)
             mean = torch.where(overlap.total == 0, start, mean)
@@ -170,6 +188,18 @@ class _Overlap:
         nobody, one = int((count == 0).sum()), int((count == 1).sum())
         each = np.array([nobody, one, count.numel() - nobody - one])
         return cls(shape, goal, blocks, total, produced, each * (prod(shape) // count.numel()))
+
+    def stacked(self, read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the neighbours' blocks gave, and which entries each has, both ``(neighbours, *shape)`` of the target.
+
+        Entries that a neighbour lacks are 0.
+        """
+        values = torch.zeros(len(read), *self.shape, dtype=torch.float64)
+        present = torch.zeros(len(read), *self.total.shape, dtype=torch.float64)
+        for row, (name, value) in enumerate(read.items()):
+            self.blocks[name].add_to(values[row], value)
+            self.blocks[name].add_to(present[row], torch.ones(self.blocks[name].units, dtype=torch.float64))
+        return values, (present > 0).expand(values.shape)
 
 
 @dataclass(frozen=True)

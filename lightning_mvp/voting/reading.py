@@ -109,20 +109,20 @@ def read_sample(
             f"{len(first)} batches hold class(es) {at_first} only. {read} batches were read"
             + (", the most that are" if read == MOST_BATCHES else "")
             + f", with class(es) {watched.seen()}; any other was not seen. Shuffle it: DataLoader(..., shuffle=True).",
-            stacklevel=4,
+            stacklevel=5,
         )
     if labels.ndim == 1 and 255 in watched.counts and max({*watched.counts} - {255}, default=255) < 254:
         warnings.warn(
             f"Labels of argument `{argument}` hold 255 far above the others: it counts as a class. If it marks images "
             "whose class is not known, leave these out: ((images[labels != 255], labels[labels != 255]) for ...).",
-            stacklevel=4,
+            stacklevel=5,
         )
     missing = watched.missing
     if missing:
         warnings.warn(
             f"No image of {len(missing)} class(es) was seen in the {read} batches that were read of `{argument}`: "
             f"{_few(missing)}.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return Sample(images, labels, missing)
 

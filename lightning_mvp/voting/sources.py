@@ -1,18 +1,25 @@
-"""How the models of a zoo see a target's images: each through its own preprocessing."""
+"""A target task as the models of a zoo see it: its images through each entry's own preprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating, features_of
 from lightning_mvp.backbones.inputs import one_sample
+from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
+from lightning_mvp.zoo.rebuild import dense_backbone, refill
+from lightning_mvp.zoo.zoo import ModelZoo
 
 
 def probabilities_of(
@@ -92,3 +99,74 @@ class Inputs:
             prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
             self.cache[key] = prepared.contiguous(memory_format=torch.channels_last)
         return self.cache[key]
+
+
+@dataclass(eq=False)
+class TargetData:
+    """What a similarity may ask about a target task.
+
+    Args:
+        zoo: the zoo whose entries are compared with the task.
+        images: ``(n, C, H, W)``, raw uint8 or float and preprocessed.
+        labels: class indices ``(n,)`` or multi-hot ``(n, L)``.
+        backbone: the zoo's dense backbone. Only its structure is used.
+        groups: the groups of that backbone.
+        names: all entries that may be chosen.
+        classes: the names of the task's classes; None where they are not known.
+        seed: of every random choice.
+        batch_size: number of images in one forward pass.
+        memory: what a similarity keeps of each entry until all entries are scored; empty at first.
+    """
+
+    zoo: ModelZoo
+    images: Tensor
+    labels: Tensor
+    backbone: nn.Module = field(repr=False)
+    groups: Groups = field(repr=False)
+    names: Sequence[str]
+    classes: Sequence[str] | None = None
+    seed: int = 0
+    batch_size: int = 128
+    memory: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The images as an entry sees them: ``target.inputs(entry.facts)`` is float ``(n, C, H, W)``."""
+        return Inputs(self.images)
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The dense backbone with the weights θ⁰, in eval mode."""
+        return dense_backbone(self.zoo, self.backbone)
+
+    @cached_property
+    def shuffled_names(self) -> list[str]:
+        """The names in an order drawn by the seed."""
+        return np.random.default_rng(self.seed).permutation(sorted(self.names)).tolist()
+
+    def probabilities(self, entry: ZooEntry) -> Tensor:
+        """Probabilities ``(n, Z)`` of the entry's Z classes, by the entry's model on the task's images.
+
+        Raises:
+            DamagedEntryError: the entry has no head or one that does not fit, or computes what is not finite.
+        """
+        head = refill(self._scratch, entry, self.groups)
+        if head is None:
+            raise DamagedEntryError(f"Expected entry {entry.name!r} to have a head, but it has none.")
+        return probabilities_of(entry, self._scratch, head, self.inputs(entry.facts), self.batch_size)
+
+    def features(self, facts: Mapping[str, Any]) -> Tensor:
+        """Features ``(n, D)`` by θ⁰ on the task's images, preprocessed as the facts of an entry say."""
+        key = seen_by(facts)
+        if key not in self._features:
+            self._features[key] = features_of(self.dense, self.inputs(facts), self.batch_size)
+        return self._features[key]
+
+    @cached_property
+    def _features(self) -> dict[str, Tensor]:
+        return {}
+
+    @cached_property
+    def _scratch(self) -> nn.Module:
+        """One copy of the backbone, which becomes the model of one entry after the other."""
+        return copy.deepcopy(self.backbone).eval()
