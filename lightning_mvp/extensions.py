@@ -65,9 +65,8 @@ class Choices(Generic[T]):
         if isinstance(choice, Mapping):
             return self._made(choice)
         if not isinstance(choice, self.base):
-            is_class = isinstance(choice, type) and issubclass(choice, self.base)
-            hint = f" Give an object of it: {choice.__name__}(…)." if is_class else ""  # type: ignore[attr-defined]
-            raise self._refusal(f"{choice!r}.{hint}")
+            what = "the class itself: " if isinstance(choice, type) and issubclass(choice, self.base) else ""
+            raise self._refusal(f"{what}{choice!r}")
         return choice
 
     def stored(self, choice: str | Mapping[str, Any] | T) -> Stored:
@@ -96,13 +95,13 @@ class Choices(Generic[T]):
         if isinstance(choice, Mapping):
             target, arguments = choice["_target_"], {key: choice[key] for key in choice if key != "_target_"}
         else:
-            target, arguments = self._import_path(cls), self._arguments(choice)
+            target, arguments = self._described(choice)
         defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
         for name, ours in self.known.items():
             if cls is ours and {**defaults, **arguments} == defaults:
                 return name
         try:
-            return {"_target_": target, **json.loads(json.dumps(arguments))}
+            return {"_target_": target, **json.loads(json.dumps(arguments, allow_nan=False))}
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"Expected argument `{self.argument}` to have plain arguments (None, numbers, text, lists or mappings "
@@ -114,10 +113,8 @@ class Choices(Generic[T]):
         from hydra.utils import instantiate
 
         target = choice.get("_target_")
-        if not isinstance(target, str):
-            raise self._refusal(f"{dict(choice)!r} without `_target_`")
         try:
-            cls = pkgutil.resolve_name(target)
+            cls = pkgutil.resolve_name(str(target))
         except (ImportError, AttributeError, ValueError) as error:
             raise self._refusal(f"`_target_` {target!r}, which can't be imported ({error})") from error
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
@@ -132,33 +129,28 @@ class Choices(Generic[T]):
         base = f"{self.base.__module__}.{self.base.__qualname__}"
         return ValueError(
             f"Expected argument `{self.argument}` to be one of {tuple(self.known)}, or a {self.base.__name__} of your "
-            f"own: an object of a subclass of {base}, or {{_target_: package.Class}}; but got {got}"
-            + ("" if got.endswith(".") else ".")
+            f"own: an object of a subclass of {base}, or {{_target_: package.Class}}; but got {got}."
         )
 
-    def _import_path(self, cls: type) -> str:
+    def _described(self, choice: T) -> tuple[str, dict[str, Any]]:
+        """Where the class of an object can be imported from, and the arguments that make an equal object."""
+        cls = type(choice)
         path = f"{cls.__module__}.{cls.__qualname__}"
         try:
-            found = None if cls.__module__ == "__main__" else pkgutil.resolve_name(path)
+            importable = cls.__module__ != "__main__" and pkgutil.resolve_name(path) is cls
         except (ImportError, AttributeError, ValueError):
-            found = None
-        if found is not cls:
+            importable = False
+        if not importable:
             raise ValueError(
                 f"Expected argument `{self.argument}` to be of a class that any process can import, since its import "
                 f"path is stored, but got one of {path}. Define the class at the top of a module of its own, and "
                 "import it from there."
             )
-        return path
-
-    def _arguments(self, choice: Any) -> dict[str, Any]:
-        arguments = {}
-        for name, parameter in inspect.signature(type(choice)).parameters.items():
-            several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            if several or not hasattr(choice, name):
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if not hasattr(choice, name) or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
                     f"Expected argument `{self.argument}` to be an object whose arguments can be stored, but "
-                    f"{type(choice).__name__} does not keep `{name}`. Let its `__init__` name each argument and keep "
-                    f"it: self.{name} = {name}."
+                    f"{cls.__name__} does not keep `{name}`. Let its `__init__` name each argument and keep it: "
+                    f"self.{name} = {name}."
                 )
-            arguments[name] = getattr(choice, name)
-        return arguments
+        return path, {name: getattr(choice, name) for name in inspect.signature(cls).parameters}

@@ -113,7 +113,7 @@ class MetaVoteModule(TaskModule):
             return module
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
-        election = Election.prepare(zoo, datamodule, neighbours, chosen, backbone)
+        election = Election(zoo, datamodule, neighbours, chosen, backbone)
         if best_of:
             small, report, starts = best_start(election, best_of, datamodule)
         else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,26 +47,16 @@ class Neighbour:
 class Ranking(list[Neighbour]):
     """Neighbours, best first, with what was found on the way.
 
-    Args:
-        neighbours: the neighbours.
-        zoo: folder of their zoo.
-        read: name → entry, of those neighbours that were read and checked; a vote reads the others.
-        evidence: what LEEP says about the task; None where it was not computed.
-        scored: number of entries that were read and scored.
-        entries: number of entries that might have been chosen.
+    ``zoo`` is the folder of their zoo. ``read`` holds, by name, the entries of those neighbours that were read and
+    checked: a vote reads the others. ``evidence`` is what LEEP says about the task, None where it was not computed.
+    ``scored`` counts the entries that were read and scored, and ``entries`` those that might have been chosen.
     """
 
-    def __init__(
-        self,
-        neighbours: Iterable[Neighbour] = (),
-        zoo: Path | None = None,
-        read: Mapping[str, ZooEntry] | None = None,
-        evidence: Evidence | None = None,
-        scored: int = 0,
-        entries: int = 0,
-    ) -> None:
-        super().__init__(neighbours)
-        self.zoo, self.read, self.evidence, self.scored, self.entries = zoo, read or {}, evidence, scored, entries
+    zoo: Path | None = None
+    read: Mapping[str, ZooEntry] = MappingProxyType({})
+    evidence: Evidence | None = None
+    scored: int = 0
+    entries: int = 0
 
 
 def rank_neighbours(
@@ -116,122 +107,110 @@ def rank_neighbours(
             backbone can't take, or nothing left to choose from.
     """
     measure = SIMILARITIES.resolve(similarity)
+    if measure.needs_labels:
+        labels = as_labels(labels)
+        measure.require_labels(labels)
+    names = names_of_one_family(zoo, config, exclude)
+    if images.is_floating_point():
+        require_takes(backbone, images, "images")
+    target = TargetData(zoo, images, labels, backbone, groups, names, classes, seed, batch_size)
+    return nearest(target, measure, k, shortlist)
+
+
+def nearest(target: TargetData, measure: Similarity, k: int | None, shortlist: int | None) -> Ranking:
+    """:func:`rank_neighbours` for a task whose images and labels were checked."""
     if k is not None and k < 1:
         raise ValueError(f"Expected argument `k` to be at least 1, but got {k}. None takes all entries.")
     if shortlist is not None and shortlist < 1:
         raise ValueError(
             f"Expected argument `shortlist` to be at least 1, but got {shortlist}. None scores all entries."
         )
-    if measure.needs_labels:
-        labels = as_labels(labels)
-        measure.require_labels(labels)
-    excluded = set(exclude)
-    names = [name for name in _one_family(zoo, config) if name not in excluded]
-    if images.is_floating_point():
-        require_takes(backbone, images, "images")
-    target = TargetData(zoo, images, labels, backbone, groups, names, classes, seed, batch_size)
-    most = len(names) if shortlist is None or k is None else max(shortlist, k)
+    names, most = target.names, len(target.names) if shortlist is None or k is None else max(shortlist, k)
     candidates = names if len(names) <= most else measure.shortlist(target, most)
-
-    scores, classes_of, best = _scored(measure, target, candidates, k)
-    counts = sorted({len(names) for names in classes_of.values()})
-    if measure.needs_equal_classes and len(counts) > 1:
+    found, best, class_counts = _scored(measure, target, candidates, k)
+    if measure.needs_equal_classes and len(class_counts) > 1:
         warnings.warn(
-            f"LEEP compares sources of equal class count only, but the zoo's have {counts} classes. "
+            f"LEEP compares sources of equal class count only, but the zoo's have {sorted(class_counts)} classes. "
             "Use `similarity='prototypes'`, or one config of equal tasks.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    if k is not None and len(scores) < k:
-        warnings.warn(f"Expected at least {k} entries to choose from, but got {len(scores)}: using all.", stacklevel=2)
-    ranked = [
-        Neighbour(name, scores[name], None if classes is None else len({*classes_of[name]} & {*classes}))
-        for name in measure.order(scores, target, k)[:k]
-    ]
-    evidence = measure.evidence(scores, target, len(candidates) == len(names))
-    read = {neighbour.name: best[neighbour.name] for neighbour in ranked if neighbour.name in best}
-    return Ranking(ranked, zoo.path, read, evidence, len(scores), len(names))
+    if k is not None and len(found) < k:
+        warnings.warn(f"Expected at least {k} entries to choose from, but got {len(found)}: using all.", stacklevel=3)
+    scores = {name: neighbour.score for name, neighbour in found.items()}
+    ranking = Ranking(found[name] for name in measure.order(scores, target, k)[:k])
+    ranking.zoo, ranking.scored, ranking.entries = target.zoo.path, len(found), len(names)
+    ranking.evidence = measure.evidence(scores, target, len(candidates) == len(names))
+    ranking.read = {neighbour.name: best[neighbour.name] for neighbour in ranking if neighbour.name in best}
+    return ranking
 
 
 def _scored(
     measure: Similarity, target: TargetData, candidates: Collection[str], k: int | None
-) -> tuple[dict[str, float], dict[str, list[str]], dict[str, ZooEntry]]:
-    """The scores and the classes of the entries that can be compared, by name, and the best `k` of these entries."""
-    zoo = target.zoo
-    scores: dict[str, float] = {}
-    classes_of: dict[str, list[str]] = {}
+) -> tuple[dict[str, Neighbour], dict[str, ZooEntry], set[int]]:
+    """All candidates that can be compared, by name; the entries of the best `k`; how many classes each of them has."""
+    found: dict[str, Neighbour] = {}
     best: dict[str, ZooEntry] = {}
+    class_counts: set[int] = set()
     lacking: list[str] = []
     sound = 0
     for name in sorted(candidates):
         entry = None
         with suppress(KeyError):  # it was removed since the names were listed
-            entry = read_usable(
-                zoo, name, target.images, target.backbone, target.groups, "Skipping a damaged zoo entry"
-            )
-        if entry is not None:
-            sound += 1
-            if measure.needs is not None and not _has(entry, measure.needs):
-                lacking.append(name)
-            elif (score := _score(measure, entry, target)) is not None:
-                scores[name], classes_of[name], best[name] = score, entry.facts["classes"], entry
-                if k is not None and len(best) > k:
-                    kept = measure.order({other: scores[other] for other in best}, target, k)[:k]
-                    best = {other: best[other] for other in kept}
+            entry = read_usable(target, name, "Skipping a damaged zoo entry")
+        sound += entry is not None
+        if entry is not None and measure.needs is not None and not _has(entry, measure.needs):
+            lacking.append(name)
+        elif entry is not None and (score := _score(measure, entry, target)) is not None:
+            classes = entry.facts["classes"]
+            shared = None if target.classes is None else len({*classes} & {*target.classes})
+            found[name], best[name] = Neighbour(name, score, shared), entry
+            class_counts.add(len(classes))
+            if k is not None and len(best) > k:
+                kept = measure.order({other: found[other].score for other in best}, target, k)[:k]
+                best = {other: best[other] for other in kept}
         del entry  # before the next one is read: no more than k + 1 are in memory
     if lacking:
         what = "a head" if measure.needs == "head" else measure.needs
-        warnings.warn(f"Skipping zoo entries without {what}: {', '.join(lacking)}.", stacklevel=3)
-    if sound == len(lacking):
+        warnings.warn(f"Skipping zoo entries without {what}: {', '.join(lacking)}.", stacklevel=4)
+    if not found:
         raise ValueError(
-            f"No entry of the zoo at {zoo.path} can be a neighbour by {type(measure).__name__}: of {len(zoo)} entries "
-            f"{len(candidates)} were looked at, and {sound} are sound, of one config and not excluded. Fill the zoo "
-            "with `mvp-prune`."
+            f"No entry of the zoo at {target.zoo.path} can be a neighbour by {type(measure).__name__}: of "
+            f"{len(target.zoo)} entries {len(candidates)} of one config, and not excluded, were looked at, {sound} of "
+            "them are sound, and none could be compared with these images; the warnings say why. Fill the zoo with "
+            "`mvp-prune`, or see that the images are of the backbone's size, and finite."
         )
-    if not scores:
-        raise ValueError(
-            f"None of the entries of the zoo at {zoo.path} could be compared with these images; the "
-            "warnings say why. Are the images of the backbone's size, and finite?"
-        )
-    return scores, classes_of, best
+    return found, best, class_counts
 
 
-def read_usable(
-    zoo: ModelZoo,
-    name: str,
-    images: Tensor,
-    backbone: nn.Module,
-    groups: Groups,
-    consequence: str,
-    known: ZooEntry | None = None,
-) -> ZooEntry | None:
+def read_usable(target: TargetData, name: str, consequence: str, known: ZooEntry | None = None) -> ZooEntry | None:
     """An entry that a vote can use: read now, or `known`. None if it is damaged, with a warning of the consequence.
 
     Raises:
         KeyError: no entry of that name.
     """
     try:
-        entry = zoo[name] if known is None else known
-        require_usable(entry, zoo, images, backbone, groups)
+        entry = target.zoo[name] if known is None else known
+        require_usable(entry, target)
     except DamagedEntryError as error:
-        warnings.warn(f"{consequence}: {error}", stacklevel=4)
+        warnings.warn(f"{consequence}: {error}", stacklevel=5)
         return None
     return entry
 
 
-def require_usable(entry: ZooEntry, zoo: ModelZoo, images: Tensor, backbone: nn.Module, groups: Groups) -> None:
+def require_usable(entry: ZooEntry, target: TargetData) -> None:
     """Refuse an entry that a vote could not use: weights against its masks, and raw images against its facts.
 
     Raises:
         DamagedEntryError: naming the entry.
     """
-    require_fits(entry, backbone, groups)
-    if images.is_floating_point():
+    require_fits(entry, target.backbone, target.groups)
+    if target.images.is_floating_point():
         return
     try:
         facts = TaskFacts.from_dict(entry.facts)
     except (ValueError, TypeError) as error:
         raise DamagedEntryError(f"The facts of entry {entry.name!r} say nothing usable: {error}") from error
-    channels = (zoo.recipe or {}).get("in_chans", facts.channels)
+    channels = (target.zoo.recipe or {}).get("in_chans", facts.channels)
     if facts.channels != channels:
         raise DamagedEntryError(
             f"Expected entry {entry.name!r} to be of images with {channels} channels, but its facts have "
@@ -258,8 +237,13 @@ def _score(measure: Similarity, entry: ZooEntry, target: TargetData) -> float | 
     return score
 
 
-def _one_family(zoo: ModelZoo, config: str | None) -> tuple[str, ...]:
+def names_of_one_family(zoo: ModelZoo, config: str | None, exclude: Collection[str]) -> list[str]:
     """The names of the entries that are compared: of one pruning config, and those that were grown from them."""
+    excluded = set(exclude)
+    return [name for name in _one_family(zoo, config) if name not in excluded]
+
+
+def _one_family(zoo: ModelZoo, config: str | None) -> tuple[str, ...]:
     if not len(zoo):
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     found, configs = families(zoo), zoo.configs

@@ -52,10 +52,8 @@ class VoteReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the masks are represented by their fingerprint."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("neighbours", "masks", "evidence")}
         neighbours = [asdict(neighbour) for neighbour in self.neighbours]
-        evidence = None if self.evidence is None else asdict(self.evidence)
-        return {"neighbours": neighbours, **plain, "masks": self.masks.fingerprint, "evidence": evidence}
+        return {**asdict(self), "neighbours": neighbours, "masks": self.masks.fingerprint}
 
     def table(self) -> Table:
         """Neighbours, widths, shares and size against the dense backbone, for `rich.print`."""
@@ -91,5 +89,4 @@ class VoteReport:
             console.print(self.table())
         return capture.get()
 
-    def __rich__(self) -> Table:
-        return self.table()
+    __rich__ = table

@@ -22,29 +22,6 @@ from lightning_mvp.zoo.rebuild import dense_backbone, refill
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
-def probabilities_of(
-    entry: ZooEntry, small: nn.Module, head: nn.Linear, images: Tensor, batch_size: int = 128
-) -> Tensor:
-    """Class probabilities ``(n, Z)`` by an entry's rebuilt model on preprocessed images.
-
-    Raises:
-        DamagedEntryError: its head does not fit, or it computes what is not finite.
-    """
-    features = features_of(small, images, batch_size)
-    if features.shape[1] != head.in_features:
-        raise DamagedEntryError(
-            f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks leave, "
-            f"but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
-        )
-    with torch.no_grad():
-        probabilities = head(features).double().softmax(1)
-    if not torch.isfinite(probabilities).all():
-        raise DamagedEntryError(
-            f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
-        )
-    return probabilities
-
-
 def require_takes(backbone: nn.Module, images: Tensor, argument: str) -> None:
     """Refuse images that a backbone can't take, such as those of another size than a vision transformer's.
 
@@ -83,24 +60,6 @@ def seen_by(facts: Mapping[str, Any]) -> str:
     return repr([value for name, value in sorted(facts.items()) if name not in ("name", "classes")])
 
 
-class Inputs:
-    """The target's images as the sources see them, prepared once for each preprocessing that occurs in the zoo.
-
-    Args:
-        images: raw uint8 ``(n, C, H, W)``, or float, preprocessed already.
-    """
-
-    def __init__(self, images: Tensor) -> None:
-        self.images, self.cache = images, dict[str, Tensor]()
-
-    def __call__(self, facts: Mapping[str, Any]) -> Tensor:
-        key = "" if self.images.is_floating_point() else seen_by(facts)
-        if key not in self.cache:
-            prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
-            self.cache[key] = prepared.contiguous(memory_format=torch.channels_last)
-        return self.cache[key]
-
-
 @dataclass(eq=False)
 class TargetData:
     """What a similarity may ask about a target task.
@@ -128,11 +87,7 @@ class TargetData:
     seed: int = 0
     batch_size: int = 128
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def inputs(self) -> Inputs:
-        """The images as an entry sees them: ``target.inputs(entry.facts)`` is float ``(n, C, H, W)``."""
-        return Inputs(self.images)
+    _made: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def dense(self) -> nn.Module:
@@ -144,8 +99,28 @@ class TargetData:
         """The names in an order drawn by the seed."""
         return np.random.default_rng(self.seed).permutation(sorted(self.names)).tolist()
 
+    @cached_property
+    def _scratch(self) -> nn.Module:
+        """One copy of the backbone, which becomes the model of one entry after the other."""
+        return copy.deepcopy(self.backbone).eval()
+
+    def inputs(self, facts: Mapping[str, Any]) -> Tensor:
+        """The images float ``(n, C, H, W)`` as a model of these facts sees them, made once for each preprocessing."""
+        key = "inputs" if self.images.is_floating_point() else f"inputs {seen_by(facts)}"
+        if key not in self._made:
+            prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
+            self._made[key] = prepared.contiguous(memory_format=torch.channels_last)
+        return self._made[key]
+
+    def features(self, facts: Mapping[str, Any]) -> Tensor:
+        """Features ``(n, D)`` by θ⁰ on these inputs, computed once for each preprocessing."""
+        key = f"features {seen_by(facts)}"
+        if key not in self._made:
+            self._made[key] = features_of(self.dense, self.inputs(facts), self.batch_size)
+        return self._made[key]
+
     def probabilities(self, entry: ZooEntry) -> Tensor:
-        """Probabilities ``(n, Z)`` of the entry's Z classes, by the entry's model on the task's images.
+        """Probabilities ``(n, Z)`` of the entry's Z classes, by the entry's model on the images as it sees them.
 
         Raises:
             DamagedEntryError: the entry has no head or one that does not fit, or computes what is not finite.
@@ -153,20 +128,16 @@ class TargetData:
         head = refill(self._scratch, entry, self.groups)
         if head is None:
             raise DamagedEntryError(f"Expected entry {entry.name!r} to have a head, but it has none.")
-        return probabilities_of(entry, self._scratch, head, self.inputs(entry.facts), self.batch_size)
-
-    def features(self, facts: Mapping[str, Any]) -> Tensor:
-        """Features ``(n, D)`` by θ⁰ on the task's images, preprocessed as the facts of an entry say."""
-        key = seen_by(facts)
-        if key not in self._features:
-            self._features[key] = features_of(self.dense, self.inputs(facts), self.batch_size)
-        return self._features[key]
-
-    @cached_property
-    def _features(self) -> dict[str, Tensor]:
-        return {}
-
-    @cached_property
-    def _scratch(self) -> nn.Module:
-        """One copy of the backbone, which becomes the model of one entry after the other."""
-        return copy.deepcopy(self.backbone).eval()
+        features = features_of(self._scratch, self.inputs(entry.facts), self.batch_size)
+        if features.shape[1] != head.in_features:
+            raise DamagedEntryError(
+                f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks "
+                f"leave, but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
+            )
+        with torch.no_grad():
+            probabilities = head(features).double().softmax(1)
+        if not torch.isfinite(probabilities).all():
+            raise DamagedEntryError(
+                f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
+            )
+        return probabilities

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,9 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.options import VoteKeywords, VoteOptions
-from lightning_mvp.voting.ranking import Neighbour, Ranking, rank_neighbours, read_usable
+from lightning_mvp.voting.ranking import Neighbour, Ranking, names_of_one_family, nearest, read_usable
 from lightning_mvp.voting.report import VoteReport
-from lightning_mvp.voting.sources import as_input, require_takes
+from lightning_mvp.voting.sources import TargetData, as_input, require_takes
 from lightning_mvp.voting.target import Target
 from lightning_mvp.voting.vote import coefficients, vote, vote_widths
 from lightning_mvp.zoo.entry import ZooEntry
@@ -85,40 +84,24 @@ def voted_backbone(
         >>> module = YourModule(small)  # doctest: +SKIP
     """
     chosen = VoteOptions(**options)  # type: ignore[arg-type]  # it takes names, too
-    return Election.prepare(zoo, loader, neighbours, chosen, backbone, groups, classes).result()
+    return Election(zoo, loader, neighbours, chosen, backbone, groups, classes).result()
 
 
-@dataclass(frozen=True)
 class Election:
     """A target task and the entries that may vote for it, read once for any number of votes.
 
     Args:
-        zoo: the zoo of the entries.
-        target: the task.
-        example: ``(1, C, H, W)``, one image of the backbone's size.
-        dense: the zoo's dense backbone.
-        groups: the groups of that backbone.
-        ranking: the entries that vote, best first.
-        entries: name → entry.
+        zoo: as in :func:`voted_backbone`.
+        loader: as in :func:`voted_backbone`.
+        neighbours: as in :func:`voted_backbone`.
         options: how the vote is held.
-        about: what the report says about the ranking.
-        seconds: stage → wall time of what was done so far.
+        backbone: as in :func:`voted_backbone`.
+        groups: as in :func:`voted_backbone`.
+        classes: as in :func:`voted_backbone`.
     """
 
-    zoo: ModelZoo
-    target: Target
-    example: Tensor
-    dense: nn.Module
-    groups: Groups
-    ranking: Sequence[Neighbour]
-    entries: dict[str, ZooEntry]
-    options: VoteOptions
-    about: dict[str, Any]
-    seconds: dict[str, float]
-
-    @classmethod
-    def prepare(
-        cls,
+    def __init__(
+        self,
         zoo: ModelZoo | str | Path,
         loader: Iterable[Any] | TaskDataModule,
         neighbours: int | Sequence[Neighbour] | None,
@@ -126,49 +109,38 @@ class Election:
         backbone: nn.Module | None = None,
         groups: Groups | None = None,
         classes: Sequence[str] | None = None,
-    ) -> Election:
-        """Read the task, rank the zoo's entries, and keep those that vote; see :func:`voted_backbone`."""
+    ) -> None:
         ranked = isinstance(neighbours, Sequence)
         if ranked and not neighbours:
             raise ValueError("Expected argument `neighbours` to hold at least one neighbour, but the ranking is empty.")
-        zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
-        if not len(zoo):
-            raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "read"):
-            matter = not ranked and options.similarity.needs_labels
-            target = Target.read(
-                loader, options.scoring_images, max(1, options.reestimate_batches), options.seed, matter, classes
-            )
+        self.zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
+        if not len(self.zoo):
+            raise ValueError(f"The zoo at {self.zoo.path} is empty. Fill it with `mvp-prune`.")
+        self.options, similarity, self.seconds = options, options.similarity, dict[str, float]()
+        with _timed(self.seconds, "read"):
+            batches, matter = max(1, options.reestimate_batches), not ranked and similarity.needs_labels
+            self.target = Target.read(loader, options.scoring_images, batches, options.seed, matter, classes)
+            images, labels = self.target.scoring_images, self.target.scoring_labels
             # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
-            example = as_input(target.images[:1], target.facts or _any_facts(zoo, target.images.shape[1]))
-            _require_channels(zoo, example)
+            self.example = as_input(images[:1], self.target.facts or _any_facts(self.zoo, images.shape[1]))
+            _require_channels(self.zoo, self.example)
             if matter:
-                options.similarity.require_labels(target.scoring_labels)
-            dense, groups = _structure(zoo, backbone, groups, example)
-        with _timed(seconds, "rank"):
-            ranking = (
-                neighbours
-                if isinstance(neighbours, Sequence)
-                else rank_neighbours(
-                    zoo,
-                    target.scoring_images,
-                    target.scoring_labels,
-                    backbone=dense,
-                    groups=groups,
-                    similarity=options.similarity,
-                    k=neighbours,
-                    config=options.config,
-                    classes=target.classes,
-                    seed=options.seed,
-                    exclude=options.exclude,
-                    shortlist=options.shortlist,
-                )
+                similarity.require_labels(labels)
+            self.dense = dense_backbone(self.zoo, backbone)
+            require_takes(self.dense, self.example, "loader")
+            groups = find_groups(self.dense, self.example) if groups is None else groups
+            self.groups = groups.listed(self.zoo.group_sizes, str(self.zoo.path))
+        with _timed(self.seconds, "rank"):
+            names = () if ranked else names_of_one_family(self.zoo, options.config, options.exclude)
+            data = TargetData(
+                self.zoo, images, labels, self.dense, self.groups, names, self.target.classes, options.seed
             )
-            entries = _voters(zoo, ranking, target.images, dense, groups)
-        about = {name: getattr(ranking, name) for name in ("evidence", "scored", "entries") if hasattr(ranking, name)}
-        voters = [neighbour for neighbour in ranking if neighbour.name in entries]
-        return cls(zoo, target, example, dense, groups, voters, entries, options, about, seconds)
+            if not isinstance(neighbours, Sequence):
+                neighbours = nearest(data, similarity, neighbours, options.shortlist)
+            self.entries = _read(data, neighbours)
+        self.ranking = [neighbour for neighbour in neighbours if neighbour.name in self.entries]
+        found = ("evidence", "scored", "entries")
+        self.about = {name: getattr(neighbours, name) for name in found if isinstance(neighbours, Ranking)}
 
     def result(self, count: int | None = None) -> tuple[nn.Module, VoteReport]:
         """The vote of the best `count` entries, or of all.
@@ -230,6 +202,20 @@ class Election:
         return small.train(), report
 
 
+def _read(target: TargetData, ranking: Sequence[Neighbour]) -> dict[str, ZooEntry]:
+    """The entries of a ranking, read where they were not; damaged ones are left out with a warning."""
+    known = ranking.read if isinstance(ranking, Ranking) and ranking.zoo == target.zoo.path else {}
+    entries: dict[str, ZooEntry] = {}
+    for neighbour in ranking:
+        name = neighbour.name
+        entry = read_usable(target, name, "Leaving a damaged zoo entry out of the vote", known.get(name))
+        if entry is not None:
+            entries[name] = entry
+    if not entries:
+        raise ValueError(f"No entry that should vote is sound in the zoo at {target.zoo.path}; the warnings say why.")
+    return entries
+
+
 def _require_channels(zoo: ModelZoo, example: Tensor) -> None:
     channels = (zoo.recipe or {}).get("in_chans", example.shape[1])
     if example.shape[1] != channels:
@@ -237,33 +223,6 @@ def _require_channels(zoo: ModelZoo, example: Tensor) -> None:
             f"Expected argument `loader` to give images with {channels} channels for this backbone, but got "
             f"{example.shape[1]}. Convert them, grey ones by images.expand(-1, 3, -1, -1)."
         )
-
-
-def _structure(
-    zoo: ModelZoo, backbone: nn.Module | None, groups: Groups | None, example: Tensor
-) -> tuple[nn.Module, Groups]:
-    """The zoo's dense backbone and its groups; refuses images or a backbone that are not the zoo's."""
-    dense = dense_backbone(zoo, backbone)
-    require_takes(dense, example, "loader")
-    groups = find_groups(dense, example) if groups is None else groups
-    groups = groups.listed(zoo.group_sizes, str(zoo.path))
-    return dense, groups
-
-
-def _voters(
-    zoo: ModelZoo, ranking: Sequence[Neighbour], images: Tensor, dense: nn.Module, groups: Groups
-) -> dict[str, ZooEntry]:
-    """The entries of a ranking, read where they were not; damaged ones are left out with a warning."""
-    known = ranking.read if isinstance(ranking, Ranking) and ranking.zoo == zoo.path else {}
-    consequence = "Leaving a damaged zoo entry out of the vote"
-    found = {
-        neighbour.name: read_usable(zoo, neighbour.name, images, dense, groups, consequence, known.get(neighbour.name))
-        for neighbour in ranking
-    }
-    entries = {name: entry for name, entry in found.items() if entry is not None}
-    if not entries:
-        raise ValueError(f"No entry that should vote is sound in the zoo at {zoo.path}; the warnings say why.")
-    return entries
 
 
 def _any_facts(zoo: ModelZoo, channels: int) -> dict[str, Any]:
