@@ -48,7 +48,7 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     from lightning_mvp.zoo.catalogue import content_stamp
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    settings = {name: plain(config[name]) for name in ("vote", "data", "split")}
+    settings = {"vote": growing.vote_settings(config), **{name: plain(config[name]) for name in ("data", "split")}}
     for option in ("reconstruct", "best_of"):  # folders of votes from before there were such options stay theirs
         if not settings["vote"].get(option):
             settings["vote"].pop(option, None)
