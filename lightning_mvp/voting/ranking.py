@@ -154,7 +154,7 @@ def _scored(
     lacking: list[str] = []
     sound = 0
     for name in sorted(candidates):
-        entry = None
+        entry = None  # the one before is let go: no more than k + 1 are in memory
         with suppress(KeyError):  # it was removed since the names were listed
             entry = read_usable(target, name, "Skipping a damaged zoo entry")
         sound += entry is not None
@@ -168,7 +168,6 @@ def _scored(
             if k is not None and len(best) > k:
                 kept = measure.order({other: found[other].score for other in best}, target, k)[:k]
                 best = {other: best[other] for other in kept}
-        del entry  # before the next one is read: no more than k + 1 are in memory
     if lacking:
         what = "a head" if measure.needs == "head" else measure.needs
         warnings.warn(f"Skipping zoo entries without {what}: {', '.join(lacking)}.", stacklevel=4)
