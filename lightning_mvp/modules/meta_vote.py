@@ -15,7 +15,7 @@ from lightning_mvp.modules.mimic import Teacher, require_weight
 from lightning_mvp.modules.resume import undisturbed
 from lightning_mvp.modules.task import HeadInit, TaskModule
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.voting.options import AnySimilarity, VoteOptions
+from lightning_mvp.voting.options import VOTE_OPTIONS, AnySimilarity, VoteOptions
 from lightning_mvp.voting.ranking import Neighbour
 from lightning_mvp.voting.report import VoteReport
 from lightning_mvp.voting.voted import Election
@@ -103,12 +103,12 @@ class MetaVoteModule(TaskModule):
         Returns:
             The module; its ``report`` says what was done, also printed once. On any other rank than 0 it waits.
         """
-        vote, training = VoteOptions.split(options)
+        vote = {name: options.pop(name) for name in VOTE_OPTIONS & options.keys()}
         chosen = VoteOptions(pruning_ratio=pruning_ratio, similarity=similarity, **vote)  # type: ignore[arg-type]
-        training["mimic"] = require_weight(mimic)
+        options["mimic"] = require_weight(mimic)
         require_counts(best_of)
         if not is_first_process():
-            module = cls(None, datamodule.facts.to_dict(), None, **training)
+            module = cls(None, datamodule.facts.to_dict(), None, **options)
             module._to_share, module._dense = True, backbone
             return module
         if not isinstance(zoo, ModelZoo):
@@ -119,7 +119,7 @@ class MetaVoteModule(TaskModule):
         else:
             (small, report), starts = election.result(), {}
         described = {**report.to_dict(), **({"starts": starts} if starts else {})}
-        voted = cls.for_task(small, datamodule.facts, report=described, **training)
+        voted = cls.for_task(small, datamodule.facts, report=described, **options)
         assert isinstance(voted, cls)
         voted.initialise_head(datamodule, head_init)
         if theta0 is not None:

@@ -1,4 +1,4 @@
-"""What labels must be for a similarity to say anything of a task. Pure."""
+"""What labels must be for LEEP to say anything about a task. Pure."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class _Overlap:
     `total`.
 
     Args:
-        shape: of the target's tensor.
+        shape: shape of the target's tensor.
         goal: for each axis the entries that the target keeps.
         blocks: neighbour → what it shares with the target.
         total: float64, the sum of the coefficients of those that have an entry; 0 where nobody has it.
@@ -207,9 +207,10 @@ class _Block:
     """Where a neighbour's tensor has the entries of the target's.
 
     Args:
-        shape: of a full tensor.
-        cut_shape: of one cut to the neighbour's masks.
-        units: of what is read of either: the rows that both have × the target's entries, and 1 for axes without units.
+        shape: shape of a full tensor.
+        cut_shape: shape of a tensor that is cut to the neighbour's masks.
+        units: shape of what `read` returns, with 1 for axes without units: the rows that both have × the target's
+            entries.
         rows: the target's rows that the neighbour has, or all.
         axes: axis → places in a full and in a cut tensor, int64.
         absent: axis but the first → the target's entries that the neighbour lacks, int64.
@@ -254,10 +255,11 @@ class _Block:
         return taken.to(torch.float64, copy=True)
 
     def add_to(self, total: Tensor, value: Tensor) -> None:
-        """Add the shared entries of `value`, which is what `read` gives; `value` changes.
+        """Add the shared entries of `value`, which is what `read` returns and which is changed.
 
-        The sum of each entry takes one plain addition for each neighbour, never a fused one (as `alpha` gives): that is
-        used for whole vectors only, whose bounds depend on the number of threads.
+        Each entry is summed by one plain addition for each neighbour. The fused multiply-add that an argument `alpha`
+        would bring rounds otherwise, and torch uses it for whole vectors only, whose bounds depend on the number of
+        threads.
         """
         for axis, entries in self.absent.items():
             value.index_fill_(axis, entries, -0.0)

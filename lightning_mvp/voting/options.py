@@ -111,19 +111,8 @@ class VoteOptions:
                 "batch-norm statistics do not fit weights that are refitted."
             )
 
-    @classmethod
-    def split(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Those of some keyword arguments that are options of a vote, and the others.
 
-        Example:
-            >>> VoteOptions.split({"temperature": 0.1, "learning_rate": 0.01})
-            ({'temperature': 0.1}, {'learning_rate': 0.01})
-        """
-        names = {each.name for each in fields(cls)}
-        return (
-            {name: value for name, value in options.items() if name in names},
-            {name: value for name, value in options.items() if name not in names},
-        )
+VOTE_OPTIONS = frozenset(each.name for each in fields(VoteOptions))
 
 
 def stored_options(options: Mapping[str, Any]) -> dict[str, Any]:

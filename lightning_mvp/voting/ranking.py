@@ -110,7 +110,7 @@ def rank_neighbours(
     if measure.needs_labels:
         labels = as_labels(labels)
         measure.require_labels(labels)
-    names = names_of_one_family(zoo, config, exclude)
+    names = candidate_names(zoo, config, exclude)
     if images.is_floating_point():
         require_takes(backbone, images, "images")
     target = TargetData(zoo, images, labels, backbone, groups, names, classes, seed, batch_size)
@@ -236,25 +236,21 @@ def _score(measure: Similarity, entry: ZooEntry, target: TargetData) -> float | 
     return score
 
 
-def names_of_one_family(zoo: ModelZoo, config: str | None, exclude: Collection[str]) -> list[str]:
+def candidate_names(zoo: ModelZoo, config: str | None, exclude: Collection[str]) -> list[str]:
     """The names of the entries that are compared: of one pruning config, and those that were grown from them."""
-    excluded = set(exclude)
-    return [name for name in _one_family(zoo, config) if name not in excluded]
-
-
-def _one_family(zoo: ModelZoo, config: str | None) -> tuple[str, ...]:
     if not len(zoo):
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     found, configs = families(zoo), zoo.configs
     if config is not None:
         if config not in found and config not in configs:
             raise ValueError(f"Expected `config` to be one of {list(configs)}, but got {config!r}.")
-        return found.get(config) or configs[config]
-    config = max(found, key=lambda key: len(found[key]))  # the first in order among equals
-    if len(found) > 1:
+    elif len(found) > 1:
         sizes = {key: len(names) for key, names in found.items()}
+        config = max(found, key=sizes.__getitem__)  # the first in order among equals
         warnings.warn(
             f"The zoo holds entries of several pruning configs ({sizes}); using {config}. Choose one by `config`.",
             stacklevel=3,
         )
-    return found[config]
+    names = next(iter(found.values())) if config is None else found.get(config) or configs[config]
+    excluded = set(exclude)
+    return [name for name in names if name not in excluded]

@@ -1,4 +1,4 @@
-"""Which entries of a large zoo are worth a look: all of them scored from one pass of the dense backbone."""
+"""Which entries of a large zoo are worth reading: all are scored by one pass of the dense backbone."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def recalled(target: TargetData, *, by_leep: bool = True) -> list[str]:
-    """Entries with prototypes, the most promising first: from the catalogue, no entry is opened.
+    """Entries with prototypes, the most promising first. They are scored from the catalogue; no entry is opened.
 
     Args:
         target: the task, with the names of the entries to look at. θ⁰ sees its images once for each preprocessing that

@@ -1,4 +1,4 @@
-"""A target task as a vote sees it: training images, and those that decide who is near."""
+"""The training images of a target task, and those of them that decide which entries are near."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ class Target:
         labels_matter: bool = False,
         classes: Sequence[str] | None = None,
     ) -> Target:
-        """From the training data of the target.
+        """Read the training data of the target.
 
         Args:
             loader: a `TaskDataModule`, or an iterable of ``(images, labels)``.
-            n: at most so many images decide similarity, or two of each class if that is more: one says nothing.
-            batches: how many are read of a loader in shuffled order.
-            seed: of the order.
-            labels_matter: whether anything is decided by labels; where not, any labels will do.
-            classes: names of all classes; default: as the loader's data set says.
+            n: the most images that decide the similarity. If two of each class are more, it is these, as one image of a
+                class says nothing.
+            batches: number of batches that are read of a loader in shuffled order.
+            seed: seed of the images' order.
+            labels_matter: whether anything is decided by labels. If false, any labels will do.
+            classes: names of all classes; None takes those of the loader's data set, where it has them.
 
         Raises:
             ValueError: the loader gives nothing usable, or labels that are no classes where these matter.

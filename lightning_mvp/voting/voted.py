@@ -23,7 +23,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.options import VoteKeywords, VoteOptions
-from lightning_mvp.voting.ranking import Neighbour, Ranking, names_of_one_family, nearest, read_usable
+from lightning_mvp.voting.ranking import Neighbour, Ranking, candidate_names, nearest, read_usable
 from lightning_mvp.voting.report import VoteReport
 from lightning_mvp.voting.sources import TargetData, as_input, require_takes
 from lightning_mvp.voting.target import Target
@@ -131,7 +131,7 @@ class Election:
             groups = find_groups(self.dense, self.example) if groups is None else groups
             self.groups = groups.listed(self.zoo.group_sizes, str(self.zoo.path))
         with _timed(self.seconds, "rank"):
-            names = () if ranked else names_of_one_family(self.zoo, options.config, options.exclude)
+            names = () if ranked else candidate_names(self.zoo, options.config, options.exclude)
             data = TargetData(
                 self.zoo, images, labels, self.dense, self.groups, names, self.target.classes, options.seed
             )
