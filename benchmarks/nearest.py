@@ -34,9 +34,9 @@ from lightning_mvp.study.parts import Workshop
 from lightning_mvp.study.settings import StudySettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.task import TaskModule
+from lightning_mvp.voting.ranking import SHORTLIST, Ranking, rank_neighbours
 from lightning_mvp.voting.recall import recalled
-from lightning_mvp.voting.similarity import SHORTLIST, Ranking, rank_neighbours
-from lightning_mvp.voting.sources import Inputs
+from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ZooEntry, entry_id
 from lightning_mvp.zoo.catalogue import CATALOGUE
@@ -94,7 +94,7 @@ def of_study(
         data = shop.datamodule(shop.split.get(settings.target_kind, index), augment=tuned.augment)
         images, labels = data.scoring_images(seed=settings.seed)
         begin = time.perf_counter()
-        promising = recalled(zoo, zoo.names, Inputs(images), labels, dense)
+        promising = recalled(TargetData(zoo, images, labels, dense, groups, zoo.names))
         recall_seconds = time.perf_counter() - begin
         options: dict[str, Any] = {"backbone": dense, "groups": groups, "seed": settings.seed}
         begin = time.perf_counter()
@@ -194,7 +194,7 @@ def of_made_zoos(
     dense = dense_backbone(zoo)
     options: dict[str, Any] = {"backbone": dense, "groups": groups}
     searches: dict[str, Callable[[], object]] = {
-        "recall": lambda: recalled(zoo, zoo.names, Inputs(images), labels, dense),
+        "recall": lambda: recalled(TargetData(zoo, images, labels, dense, groups, zoo.names)),
         "found": lambda: rank_neighbours(zoo, images, labels, **options),
         "fifty": lambda: rank_neighbours(zoo, images, labels, shortlist=50, **options),
     }

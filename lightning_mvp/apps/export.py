@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +58,6 @@ def module_of(named: str | DictConfig, checkpoint: str) -> L.LightningModule:
     from lightning_mvp.callbacks.small_model import read_checkpoint
 
     read_checkpoint(checkpoint)  # refused before anything is imported or made
-    if os.getcwd() not in sys.path:  # as `python -m` has it
-        sys.path.insert(0, os.getcwd())
     arguments = (
         {} if isinstance(named, str) else dict(hydra.utils.instantiate({**plain(named), "_target_": "builtins.dict"}))
     )

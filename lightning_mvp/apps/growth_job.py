@@ -247,13 +247,18 @@ def trainer_for(config: DictConfig, zoo: ModelZoo) -> L.Trainer:
 # ``mvp-vote add=true``
 
 
+def vote_settings(config: DictConfig) -> dict[str, Any]:
+    """What is chosen for the vote; without `merge: mean`, since ids from before there was a choice have no such key."""
+    return {name: value for name, value in plain(config.vote).items() if (name, value) != ("merge", "mean")}
+
+
 def vote_rule(config: DictConfig, world_size: int) -> dict[str, Any]:
     """What the id of an entry that ``mvp-vote`` adds is made of: its settings, and not the zoo as it was at that time.
 
     So a sweep that is run again skips what it has added, though the zoo has grown since.
     """
     own = {name: config[name] for name in ("steps", "seed")}
-    return {"vote": plain(config.vote), **own, "training": training_of(config, world_size)}
+    return {"vote": vote_settings(config), **own, "training": training_of(config, world_size)}
 
 
 def ready_to_add(config: DictConfig, world_size: int) -> Done | None:

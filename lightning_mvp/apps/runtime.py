@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -72,7 +73,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def prepare(config: DictConfig) -> None:
-    """Threads, seed and a quiet Lightning, before any work."""
+    """Threads, seed, a quiet Lightning, and classes importable from the present folder, before any work."""
     import lightning as L
     import torch
 
@@ -81,6 +82,8 @@ def prepare(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     L.seed_everything(config.seed, verbose=False)
     quiet_lightning()
+    if os.getcwd() not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, os.getcwd())
 
 
 def data_of(config: DictConfig) -> ImageData:

@@ -44,11 +44,11 @@ FILES = {
 
 
 def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
-    """What decides a vote's result, the zoo's entries included: a command that is run again skips what is equal."""
+    """What decides a vote's result, the zoo's entries included. A command that is run again skips equal results."""
     from lightning_mvp.zoo.catalogue import content_stamp
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    settings = {name: plain(config[name]) for name in ("vote", "data", "split")}
+    settings = {"vote": growth_job.vote_settings(config), **{name: plain(config[name]) for name in ("data", "split")}}
     for option in ("reconstruct", "best_of"):  # folders of votes from before there were such options stay theirs
         if not settings["vote"].get(option):
             settings["vote"].pop(option, None)
@@ -155,20 +155,20 @@ def run(config: DictConfig) -> float:
 
 
 def advise(config: DictConfig, report: dict[str, Any]) -> list[str]:
-    """What to expect of the vote in sentences, and the command that prunes from scratch instead."""
+    """Sentences about what to expect of the vote, and the command that prunes from scratch instead."""
     from lightning_mvp.voting.trust import Evidence, expectations
 
     if report["evidence"] is None:
         return []
-    told, begin = expectations(Evidence(**report["evidence"]), config.steps), config.get("from_scratch")
-    told += [] if config.mimic else [MIMIC]
-    if begin is None:  # nobody typed a command
-        return told
+    sentences = expectations(Evidence(**report["evidence"]), config.steps) + ([] if config.mimic else [MIMIC])
+    command_words = config.get("from_scratch")
+    if command_words is None:  # `run` was called by a program, not by a command
+        return sentences
     removed = 1 - sum(report["widths"].values()) / sum(report["sizes"].values())
     zoo = hydra_value(f"{config.output}-from-scratch")
     ratio = min(max(removed, 0.01), 0.99)  # as far as two digits go
     words = [f"steps={10 * config.steps}", f"pruning.pruning_ratio={ratio:.2f}", f"zoo={zoo}"]
-    return [*told, "To prune it from scratch:", f"    {shlex.join([*begin, *words])}"]
+    return [*sentences, "To prune it from scratch:", f"    {shlex.join([*command_words, *words])}"]
 
 
 def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report: dict[str, Any]) -> None:

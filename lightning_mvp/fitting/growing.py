@@ -15,6 +15,7 @@ from lightning_mvp.training.adding import add_voted
 from lightning_mvp.training.decision import is_first_process
 from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.voting.latest import latest_of
+from lightning_mvp.voting.options import stored_options
 from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.lineage import Member
@@ -104,7 +105,7 @@ def grow(
             "batch_size": datamodule.batch_size,
             "augment": datamodule.augment,
             "precision": precision,
-            **{name: value for name, value in options.items() if name != "backbone"},
+            **stored_options({name: value for name, value in options.items() if name != "backbone"}),
         },
     }
     own = growth_config(family, members, rule)

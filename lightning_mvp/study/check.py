@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.merge import Missing
-from lightning_mvp.voting.similarity import Similarity
+from lightning_mvp.voting.similarities import SIMILARITIES
 from lightning_mvp.voting.vote import Ballots, require_temperature
 
 
@@ -70,7 +70,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
 def _refuse_bad_vote(settings: StudySettings) -> None:
     vote = settings.vote
     if vote.get("similarity") != ORACLE:
-        require_choice("vote.similarity", vote.get("similarity", "leep"), Similarity)
+        require_choice("vote.similarity", vote.get("similarity", "leep"), Literal[tuple(SIMILARITIES.known)])
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
     require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
     neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")

@@ -32,7 +32,7 @@ from lightning_mvp.tasks.partition import stratified_split
 from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
 from lightning_mvp.training.rounds import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.training.task import TaskModule
-from lightning_mvp.voting.similarity import rank_neighbours
+from lightning_mvp.voting.ranking import rank_neighbours
 from lightning_mvp.zoo.entry import entry_id
 from lightning_mvp.zoo.zoo import ModelZoo
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,17 +10,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_mvp.backbones.create import as_json
-from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.decision import Decision, freeze, is_first_process, rank_variables
 from lightning_mvp.training.mimic import Teacher, require_weight
 from lightning_mvp.training.resume import undisturbed
 from lightning_mvp.training.task import HeadInit, TaskModule
-from lightning_mvp.voting.merge import Missing
-from lightning_mvp.voting.similarity import SHORTLIST, Neighbour, Similarity
-from lightning_mvp.voting.vote import Ballots
-from lightning_mvp.voting.voted import VoteReport, voted_backbone
-from lightning_mvp.zoo.rebuild import dense_backbone
+from lightning_mvp.voting.options import VOTE_OPTIONS, AnySimilarity, VoteOptions
+from lightning_mvp.voting.ranking import Neighbour
+from lightning_mvp.voting.report import VoteReport
+from lightning_mvp.voting.voted import Election
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -71,21 +67,12 @@ class MetaVoteModule(TaskModule):
         datamodule: TaskDataModule,
         neighbours: int | Sequence[Neighbour] | None = 8,
         pruning_ratio: float | None = None,
-        similarity: Similarity = "leep",
+        similarity: AnySimilarity = "leep",
         *,
-        temperature: float | None = None,
-        missing: Missing = "theta0",
-        ballots: Ballots = "masks",
         head_init: HeadInit = "ridge",
         backbone: nn.Module | None = None,
-        config: str | None = None,
-        seed: int = 0,
-        exclude: tuple[str, ...] = (),
-        round_to: int = 1,
-        shortlist: int | None = SHORTLIST,
         mimic: float = 0.0,
         theta0: nn.Module | None = None,
-        reconstruct: int = 0,
         best_of: Sequence[int] | None = None,
         **options: Any,
     ) -> MetaVoteModule:
@@ -98,32 +85,26 @@ class MetaVoteModule(TaskModule):
             datamodule: the new task; only its training images are used, but for ``best_of``.
             neighbours: how many zoo entries vote; None lets all vote; or a ranking already made, such as that of
                 :func:`~lightning_mvp.voting.latest.latest`.
-            pruning_ratio: of the voted model; default: the neighbours' mean widths.
-            similarity: ``"leep"`` or ``"prototypes"`` (``"random"`` and ``"farthest"`` are controls).
-            temperature: votes and weights by softmax(score / temperature); None: all neighbours count alike.
-            ballots: what a neighbour's vote counts, see :func:`~lightning_mvp.voting.vote.vote`.
-            missing: what an entry gets that no neighbour kept, see :func:`~lightning_mvp.voting.merge.merge`.
+            pruning_ratio: of the voted model; None takes the neighbours' mean widths.
+            similarity: ``"leep"``, ``"prototypes"`` or another, see
+                :class:`~lightning_mvp.voting.options.VoteOptions`.
             head_init: ``"ridge"`` (closed form on the training images) or ``"random"``.
             backbone: the dense backbone, where the zoo has no recipe to build it from.
-            config: hash of one pruning configuration of the zoo; default as in :meth:`ModelZoo.nearest`.
-            seed: of the scoring images and of ``similarity="random"``.
-            exclude: names of entries that may not vote.
-            round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
-            shortlist: of a larger zoo so many entries are read and scored, see
-                :func:`~lightning_mvp.voting.similarity.rank_neighbours`; None scores all.
             mimic: weight of :func:`~lightning_mvp.training.mimic.mimic_loss` in the training loss, such as 2: the
                 features are drawn to those of the zoo's backbone. 0 leaves it out.
             theta0: another teacher than the zoo's backbone, such as the wider one that a parent was pruned from.
-            reconstruct: so many training images refit the merged weights towards the zoo's dense backbone, see
-                :func:`~lightning_mvp.voting.voted.voted_backbone`; 0 leaves them as they are.
             best_of: numbers of neighbours to try, such as ``(1, 4, 8)``: each vote is measured before its first step,
                 with the ridge head, on the task's validation images, and the best is taken; of equal ones that of the
                 fewest. ``neighbours`` then says who may vote at most. None tries no others than ``neighbours``.
-            options: of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
+            options: any others of :class:`~lightning_mvp.voting.options.VoteOptions`, such as ``merge`` or
+                ``temperature``, and of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``,
+                ``schedule``.
 
         Returns:
             The module; its ``report`` says what was done, also printed once. On any other rank than 0 it waits.
         """
+        vote = {name: options.pop(name) for name in VOTE_OPTIONS & options.keys()}
+        chosen = VoteOptions(pruning_ratio=pruning_ratio, similarity=similarity, **vote)  # type: ignore[arg-type]
         options["mimic"] = require_weight(mimic)
         require_counts(best_of)
         if not is_first_process():
@@ -132,37 +113,19 @@ class MetaVoteModule(TaskModule):
             return module
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
-        vote_of = partial(
-            voted_backbone,
-            zoo,
-            datamodule,
-            pruning_ratio=pruning_ratio,
-            similarity=similarity,
-            temperature=temperature,
-            missing=missing,
-            ballots=ballots,
-            backbone=backbone,
-            config=config,
-            seed=seed,
-            exclude=exclude,
-            round_to=round_to,
-            shortlist=shortlist,
-            reconstruct=reconstruct,
-        )
-        small, report = vote_of(neighbours=neighbours)
-        said = report.to_dict()
+        election = Election(zoo, datamodule, neighbours, chosen, backbone)
         if best_of:
-            small, report, starts = best_start(vote_of, (small, report), best_of, datamodule)
-            said = {**report.to_dict(), "starts": starts}
-        voted = cls.for_task(small, datamodule.facts, report=said, **options)
+            small, report, starts = best_start(election, best_of, datamodule)
+        else:
+            (small, report), starts = election.result(), {}
+        described = {**report.to_dict(), **({"starts": starts} if starts else {})}
+        voted = cls.for_task(small, datamodule.facts, report=described, **options)
         assert isinstance(voted, cls)
         voted.initialise_head(datamodule, head_init)
         if theta0 is not None:
-            voted.take_teacher(theta0, datamodule, seed=seed)
+            voted.take_teacher(theta0, datamodule, seed=chosen.seed)
         elif mimic:
-            dense = dense_backbone(zoo, backbone)
-            groups = find_groups(dense, voted.example).listed(zoo.group_sizes, str(zoo.path))
-            voted.take_teacher(dense, datamodule, groups, report.masks, seed)
+            voted.take_teacher(election.dense, datamodule, election.groups, report.masks, chosen.seed)
         voted._to_share = True
         rank_zero_info(report.summary())
         return voted
@@ -250,16 +213,12 @@ def require_counts(best_of: Sequence[int] | None) -> None:
 
 
 def best_start(
-    vote_of: Callable[..., tuple[nn.Module, VoteReport]],
-    widest: tuple[nn.Module, VoteReport],
-    counts: Sequence[int],
-    datamodule: TaskDataModule,
+    election: Election, counts: Sequence[int], datamodule: TaskDataModule
 ) -> tuple[nn.Module, VoteReport, dict[str, float]]:
     """The vote whose start is best on validation images, out of several numbers of neighbours.
 
     Args:
-        vote_of: votes, given ``neighbours``.
-        widest: what it gave where all voted that may.
+        election: the task, and the entries that may vote for it at most.
         counts: how many of those to try.
         datamodule: of the task.
 
@@ -267,16 +226,13 @@ def best_start(
         The voted backbone, its report, and the accuracy of each number that was tried.
     """
     found: dict[int, tuple[float, nn.Module, VoteReport]] = {}
-    voters, about = widest[1].neighbours, widest[1]
-    for count in sorted({min(count, len(voters)) for count in counts}):
-        small, report = widest if count == len(voters) else vote_of(neighbours=voters[:count])
+    for count in sorted({min(count, len(election.ranking)) for count in counts}):
+        small, report = election.result(count)
         trial = TaskModule.for_task(small, datamodule.facts)
         trial.initialise_head(datamodule)
         found[count] = (trial.accuracy_on(*datamodule.val_images()), small, report)
     _, small, report = max(found.values(), key=lambda start: start[0])  # the first of equals
-    report = replace(report, evidence=about.evidence, scored=about.scored, entries=about.entries)
-    starts = {str(count): start[0] for count, start in found.items()}
-    return small, report, starts
+    return small, report, {str(count): start[0] for count, start in found.items()}
 
 
 def _nobody_decided(why: str) -> str:

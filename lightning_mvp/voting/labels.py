@@ -1,4 +1,4 @@
-"""What labels must be for a similarity to say anything of a task. Pure."""
+"""What labels must be for LEEP to say anything about a task. Pure."""
 
 from __future__ import annotations
 
@@ -64,31 +64,26 @@ def as_labels(labels: Any) -> Tensor:
     return labels
 
 
-def require_content(labels: Tensor, similarity: str) -> None:
-    """Refuse labels of which this similarity would know nothing, whatever the images.
+def require_content(labels: Tensor) -> None:
+    """Refuse labels of which LEEP would know nothing, whatever the images.
 
     Args:
-        labels: by :func:`as_labels`.
-        similarity: as of :func:`~lightning_mvp.voting.similarity.rank_neighbours`.
+        labels: as :func:`as_labels` gives them.
 
     Raises:
         ValueError: one class only, or fewer than two images for each class.
 
     Example:
-        >>> require_content(torch.tensor([0, 1, 0, 1]), "leep")
-        >>> require_content(torch.tensor([3, 3, 3]), "leep")
+        >>> require_content(torch.tensor([0, 1, 0, 1]))
+        >>> require_content(torch.tensor([3, 3, 3]))
         Traceback (most recent call last):
         ...
         ValueError: Expected images of at least two classes, but all 3 are of class 3: LEEP is ...
     """
-    if similarity == "random" or not len(labels):
+    if not len(labels):
         return
     if labels.ndim == 2:
-        telling = informative_labels(labels)
-        if similarity != "prototypes":
-            _require_repeated(telling)
-        return
-    if similarity == "prototypes":
+        _require_repeated(informative_labels(labels))
         return
     classes = labels.unique()
     if len(classes) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from lightning_mvp.voting.similarity import Neighbour, Ranking
+from lightning_mvp.voting.ranking import Neighbour, Ranking
 from lightning_mvp.zoo.lineage import Member
 from lightning_mvp.zoo.waves import family_members
 from lightning_mvp.zoo.zoo import ModelZoo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import EllipsisType
@@ -18,6 +18,7 @@ from lightning_mvp.fingerprint import to_array
 
 Missing = Literal["theta0", "producer", "zero"]
 Kept = tuple["np.ndarray | None", ...]
+Combine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Least coefficient, where their mean is 1: a weight times it is a normal float64 and not a denormal that loses digits.
 LEAST = 1e-200
 
@@ -44,6 +45,7 @@ def merge(
     *,
     theta0: Mapping[str, Any],
     missing: Missing = "theta0",
+    combine: Combine | None = None,
 ) -> MergeResult:
     r"""Each entry is the mean over the neighbours that kept all the units it connects:
     :math:`w_e = \sum_{j \in J_e} a_j w_e^j / \sum_{j \in J_e} a_j`.
@@ -73,6 +75,8 @@ def merge(
         coefficients: entry name → a_j ≥ 0; None counts all alike, and 0 leaves a neighbour out.
         theta0: the dense pre-trained state; its names and types are those of the result.
         missing: what an entry gets that no neighbour kept.
+        combine: what takes the place of the mean, see :meth:`lightning_mvp.voting.merges.Merge.combine`; None takes the
+            mean. Integers and the statistics of batch norms are means always.
 
     Raises:
         ValueError: no neighbours, unknown `missing`, or a tensor that fits neither θ⁰ nor the neighbour's masks.
@@ -95,15 +99,29 @@ def merge(
             kept = {name: groups.kept(tensor, dense.shape, masks[name]) for name in weights}
             overlaps[key] = _Overlap.of(dense.shape, groups.kept(tensor, dense.shape, target), kept, weights)
         overlap = overlaps[key]
-        # −0 and not 0: added to a weight of −0 it leaves that as it is.
-        mean = torch.full(overlap.shape, -0.0, dtype=torch.float64)
-        for name, block in overlap.blocks.items():
-            value = block.read(states[name][tensor], name, tensor)
-            if tensor.endswith("running_var"):
-                sibling = tensor.removesuffix("var") + "mean"
-                value += (block.read(states[name][sibling], name, sibling) - means[sibling][block.rows]) ** 2
-            block.add_to(mean, value.mul_(weights[name]))
-        mean /= overlap.total
+        if combine is None or dense.dtype.kind != "f" or tensor.endswith(("running_mean", "running_var")):
+            # −0 and not 0: added to a weight of −0 it leaves that as it is.
+            mean = torch.full(overlap.shape, -0.0, dtype=torch.float64)
+            for name, block in overlap.blocks.items():
+                value = block.read(states[name][tensor], name, tensor)
+                if tensor.endswith("running_var"):
+                    sibling = tensor.removesuffix("var") + "mean"
+                    value += (block.read(states[name][sibling], name, sibling) - means[sibling][block.rows]) ** 2
+                block.add_to(mean, value.mul_(weights[name]))
+            mean /= overlap.total
+        else:
+            values, present = overlap.stacked(
+                {name: block.read(states[name][tensor], name, tensor) for name, block in overlap.blocks.items()}
+            )
+            mean = combine(
+                values, present, torch.tensor([*weights.values()], dtype=torch.float64), _cut(dense, overlap.goal)
+            )
+            if mean.shape != values.shape[1:]:
+                raise ValueError(
+                    f"Expected argument `combine` to give a tensor of shape {tuple(values.shape[1:])} for {tensor!r}, "
+                    f"but got {tuple(mean.shape)}. Reduce the first dimension only, the neighbours."
+                )
+            mean = mean.double()
         if overlap.entries[0]:
             start = _unseen(_cut(dense, overlap.goal), overlap.produced, missing)
             mean = torch.where(overlap.total == 0, start, mean)
@@ -140,7 +158,7 @@ class _Overlap:
     `total`.
 
     Args:
-        shape: of the target's tensor.
+        shape: shape of the target's tensor.
         goal: for each axis the entries that the target keeps.
         blocks: neighbour → what it shares with the target.
         total: float64, the sum of the coefficients of those that have an entry; 0 where nobody has it.
@@ -171,15 +189,28 @@ class _Overlap:
         each = np.array([nobody, one, count.numel() - nobody - one])
         return cls(shape, goal, blocks, total, produced, each * (prod(shape) // count.numel()))
 
+    def stacked(self, read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the neighbours' blocks gave, and which entries each has, both ``(neighbours, *shape)`` of the target.
+
+        Entries that a neighbour lacks are 0.
+        """
+        values = torch.zeros(len(read), *self.shape, dtype=torch.float64)
+        present = torch.zeros(len(read), *self.total.shape, dtype=torch.float64)
+        for row, (name, value) in enumerate(read.items()):
+            self.blocks[name].add_to(values[row], value)
+            self.blocks[name].add_to(present[row], torch.ones(self.blocks[name].units, dtype=torch.float64))
+        return values, (present > 0).expand(values.shape)
+
 
 @dataclass(frozen=True)
 class _Block:
     """Where a neighbour's tensor has the entries of the target's.
 
     Args:
-        shape: of a full tensor.
-        cut_shape: of one cut to the neighbour's masks.
-        units: of what is read of either: the rows that both have × the target's entries, and 1 for axes without units.
+        shape: shape of a full tensor.
+        cut_shape: shape of a tensor that is cut to the neighbour's masks.
+        units: shape of what `read` returns, with 1 for axes without units: the rows that both have × the target's
+            entries.
         rows: the target's rows that the neighbour has, or all.
         axes: axis → places in a full and in a cut tensor, int64.
         absent: axis but the first → the target's entries that the neighbour lacks, int64.
@@ -224,10 +255,11 @@ class _Block:
         return taken.to(torch.float64, copy=True)
 
     def add_to(self, total: Tensor, value: Tensor) -> None:
-        """Add the shared entries of `value`, which is what `read` gives; `value` changes.
+        """Add the shared entries of `value`, which is what `read` returns and which is changed.
 
-        The sum of each entry takes one plain addition for each neighbour, never a fused one (as `alpha` gives): that is
-        used for whole vectors only, whose bounds depend on the number of threads.
+        Each entry is summed by one plain addition for each neighbour. The fused multiply-add that an argument `alpha`
+        would bring rounds otherwise, and torch uses it for whole vectors only, whose bounds depend on the number of
+        threads.
         """
         for axis, entries in self.absent.items():
             value.index_fill_(axis, entries, -0.0)

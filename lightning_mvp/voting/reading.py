@@ -1,4 +1,4 @@
-"""Images and labels read from any loader: enough, and of every class, even if it gives one class after the other."""
+"""Images and labels read from any loader: enough of them, and of every class, also where classes come in turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_mvp.voting.labels import as_labels
 
-# Batches read at most from a loader whose first ones don't show all classes.
+# The most batches that are read from a loader whose first batches don't show all classes.
 MOST_BATCHES = 1000
 
 
@@ -25,7 +25,7 @@ class Sample:
     Args:
         images: ``(n, C, H, W)`` on the CPU.
         labels: as :func:`~lightning_mvp.voting.labels.as_labels` gives them.
-        missing: classes, by name, that are known to be there and were not seen.
+        missing: names of the classes that the data set has and of which no image was seen.
     """
 
     images: Tensor
@@ -46,19 +46,20 @@ def read_sample(
 ) -> Sample:
     """The first batches of a loader; where these lack classes, a sample of more, with as many images of each class.
 
-    Batches are read on, at most :data:`MOST_BATCHES` in all, where a class that is known of has not been seen, where
-    images of one class follow each other, or where nearly every image is of another class. No more images are kept than
-    the first batches have, or ``wanted``. What came of it is said in a warning.
+    After the first batches further ones are read, at most :data:`MOST_BATCHES` in all, if a known class has not been
+    seen, if images of one class follow each other, or if nearly every image is of another class. No more images are
+    kept than the first batches have, or ``wanted`` if that is more. A warning says what was found.
 
     Args:
         loader: gives ``(images, labels)`` and perhaps more.
         wanted: number of images that are needed.
-        batches: how many are read of a loader in shuffled order, at most,
-        first_images: or until so many images are there; None: as many as the batches have.
-        classes: names of all classes, in the order of their indices, if they are known.
-        seed: of the sample.
-        labels_matter: whether anything is decided by labels; where not, any labels will do.
-        argument: the loader's name, for messages.
+        batches: the most batches that are read first. Of a loader in shuffled order no others are read.
+        first_images: stop reading the first batches once there are so many images, and keep so many of them. None keeps
+            all images of the first batches.
+        classes: names of all classes, in the order of their indices; None where they are not known.
+        seed: seed of the sample.
+        labels_matter: whether anything is decided by labels. If false, any labels will do.
+        argument: name of the loader in messages.
 
     Raises:
         ValueError: no batch, batches of another form, or labels that are no classes.
@@ -90,50 +91,50 @@ def read_sample(
         if labels_matter:
             raise
         return Sample(images, torch.arange(len(raw)))
-    watched = _Classes(labels, classes, wanted)
-    at_first, read, room = watched.seen(), len(first), max(len(labels), wanted)
+    seen = _Classes(labels, classes, wanted)
+    seen_first, read, most = seen.words(), len(first), max(len(labels), wanted)
     generator = torch.Generator().manual_seed(seed)
-    places = torch.rand(len(labels), generator=generator)  # who gives way, within a class
-    while watched.lacking and read < MOST_BATCHES and (batch := next(rest, None)) is not None:
+    places = torch.rand(len(labels), generator=generator)  # within a class the images of the least numbers are kept
+    while seen.lacking and read < MOST_BATCHES and (batch := next(rest, None)) is not None:
         more, raw = _pair(batch, argument)
         new, read = as_labels(raw), read + 1
-        watched.see(new)
+        seen.add(new)
         drawn = torch.rand(len(new), generator=generator)
-        kept = _evenly(torch.cat([labels, new]), room, torch.cat([places, drawn]).argsort())
+        kept = _evenly(torch.cat([labels, new]), most, torch.cat([places, drawn]).argsort())
         images, labels, places = (
             _exchange(old, other, kept) for old, other in ((images, more), (labels, new), (places, drawn))
         )
-    if watched.in_runs and read > len(first):
+    if seen.in_runs and read > len(first):
         warnings.warn(
             f"Expected argument `{argument}` in shuffled order, but it gives one class after the other: its first "
-            f"{len(first)} batches hold class(es) {at_first} only. {read} batches were read"
+            f"{len(first)} batches hold class(es) {seen_first} only. {read} batches were read"
             + (", the most that are" if read == MOST_BATCHES else "")
-            + f", with class(es) {watched.seen()}; any other was not seen. Shuffle it: DataLoader(..., shuffle=True).",
-            stacklevel=4,
+            + f", with class(es) {seen.words()}; any other was not seen. Shuffle it: DataLoader(..., shuffle=True).",
+            stacklevel=5,
         )
-    if labels.ndim == 1 and 255 in watched.counts and max({*watched.counts} - {255}, default=255) < 254:
+    if labels.ndim == 1 and 255 in seen.counts and max({*seen.counts} - {255}, default=255) < 254:
         warnings.warn(
             f"Labels of argument `{argument}` hold 255 far above the others: it counts as a class. If it marks images "
             "whose class is not known, leave these out: ((images[labels != 255], labels[labels != 255]) for ...).",
-            stacklevel=4,
+            stacklevel=5,
         )
-    missing = watched.missing
+    missing = seen.missing
     if missing:
         warnings.warn(
             f"No image of {len(missing)} class(es) was seen in the {read} batches that were read of `{argument}`: "
             f"{_few(missing)}.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return Sample(images, labels, missing)
 
 
 class _Classes:
-    """Which classes were seen so far, and whether more have to be looked for.
+    """Which classes were seen so far, and whether further batches have to be read.
 
     Args:
-        labels: of the first batches, in their order.
-        names: of all classes, if they are known.
-        wanted: number of images.
+        labels: the labels of the first batches, in their order.
+        names: the names of all classes; None where they are not known.
+        wanted: number of images that are needed.
     """
 
     def __init__(self, labels: Tensor, names: Sequence[str] | None, wanted: int) -> None:
@@ -142,9 +143,9 @@ class _Classes:
         self.names = tuple(names) if names is not None and fits else None
         self.in_runs, self.wanted, self.total = _in_runs(labels), wanted, 0
         self.counts: Counter[int] = Counter()
-        self.see(labels)
+        self.add(labels)
 
-    def see(self, labels: Tensor) -> None:
+    def add(self, labels: Tensor) -> None:
         self.total += len(labels)
         found = labels.nonzero()[:, 1] if labels.ndim == 2 else labels
         self.counts.update(dict(zip(*(part.tolist() for part in found.unique(return_counts=True)), strict=True)))
@@ -153,7 +154,7 @@ class _Classes:
     def lacking(self) -> bool:
         if self.missing:
             return True
-        if self.in_runs:  # without names nobody knows what else will come
+        if self.in_runs:  # without names it is not known which classes are still to come
             return self.names is None or min(self.counts.values()) < self.wanted // len(self.names)
         return self.total < min(2 * len(self.counts), self.wanted)
 
@@ -161,8 +162,8 @@ class _Classes:
     def missing(self) -> tuple[str, ...]:
         return tuple(name for index, name in enumerate(self.names or ()) if index not in self.counts)
 
-    def seen(self) -> str:
-        """A few classes that were seen, in words."""
+    def words(self) -> str:
+        """The classes that were seen, a few of them by name or number."""
         return _few([repr(self.names[index]) if self.names else str(index) for index in sorted(self.counts)])
 
 
@@ -205,7 +206,7 @@ def _evenly(labels: Tensor, n: int, order: Tensor) -> Tensor:
 
 
 def _exchange(old: Tensor, new: Tensor, kept: Tensor) -> Tensor:
-    """What is kept of both; in place as far as that goes, since images may fill the memory."""
+    """The kept ones of old and new, written into `old` as far as that goes, since images may fill the memory."""
     stays = torch.zeros(len(old) + len(new), dtype=torch.bool)
     stays[kept] = True
     gone, come = (~stays[: len(old)]).nonzero()[:, 0], stays[len(old) :].nonzero()[:, 0]
@@ -253,7 +254,7 @@ def _pair(batch: Any, argument: str) -> tuple[Tensor, Tensor]:
 def class_names(loader: Any) -> tuple[str, ...] | None:
     """The names of a loader's classes as torchvision's data sets have them, or None.
 
-    Where ``target_transform`` changes labels, or a part of a data set was taken, nobody knows.
+    They are not known where ``target_transform`` changes the labels, or where a subset of a data set was taken.
     """
     dataset = getattr(loader, "dataset", None)
     names = getattr(dataset, "classes", None)

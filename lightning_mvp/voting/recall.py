@@ -1,25 +1,23 @@
-"""Which entries of a large zoo are worth a look: all of them scored from one pass of the dense backbone."""
+"""Which entries of a large zoo are worth reading: all are scored by one pass of the dense backbone."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from lightning_mvp.backbones.features import features_of
 from lightning_mvp.voting.leep import informative_labels
-from lightning_mvp.voting.sources import Inputs, seen_by
+from lightning_mvp.voting.sources import TargetData, seen_by
 from lightning_mvp.zoo.catalogue import stacked
 from lightning_mvp.zoo.prototypes import prototype_similarity
-from lightning_mvp.zoo.zoo import ModelZoo
 
-# Of the softmax over cosines. Of 0.05 to 0.5, tried with ten targets each of four kinds, 0.15 to 0.3 were as good.
+# Temperature of the softmax over cosines. Of 0.05 to 0.5, tried with ten targets each of four kinds, 0.15 to 0.3 were
+# equally good.
 TEMPERATURE = 0.2
-# Entries whose probabilities are in memory at once: so many stay in a core's cache.
+# Number of entries whose probabilities are computed at once: those of so many fit into a core's cache.
 CHUNK = 64
 
 
@@ -83,65 +81,51 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     return sums / index.bincount(minlength=len(classes))[:, None]
 
 
-def recalled(
-    zoo: ModelZoo,
-    names: Sequence[str],
-    inputs: Inputs,
-    labels: Tensor,
-    dense: nn.Module,
-    *,
-    by_leep: bool = True,
-    batch_size: int = 128,
-) -> list[str]:
-    """Entries with prototypes, the most promising first: from the catalogue, no entry is opened.
+def recalled(target: TargetData, *, by_leep: bool = True) -> list[str]:
+    """Entries with prototypes, the most promising first. They are scored from the catalogue; no entry is opened.
 
     Args:
-        zoo: their zoo.
-        names: of the entries.
-        inputs: the target's images.
-        labels: of these images.
-        dense: the zoo's θ⁰, which sees the images once for each preprocessing in the zoo.
-        by_leep: by :func:`recall_scores`, without the entries that have no head, which LEEP can't score; else by
-            :func:`~lightning_mvp.zoo.prototypes.prototype_similarity` itself.
-        batch_size: images a pass.
+        target: the task, with the names of the entries to look at. θ⁰ sees its images once for each preprocessing that
+            occurs among these.
+        by_leep: score by :func:`recall_scores`, and leave out entries without a head, which LEEP can't score. If false,
+            score by :func:`~lightning_mvp.zoo.prototypes.prototype_similarity` itself.
 
     Raises:
         ValueError: no entry has prototypes to be found by.
     """
-    cards = zoo.catalogue()
-    having = [
-        name
+    cards, names = target.zoo.catalogue(), target.names
+    prototypes = {
+        name: cards[name].prototypes
         for name in names
         if name in cards and cards[name].prototypes is not None and (cards[name].has_head or not by_leep)
-    ]
-    if len(having) < len(names):
+    }
+    if len(prototypes) < len(names):
         warnings.warn(
-            f"{len(names) - len(having)} of {len(names)} zoo entries have no prototypes{' or no head' * by_leep}, or "
-            "are damaged: they were not looked at. `shortlist=None` looks at all.",
-            stacklevel=4,
+            f"{len(names) - len(prototypes)} of {len(names)} zoo entries have no prototypes{' or no head' * by_leep}, "
+            "or are damaged: they were not looked at. `shortlist=None` looks at all.",
+            stacklevel=5,
         )
     kinds: dict[str, list[str]] = {}
-    for name in having:
+    for name in prototypes:
         kinds.setdefault(seen_by(cards[name].seen_by), []).append(name)
     scores: dict[str, float] = {}
     for alike in kinds.values():
         try:
-            seen = inputs(cards[alike[0]].seen_by)
+            features = target.features(cards[alike[0]].seen_by)
         except (ValueError, TypeError) as error:
-            warnings.warn(f"Skipping {len(alike)} damaged zoo entries, such as {alike[0]}: {error}", stacklevel=4)
+            warnings.warn(f"Skipping {len(alike)} damaged zoo entries, such as {alike[0]}: {error}", stacklevel=5)
             continue
-        features = features_of(dense, seen, batch_size)
-        own = [name for name in alike if cards[name].prototypes.shape[1] == features.shape[1]]  # type: ignore[union-attr]
-        if own and by_leep:
-            prototypes, bounds = stacked([cards[name] for name in own])
-            found = recall_scores(features, torch.as_tensor(labels), torch.from_numpy(prototypes), bounds)
-            scores |= dict(zip(own, found.tolist(), strict=True))
-        elif own:
-            target = class_means(features, torch.as_tensor(labels))
-            scores |= {name: prototype_similarity(cards[name].prototypes, target) for name in own}
+        fitting = [name for name in alike if prototypes[name].shape[1] == features.shape[1]]  # type: ignore[union-attr]
+        if fitting and by_leep:
+            rows, bounds = stacked([cards[name] for name in fitting])
+            found = recall_scores(features, target.labels, torch.from_numpy(rows), bounds)
+            scores |= dict(zip(fitting, found.tolist(), strict=True))
+        elif fitting:
+            means = class_means(features, target.labels)
+            scores |= {name: prototype_similarity(prototypes[name], means) for name in fitting}
     if not scores:
         raise ValueError(
-            f"No entry of the zoo at {zoo.path} has prototypes of θ⁰'s features to be found by. Take `shortlist=None`, "
-            "which runs them all."
+            f"No entry of the zoo at {target.zoo.path} has prototypes of θ⁰'s features to be found by. Take "
+            "`shortlist=None`, which runs them all."
         )
     return sorted(scores, key=lambda name: (-scores[name], name))

@@ -1,41 +1,25 @@
-"""How the models of a zoo see a target's images: each through its own preprocessing."""
+"""A target task as the models of a zoo see it: its images through each entry's own preprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating, features_of
 from lightning_mvp.backbones.inputs import one_sample
+from lightning_mvp.backbones.units import Groups
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
-
-
-def probabilities_of(
-    entry: ZooEntry, small: nn.Module, head: nn.Linear, images: Tensor, batch_size: int = 128
-) -> Tensor:
-    """Class probabilities ``(n, Z)`` by an entry's rebuilt model on preprocessed images.
-
-    Raises:
-        DamagedEntryError: its head does not fit, or it computes what is not finite.
-    """
-    features = features_of(small, images, batch_size)
-    if features.shape[1] != head.in_features:
-        raise DamagedEntryError(
-            f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks leave, "
-            f"but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
-        )
-    with torch.no_grad():
-        probabilities = head(features).double().softmax(1)
-    if not torch.isfinite(probabilities).all():
-        raise DamagedEntryError(
-            f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
-        )
-    return probabilities
+from lightning_mvp.zoo.rebuild import dense_backbone, refill
+from lightning_mvp.zoo.zoo import ModelZoo
 
 
 def require_takes(backbone: nn.Module, images: Tensor, argument: str) -> None:
@@ -76,19 +60,84 @@ def seen_by(facts: Mapping[str, Any]) -> str:
     return repr([value for name, value in sorted(facts.items()) if name not in ("name", "classes")])
 
 
-class Inputs:
-    """The target's images as the sources see them, prepared once for each preprocessing that occurs in the zoo.
+@dataclass(eq=False)
+class TargetData:
+    """What a similarity may ask about a target task.
 
     Args:
-        images: raw uint8 ``(n, C, H, W)``, or float, preprocessed already.
+        zoo: the zoo whose entries are compared with the task.
+        images: ``(n, C, H, W)``, raw uint8 or float and preprocessed.
+        labels: class indices ``(n,)`` or multi-hot ``(n, L)``.
+        backbone: the zoo's dense backbone. Only its structure is used.
+        groups: the groups of that backbone.
+        names: all entries that may be chosen.
+        classes: the names of the task's classes; None where they are not known.
+        seed: of every random choice.
+        batch_size: number of images in one forward pass.
+        memory: what a similarity keeps of each entry until all entries are scored; empty at first.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        self.images, self.cache = images, dict[str, Tensor]()
+    zoo: ModelZoo
+    images: Tensor
+    labels: Tensor
+    backbone: nn.Module = field(repr=False)
+    groups: Groups = field(repr=False)
+    names: Sequence[str]
+    classes: Sequence[str] | None = None
+    seed: int = 0
+    batch_size: int = 128
+    memory: dict[str, Any] = field(default_factory=dict, repr=False)
+    _made: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def __call__(self, facts: Mapping[str, Any]) -> Tensor:
-        key = "" if self.images.is_floating_point() else seen_by(facts)
-        if key not in self.cache:
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The dense backbone with the weights θ⁰, in eval mode."""
+        return dense_backbone(self.zoo, self.backbone)
+
+    @cached_property
+    def shuffled_names(self) -> list[str]:
+        """The names in an order drawn by the seed."""
+        return np.random.default_rng(self.seed).permutation(sorted(self.names)).tolist()
+
+    @cached_property
+    def _scratch(self) -> nn.Module:
+        """One copy of the backbone, which becomes the model of one entry after the other."""
+        return copy.deepcopy(self.backbone).eval()
+
+    def inputs(self, facts: Mapping[str, Any]) -> Tensor:
+        """The images float ``(n, C, H, W)`` as a model of these facts sees them, made once for each preprocessing."""
+        key = "inputs" if self.images.is_floating_point() else f"inputs {seen_by(facts)}"
+        if key not in self._made:
             prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
-            self.cache[key] = prepared.contiguous(memory_format=torch.channels_last)
-        return self.cache[key]
+            self._made[key] = prepared.contiguous(memory_format=torch.channels_last)
+        return self._made[key]
+
+    def features(self, facts: Mapping[str, Any]) -> Tensor:
+        """Features ``(n, D)`` by θ⁰ on these inputs, computed once for each preprocessing."""
+        key = f"features {seen_by(facts)}"
+        if key not in self._made:
+            self._made[key] = features_of(self.dense, self.inputs(facts), self.batch_size)
+        return self._made[key]
+
+    def probabilities(self, entry: ZooEntry) -> Tensor:
+        """Probabilities ``(n, Z)`` of the entry's Z classes, by the entry's model on the images as it sees them.
+
+        Raises:
+            DamagedEntryError: the entry has no head or one that does not fit, or computes what is not finite.
+        """
+        head = refill(self._scratch, entry, self.groups)
+        if head is None:
+            raise DamagedEntryError(f"Expected entry {entry.name!r} to have a head, but it has none.")
+        features = features_of(self._scratch, self.inputs(entry.facts), self.batch_size)
+        if features.shape[1] != head.in_features:
+            raise DamagedEntryError(
+                f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks "
+                f"leave, but it reads {head.in_features}. Remove the entry from its zoo and prune this task again."
+            )
+        with torch.no_grad():
+            probabilities = head(features).double().softmax(1)
+        if not torch.isfinite(probabilities).all():
+            raise DamagedEntryError(
+                f"Entry {entry.name!r} computes NaN or infinity from these images. Is one of both broken?"
+            )
+        return probabilities

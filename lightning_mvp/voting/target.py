@@ -1,4 +1,4 @@
-"""A target task as a vote sees it: training images, and those that decide who is near."""
+"""The training images of a target task, and those of them that decide which entries are near."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Target:
 
     Args:
         images: ``(n, C, H, W)``, raw uint8 or float and preprocessed.
-        scoring_images: some of them, and
-        scoring_labels: their labels.
-        facts: of the task, where a `TaskDataModule` says them.
-        classes: their names, where they are known.
+        scoring_images: those of the images that decide the similarity, ``(m, C, H, W)``.
+        scoring_labels: the labels of the scoring images.
+        facts: the facts of the task, where a `TaskDataModule` says them.
+        classes: the names of the task's classes, where they are known.
     """
 
     images: Tensor
@@ -43,21 +43,22 @@ class Target:
         n: int,
         batches: int,
         seed: int,
-        similarity: str | None = None,
+        labels_matter: bool = False,
         classes: Sequence[str] | None = None,
     ) -> Target:
-        """From the training data of the target.
+        """Read the training data of the target.
 
         Args:
             loader: a `TaskDataModule`, or an iterable of ``(images, labels)``.
-            n: at most so many images decide similarity, or two of each class if that is more: one says nothing.
-            batches: how many are read of a loader in shuffled order.
-            seed: of the order.
-            similarity: what the labels are for; None: for nothing.
-            classes: names of all classes; default: as the loader's data set says.
+            n: the most images that decide the similarity. If two of each class are more, it is these, as one image of a
+                class says nothing.
+            batches: number of batches that are read of a loader in shuffled order.
+            seed: seed of the images' order.
+            labels_matter: whether anything is decided by labels. If false, any labels will do.
+            classes: names of all classes; None takes those of the loader's data set, where it has them.
 
         Raises:
-            ValueError: the loader gives nothing usable, or labels that are no classes where the similarity needs them.
+            ValueError: the loader gives nothing usable, or labels that are no classes where these matter.
         """
         facts = None
         if hasattr(loader, "train_images"):  # a TaskDataModule: raw images, no augmentation
@@ -68,10 +69,11 @@ class Target:
         else:
             classes = class_names(loader) if classes is None else classes
             n = max(n, 2 * len(classes or ()))
-            matter = similarity not in (None, "random")
-            sample = read_sample(loader, wanted=n, batches=batches, classes=classes, seed=seed, labels_matter=matter)
+            sample = read_sample(
+                loader, wanted=n, batches=batches, classes=classes, seed=seed, labels_matter=labels_matter
+            )
             images, labels = sample.images, sample.labels
-            distinct = len(labels.unique()) if matter and labels.ndim == 1 else 0
+            distinct = len(labels.unique()) if labels_matter and labels.ndim == 1 else 0
             chosen = balanced_subset(labels, max(n, 2 * distinct), seed)
             scoring_images, scoring_labels = images[chosen], labels[chosen]
         # Batch statistics need mixed classes, whatever the order the images came in.

@@ -13,10 +13,10 @@ class Evidence:
     """What a zoo knows of a new task.
 
     Args:
-        leep: of the nearest entry, at most 0.
-        label_entropy: H(y) of the task's labels in nats: LEEP of a source that sees nothing is −H(y).
-        mean: of LEEP over the zoo's entries; None where not all were scored.
-        spread: its standard deviation over them.
+        leep: LEEP of the nearest entry, at most 0.
+        label_entropy: H(y) of the task's labels in nats. LEEP of a source that sees nothing is −H(y).
+        mean: mean of LEEP over the zoo's entries; None where not all were scored.
+        spread: standard deviation of LEEP over the zoo's entries; None where not all were scored.
     """
 
     leep: float
@@ -26,7 +26,7 @@ class Evidence:
 
     @classmethod
     def of(cls, scores: Sequence[float], label_entropy: float, whole: bool = True) -> Evidence:
-        """From LEEP of every entry of the zoo, or of its most promising ones, which say nothing of the others.
+        """The evidence in the LEEP of all entries, or (`whole` is false) of the most promising ones only.
 
         Example:
             >>> Evidence.of([-0.5, -1.5], 2.0)
@@ -64,15 +64,16 @@ class Rule:
     """A logistic rule for whether the vote beats a rival: log-odds = intercept + slope · explained.
 
     Args:
-        intercept: log-odds where nothing is explained.
-        explained: slope; 0 where LEEP does not tell, and the rule is the share of votes that won.
+        intercept: log-odds of a vote of which LEEP explains nothing.
+        explained: slope in :attr:`Evidence.explained`. It is 0 where LEEP predicts nothing: the rule is then the share
+            of votes that won.
     """
 
     intercept: float
     explained: float = 0.0
 
     def probability(self, evidence: Evidence) -> float:
-        """That the vote will be better than the rival.
+        """The probability that the vote will be better than the rival.
 
         Example:
             >>> Rule(0.0).probability(Evidence.of([-0.5, -1.5], 2.0))
@@ -81,8 +82,9 @@ class Rule:
         return float(1 / (1 + np.exp(-self.intercept - self.explained * evidence.explained)))
 
 
-# By how many times the vote's steps are spent from scratch, by iterative Taylor. Fitted on the study's targets, 100
-# steps of 32 images (benchmarks/cifar100/report.md); tests/study/test_trust.py computes them again.
+# One rule for each rival, which is iterative Taylor pruning from scratch in so many times the vote's steps. They were
+# fitted on the study's targets with votes of 100 steps of 32 images (benchmarks/cifar100/report.md);
+# tests/study/test_trust.py computes them again.
 RULES = {1: Rule(-1.518, 11.895), 3: Rule(-0.135), 10: Rule(-2.631)}
 
 
@@ -94,14 +96,14 @@ def expectations(evidence: Evidence, steps: int) -> list[str]:
         ...     print(sentence)
         The nearest task ...
     """
-    told = [f"{nearest_words(evidence)} By what was found with votes of 100 steps, of such tasks"]
+    sentences = [f"{nearest_words(evidence)} By what was found with votes of 100 steps, of such tasks"]
     for times, rule in RULES.items():
         chance = rule.probability(evidence)
-        told.append(
+        sentences.append(
             f"  {_share(chance)} votes ({chance:.0%}{'' if rule.explained else ', whatever LEEP says'}) are better "
             f"than pruning from scratch in {times * steps:,} steps."
         )
-    return told
+    return sentences
 
 
 def nearest_words(evidence: Evidence) -> str:

@@ -54,15 +54,13 @@ def coefficients(scores: Mapping[str, float], temperature: float | None = None) 
 def vote_widths(
     masks: Mapping[str, Masks],
     pruning_ratio: float | None = None,
-    floor: int = 1,
     multiples: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    r"""Units to keep per group: :math:`\max(\mathrm{floor}, \lfloor (1-r) |U_\ell| + 1/2 \rfloor)`, or their mean.
+    r"""Units to keep per group: :math:`\max(1, \lfloor (1-r) |U_\ell| + 1/2 \rfloor)`, or their mean.
 
     Args:
         masks: entry name → its masks; at least one.
         pruning_ratio: r, the fraction removed, in (0, 1); None takes the neighbours' mean width, rounded half up.
-        floor: least width of a group.
         multiples: group → what its width is rounded up to, see :func:`~lightning_mvp.backbones.masks.unit_multiples`.
 
     Example:
@@ -72,10 +70,10 @@ def vote_widths(
     """
     sizes = _sizes(masks)
     if pruning_ratio is not None:
-        return widths(sizes, 1 - require_ratio(pruning_ratio), floor, multiples)
+        return widths(sizes, 1 - require_ratio(pruning_ratio), multiples=multiples)
     total = {group: sum(each.kept[group] for each in masks.values()) for group in sizes}
     # In integers: floor(total / n + 1/2) without a rounding error at the half.
-    means = {group: max(floor, (2 * total[group] + len(masks)) // (2 * len(masks))) for group in sizes}
+    means = {group: max(1, (2 * total[group] + len(masks)) // (2 * len(masks))) for group in sizes}
     return round_up(means, sizes, multiples)
 
 

@@ -31,7 +31,7 @@ from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
 from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
 
 if TYPE_CHECKING:
-    from lightning_mvp.voting.similarity import Neighbour
+    from lightning_mvp.voting.ranking import Neighbour
 
 T = TypeVar("T")
 
@@ -300,7 +300,7 @@ class ModelZoo:
 
     def nearest(self, images: Any, labels: Any, **options: Any) -> list[Neighbour]:
         """The entries most similar to a target task: `lightning_mvp.voting.rank_neighbours` on this zoo."""
-        from lightning_mvp.voting.similarity import rank_neighbours  # reading a zoo must not import torch
+        from lightning_mvp.voting.ranking import rank_neighbours  # reading a zoo must not import torch
 
         return rank_neighbours(self, images, labels, **options)
 

@@ -19,6 +19,7 @@ from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.zoo.zoo import ModelZoo
 
+from ..voting import own
 from .conftest import TINY, TINY_ROUNDS, Run, modified
 
 pytestmark = pytest.mark.xdist_group("end_to_end")  # one process makes what several tests look at
@@ -93,6 +94,26 @@ def test_a_vote_writes_its_four_files_and_says_what_it_did(voted: Path) -> None:
     assert len(report["neighbours"]) == 2
     assert {"widths", "shares", "parameters", "dense_parameters", "macs", "test_accuracy", "steps"} <= set(report)
     assert report["parameters"] < 0.2 * report["dense_parameters"]
+
+
+@pytest.mark.slow
+def test_a_class_in_the_present_folder_is_named_on_the_command_line(
+    home: Path, zoo: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(own.__file__, tmp_path / "my_own.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    choices = ["vote.similarity={_target_: my_own.Alphabetical, factor: 2}", "vote.merge={_target_: my_own.First}"]
+    command = (*TINY, "vote.neighbours=2", *choices, f"zoo={zoo}", "output=voted")
+    done = run("vote", *command, home=tmp_path)
+    assert done.code == 0, done.text
+    report = json.loads(Path("voted", "report.json").read_text())
+    assert [neighbour["score"] for neighbour in report["neighbours"]] == [4, 2]
+    assert report["settings"]["vote"]["similarity"] == {"_target_": "my_own.Alphabetical", "factor": 2}
+    assert "is there already: skipped" in run("vote", *command, home=tmp_path).line
+    refused = run("vote", *command[:-1], "vote.merge={_target_: my_own.Alphabetical}", "output=other", home=tmp_path)
+    assert refused.code == 1
+    assert "'my_own.Alphabetical', which is no subclass of Merge" in refused.line
 
 
 @pytest.mark.slow

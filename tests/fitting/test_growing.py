@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from lightning_mvp.fitting.growing import start_accuracy, start_of_growth
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.training.adding import WorseThanStartError
 from lightning_mvp.voting.latest import latest
+from lightning_mvp.voting.similarities import Farthest
 from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 from lightning_mvp.zoo.waves import WAVES, family_members
 
 from ..training.conftest import task
+from ..voting.own import Alphabetical, First
 
 ZooOf = Callable[[str], ModelZoo]
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
@@ -61,6 +64,26 @@ def test_a_grown_entry_is_the_trained_model_with_the_masks_of_its_vote(zoo: Mode
     assert entry.info["kept"]["params"] == pytest.approx(
         sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in dense.parameters())
     )
+
+
+def test_an_entrys_config_names_what_is_ours_and_where_others_come_from(zoo: ModelZoo, target: TaskDataModule):
+    class Local(Alphabetical):
+        """Nobody else can import it."""
+
+    options: dict[str, Any] = {"steps": 1, "neighbours": 2, "which": "nearest", "keep_worse": True}
+    seeds = zoo.names
+    with pytest.raises(ValueError, match=r"any process can import, since its import path is stored, but got .*Local"):
+        grow(zoo, target, similarity=Local(), **options)
+    assert zoo.names == seeds, "refused before anything was trained"
+    named = grow(zoo, target, similarity="farthest", **options)
+    assert zoo[named.name].config["training"]["similarity"] == "farthest"
+    with pytest.raises(FileExistsError):
+        grow(zoo, target, similarity=Farthest(), wave=1, **options)
+    own = zoo[grow(zoo, target, similarity=Alphabetical(2), merge=First(), wave=1, **options).name]
+    path = Alphabetical.__module__
+    assert own.config["training"]["similarity"] == {"_target_": f"{path}.Alphabetical", "factor": 2}
+    assert own.config["training"]["merge"] == {"_target_": f"{path}.First"}
+    assert own.info["parents"] == [seeds[2], seeds[1]]
 
 
 def test_later_votes_take_grown_entries_and_seeds_together(zoo: ModelZoo, data: ImageData, target: TaskDataModule):

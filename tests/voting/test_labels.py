@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_mvp.voting.labels import as_labels, require_content
+from lightning_mvp.voting.similarities import SIMILARITIES
 
 INDICES = torch.tensor([2, 0, 1, 2])
 
@@ -63,12 +64,12 @@ def test_what_names_no_class_is_refused_with_the_way_out(labels: Any, match: str
 def test_labels_of_which_leep_would_know_nothing_are_refused(labels: torch.Tensor, match: str) -> None:
     for similarity in ("leep", "cover", "farthest"):
         with pytest.raises(ValueError, match=match):
-            require_content(labels, similarity)
-    require_content(labels, "random")
+            SIMILARITIES.resolve(similarity).require_labels(labels)
+    assert not SIMILARITIES.resolve("random").needs_labels
     if labels.ndim == 1:  # class means say something of one class, and of one image each
-        require_content(labels, "prototypes")
+        SIMILARITIES.resolve("prototypes").require_labels(labels)
 
 
 def test_two_images_of_each_class_are_enough() -> None:
-    require_content(torch.tensor([0, 1, 2, 0, 1, 2]), "leep")
-    require_content(torch.eye(3).repeat(2, 1), "leep")
+    require_content(torch.tensor([0, 1, 2, 0, 1, 2]))
+    require_content(torch.eye(3).repeat(2, 1))

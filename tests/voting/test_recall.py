@@ -13,9 +13,9 @@ import torch
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting import leep, voted_backbone
+from lightning_mvp.voting.ranking import rank_neighbours
 from lightning_mvp.voting.recall import TEMPERATURE, recall_scores, recalled
-from lightning_mvp.voting.similarity import rank_neighbours
-from lightning_mvp.voting.sources import Inputs
+from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.zoo import ModelZoo, ZooEntry
 
 from .conftest import World
@@ -62,7 +62,7 @@ def test_a_large_zoo_is_searched_in_two_stages(world: World, zoo: Fill, entries,
     made = zoo(*entries)
     images, labels = world.of(*"abc")
     exact = rank_neighbours(made, images, labels, k=None, shortlist=None, **options)
-    promising = recalled(made, made.names, Inputs(images), labels, world.backbone)
+    promising = recalled(TargetData(made, images, labels, world.backbone, world.groups, made.names))
     expected = [neighbour for neighbour in exact if neighbour.name in promising[:4]][:2]
     read: list[str] = []
     get = ModelZoo.__getitem__
@@ -124,7 +124,7 @@ def test_entries_without_prototypes_are_said_not_to_be_found(world: World, zoo: 
 def test_entries_without_a_head_take_no_place_in_leeps_shortlist(world: World, zoo: Fill, entries, options) -> None:
     images, labels = world.of(*"abc")
     made = zoo(*entries)
-    best = recalled(made, made.names, Inputs(images), labels, world.backbone)[:4]
+    best = recalled(TargetData(made, images, labels, world.backbone, world.groups, made.names))[:4]
     for name in best:
         made.add(replace(made[name], head={}), overwrite=True)
     with pytest.warns(UserWarning, match="4 of 10 zoo entries have no prototypes or no head"):
@@ -139,7 +139,7 @@ def test_facts_that_say_nothing_usable_cost_only_their_entries(world: World, zoo
     broken = replace(entries[0], facts={**entries[0].facts, "mean": [None] * 3})
     made = zoo(broken, *entries[1:])
     with pytest.warns(UserWarning, match=f"Skipping 1 damaged zoo entries, such as {broken.name}"):
-        order = recalled(made, made.names, Inputs(world.of(*"abc")[0]), world.of(*"abc")[1], world.backbone)
+        order = recalled(TargetData(made, *world.of(*"abc"), world.backbone, world.groups, made.names))
     assert sorted(order) == sorted(entry.name for entry in entries[1:])
 
 
@@ -147,7 +147,7 @@ def test_each_preprocessing_in_the_zoo_is_looked_through(world: World, zoo: Fill
     other = world.entry("ab", "ab", seed=50, mean=0.3)
     made = zoo(*entries[:3], other)
     images, labels = world.of(*"abc")
-    order = recalled(made, made.names, Inputs(images), labels, world.backbone)
+    order = recalled(TargetData(made, images, labels, world.backbone, world.groups, made.names))
     assert set(order) == set(made.names)
     own = features_of(world.backbone, preprocess(images, world.facts("ab", "ab", 0.3)))
     expected = recall_scores(own, labels, torch.from_numpy(other.prototypes), np.array([0, 2]))
