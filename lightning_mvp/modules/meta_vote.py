@@ -105,7 +105,7 @@ class MetaVoteModule(TaskModule):
             missing: what an entry gets that no neighbour kept, see :func:`~lightning_mvp.voting.merge.merge`.
             head_init: ``"ridge"`` (closed form on the training images) or ``"random"``.
             backbone: the dense backbone, where the zoo has no recipe to build it from.
-            config: hash of one pruning configuration of the zoo; default as in :meth:`ModelZoo.nearest`.
+            config: hash of one pruning configuration of the zoo; default as in `rank_neighbours`.
             seed: of the scoring images and of ``similarity="random"``.
             exclude: names of entries that may not vote.
             round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.

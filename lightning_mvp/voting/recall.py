@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.voting.leep import informative_labels
 from lightning_mvp.voting.sources import Inputs, seen_by
-from lightning_mvp.zoo.catalogue import stacked
+from lightning_mvp.zoo.catalogue import catalogue, stacked
 from lightning_mvp.zoo.prototypes import prototype_similarity
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -108,7 +108,7 @@ def recalled(
     Raises:
         ValueError: no entry has prototypes to be found by.
     """
-    cards = zoo.catalogue()
+    cards = catalogue(zoo)
     having = [
         name
         for name in names

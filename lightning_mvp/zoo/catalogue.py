@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -26,9 +26,7 @@ from lightning_mvp.zoo.entry import DamagedEntryError
 from lightning_mvp.zoo.entry_file import SUFFIX
 from lightning_mvp.zoo.strict_json import parse_json
 from lightning_mvp.zoo.tensor_file import open_tensors
-
-if TYPE_CHECKING:
-    from lightning_mvp.zoo.zoo import ModelZoo
+from lightning_mvp.zoo.zoo import ModelZoo
 
 CATALOGUE = "catalogue.safetensors"
 FORMAT = "lightning-mvp-catalogue-1"

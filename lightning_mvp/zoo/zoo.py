@@ -18,20 +18,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
-from lightning_mvp.zoo.catalogue import Card, catalogue
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
 from lightning_mvp.zoo.entry_file import ROOM, SUFFIX, Storage, read_entry, read_header, shown, write_entry
 from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
 from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
 from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
-
-if TYPE_CHECKING:
-    from lightning_mvp.voting.similarity import Neighbour
 
 T = TypeVar("T")
 
@@ -194,13 +190,6 @@ class ModelZoo:
             self._check_groups(header["groups"])
         return header
 
-    def catalogue(self) -> dict[str, Card]:
-        """Of all sound entries what a search needs, by name, sorted: see :func:`lightning_mvp.zoo.catalogue.catalogue`.
-
-        A file beside the entries keeps it, so that ten thousand of them need not be opened one by one.
-        """
-        return catalogue(self)
-
     def entries(self, config: str | None = None, names: Iterable[str] | None = None) -> Iterator[ZooEntry]:
         """The sound entries (of one config's hash, of these names, or all) by name; damaged ones warn by name.
 
@@ -297,12 +286,6 @@ class ModelZoo:
             ValueError: the file is damaged or of another θ⁰.
         """
         return dict(self._theta0)
-
-    def nearest(self, images: Any, labels: Any, **options: Any) -> list[Neighbour]:
-        """The entries most similar to a target task: `lightning_mvp.voting.rank_neighbours` on this zoo."""
-        from lightning_mvp.voting.similarity import rank_neighbours  # reading a zoo must not import torch
-
-        return rank_neighbours(self, images, labels, **options)
 
     @cached_property
     def _theta0(self) -> dict[str, np.ndarray]:
