@@ -19,12 +19,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lightning_mvp.files import LATE, write_whole
+from lightning_mvp.files import NOT_YET_VISIBLE, write_whole
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.zoo.bfloat16 import from_bfloat16, to_bfloat16
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate, validate_facts
-from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, TensorFile, TensorSpec, open_tensors, serialise
+from lightning_mvp.zoo.strict_json import JSON_LIMIT, parse_json
+from lightning_mvp.zoo.tensor_file import TensorFile, TensorSpec, open_tensors, serialise
 
 Storage = Literal["float32", "bfloat16"]
 
@@ -32,7 +32,7 @@ FORMAT = "lightning-mvp-entry-1"
 SUFFIX = ".safetensors"
 
 # For what θ⁰ sets no bound to: head and prototypes. Twenty thousand classes of two thousand features take a third.
-ROOM = 1 << 30
+MOST_HEAD_BYTES = 1 << 30
 PROTOTYPES = "prototype/features"
 _PARTS = ("mask", "weight", "importance", "head", "prototype")
 # Not the file's fault: the process has too many open, or was interrupted.
@@ -148,7 +148,7 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
         rows = None
         if PROTOTYPES in file.specs:
             shape = file.specs[PROTOTYPES].shape
-            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > ROOM:
+            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > MOST_HEAD_BYTES:
                 raise ValueError(f"expected prototypes of {len(header['facts']['classes'])} classes, but got {shape}")
             rows = file.read(PROTOTYPES).astype(np.float32)
             if not np.isfinite(rows).all():
@@ -170,7 +170,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, f"There is no zoo entry at {shown(path)}") from error
     except OSError as error:
-        if error.errno in (*LATE, *_OF_THE_PROCESS):
+        if error.errno in (*NOT_YET_VISIBLE, *_OF_THE_PROCESS):
             raise
         raise DamagedEntryError(
             f"{shown(path)}: cannot be read ({error.strerror}). Mend that, or remove it."
@@ -241,12 +241,12 @@ def _require(name: str, spec: TensorSpec, dtype: np.dtype, shape: tuple[int, ...
 def _require_readable(name: str, header: str, length: int) -> None:
     """What this version would refuse to read is not written."""
     try:
-        if length > HEADER_LIMIT:
+        if length > JSON_LIMIT:
             raise ValueError(f"it has {length:,} bytes")
         parse_json(header)
     except ValueError as error:
         raise ValueError(
-            f"Expected facts, config and info of entry {name!r} to be plain JSON below {HEADER_LIMIT:,} bytes, but "
+            f"Expected facts, config and info of entry {name!r} to be plain JSON below {JSON_LIMIT:,} bytes, but "
             f"{error}."
         ) from error
 

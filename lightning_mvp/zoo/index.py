@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import DTYPES, HEADER_LIMIT, open_regular, open_tensors
+from lightning_mvp.zoo.strict_json import parse_json, read_json
+from lightning_mvp.zoo.tensor_file import DTYPES, open_tensors
 
 VERSION = 1
 INDEX = "zoo.json"
@@ -40,22 +40,24 @@ class Index:
     theta0: str
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any] | None, theta0: Mapping[str, np.ndarray], groups: Mapping[str, int]) -> Index:
-        """As it will be read back: what JSON turns into something else (a tuple) is turned here.
+    def from_backbone(
+        cls, recipe: Mapping[str, Any] | None, theta0: Mapping[str, np.ndarray], groups: Mapping[str, int]
+    ) -> Index:
+        """The index of a new zoo as it will be read back: what JSON turns into something else (a tuple) is turned here.
 
         Raises:
-            ValueError: it is not plain JSON, or θ⁰ holds what can't be stored.
+            ValueError: The recipe is not plain JSON, or θ⁰ holds what can't be stored.
         """
         wrong = {str(value.dtype) for value in theta0.values()} - {str(dtype) for dtype in DTYPES.values()}
         if wrong:
             raise ValueError(f"Expected θ⁰ of {', '.join(map(str, DTYPES.values()))}, but got {', '.join(wrong)}.")
-        return parse_index(cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0)).text)
+        index = cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0))
+        return parse_index(parse_json(index.text))
 
     @property
     def text(self) -> str:
         """The file's content."""
-        facts = {"version": VERSION, "recipe": self.recipe, "groups": self.groups, "theta0": self.theta0}
-        return json.dumps(facts, indent=2) + "\n"
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n"
 
     @property
     def fingerprint(self) -> str:
@@ -73,18 +75,17 @@ class Index:
         ]
 
 
-def parse_index(text: str | bytes) -> Index:
-    """From the content of a `zoo.json`.
+def parse_index(facts: Any) -> Index:
+    """The index that the JSON of a `zoo.json` says.
 
     Raises:
-        ValueError: it is damaged or of another version; says how.
+        ValueError: It is damaged or of another version; the message says how.
 
     Example:
-        >>> parse_index('{"version": 2}')
+        >>> parse_index({"version": 2})
         Traceback (most recent call last):
         ValueError: expected version 1, but got 2
     """
-    facts = parse_json(text)
     if not isinstance(facts, dict) or "version" not in facts:
         raise ValueError("damaged: it is no JSON object with a version")
     if facts["version"] != VERSION or type(facts["version"]) is not int:
@@ -106,17 +107,17 @@ def read_index(folder: Path, *, expected: bool = False) -> Index:
     """Read `zoo.json`.
 
     Args:
-        folder: of the zoo.
-        expected: it is known to be there, perhaps just written by another machine: wait for it.
+        folder: The zoo's folder.
+        expected: Whether the file is known to be there, perhaps just written by another machine: then wait for it.
 
     Raises:
-        FileNotFoundError: there is none.
-        UnseenFileError: there is one, but the file system does not show it.
-        ValueError: it is damaged or of another version.
+        FileNotFoundError: There is no `zoo.json`.
+        UnseenFileError: There is one, but the file system does not show it.
+        ValueError: It is damaged or of another version.
     """
     path = folder / INDEX
     try:
-        return parse_index(read_listed(path, _read_text, expected=expected))
+        return parse_index(read_listed(path, read_json, expected=expected))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}. Restore it or fill a new zoo.") from error
 
@@ -173,13 +174,6 @@ def _require_theta0(folder: Path, index: Index) -> None:
             f"{error} There is no {INDEX} beside it: if no other job is just creating this zoo, it was left by a job "
             "that was stopped, and may be removed."
         ) from error
-
-
-def _read_text(path: Path) -> bytes:
-    with open_regular(path) as (file, size):
-        if size > HEADER_LIMIT:
-            raise ValueError(f"it has {size:,} bytes, but expected are at most {HEADER_LIMIT:,}")
-        return file.read(HEADER_LIMIT)
 
 
 def _read_state(path: Path) -> dict[str, np.ndarray]:

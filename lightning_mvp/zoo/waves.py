@@ -22,8 +22,7 @@ from lightning_mvp.zoo.entry import config_hash
 from lightning_mvp.zoo.families import START, families
 from lightning_mvp.zoo.leftovers import remove_leftovers
 from lightning_mvp.zoo.lineage import Member, lineage, seeds_fingerprint
-from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, open_regular
+from lightning_mvp.zoo.strict_json import read_json
 from lightning_mvp.zoo.zoo import ModelZoo
 
 WAVES = "waves"
@@ -132,7 +131,7 @@ def _listed(path: Path, expected: bool = False) -> list[str] | None:
 
 def _read(path: Path, expected: bool = False) -> dict[str, Any] | None:
     try:
-        found = parse_json(read_listed(path, _text, expected=expected))
+        found = read_listed(path, read_json, expected=expected)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -140,10 +139,3 @@ def _read(path: Path, expected: bool = False) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ValueError(f"Expected {path} to be a JSON object, but got {json.dumps(found)[:80]}. Remove it.")
     return found
-
-
-def _text(path: Path) -> bytes:
-    with open_regular(path) as (file, size):
-        if size > HEADER_LIMIT:
-            raise ValueError(f"it has {size:,} bytes, but expected are at most {HEADER_LIMIT:,}")
-        return file.read(HEADER_LIMIT)

@@ -24,10 +24,10 @@ import numpy as np
 
 from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
-from lightning_mvp.zoo.entry_file import ROOM, SUFFIX, Storage, read_entry, read_header, shown, write_entry
+from lightning_mvp.zoo.entry_file import MOST_HEAD_BYTES, SUFFIX, Storage, read_entry, read_header, shown, write_entry
 from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
-from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
+from lightning_mvp.zoo.leftovers import remove_leftovers
+from lightning_mvp.zoo.strict_json import JSON_LIMIT
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class ModelZoo:
             ValueError: there is a zoo of another backbone, of other groups or of another θ⁰; says which.
         """
         path = Path(path)
-        index = Index.of(recipe, theta0, group_sizes)
+        index = Index.from_backbone(recipe, theta0, group_sizes)
         differing = index.differences(create_index(path, index, theta0))
         if differing:
             raise ValueError(
@@ -161,7 +161,7 @@ class ModelZoo:
             DamagedEntryError: the file is damaged or belongs to another zoo.
         """
         dense = sum(array.nbytes for array in self._theta0.values())
-        most = HEADER_LIMIT + dense + 5 * sum(self.group_sizes.values()) + ROOM
+        most = JSON_LIMIT + dense + 5 * sum(self.group_sizes.values()) + MOST_HEAD_BYTES
         entry = self._read(name, lambda path: read_entry(path, most))
         self._require_ours(name, entry.info)
         with self._naming(name):
@@ -253,19 +253,6 @@ class ModelZoo:
             raise KeyError(f"No entry {name!r} in the zoo at {self.path}.")
         self._file(name).unlink()
 
-    def clean(self, older_than: float = OLD) -> tuple[str, ...]:
-        """Remove what killed writers left behind, as `add` does, and return the names of those hidden files.
-
-        Args:
-            older_than: seconds by the file system's clock; files of writers at work stay, however old.
-
-        Raises:
-            OSError: the folder can't be written to.
-        """
-        self._require_unchanged()
-        folders = (self.path, self.path / "tasks")
-        return tuple(path.name for folder in folders for path in remove_leftovers(folder, older_than=older_than))
-
     def verify(self) -> dict[str, str | None]:
         """Read every entry: name → what is wrong with it, or None."""
         problems: dict[str, str | None] = {}
@@ -350,8 +337,13 @@ class ModelZoo:
     def _check(self, entry: ZooEntry) -> None:
         """Does `entry` fit this zoo's groups and θ⁰?"""
         self._check_groups({group: len(mask) for group, mask in entry.masks.items()})
-        if sum(array.nbytes for array in (*entry.head.values(), entry.prototypes) if array is not None) > ROOM:
-            raise ValueError(f"Expected head and prototypes of entry {entry.name!r} to have at most {ROOM:,} bytes.")
+        if (
+            sum(array.nbytes for array in (*entry.head.values(), entry.prototypes) if array is not None)
+            > MOST_HEAD_BYTES
+        ):
+            raise ValueError(
+                f"Expected head and prototypes of entry {entry.name!r} to have at most {MOST_HEAD_BYTES:,} bytes."
+            )
         dense = self._theta0
         if entry.weights.keys() != dense.keys():
             differing = sorted(entry.weights.keys() ^ dense.keys())
