@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.export import standalone
@@ -94,23 +94,12 @@ def require_parity(source: Source, run: Callable[[Tensor], Tensor], what: str, t
 
 def write_safetensors(source: Source, folder: Path) -> float:
     """Weights, recipe and the function that loads them; the folder is then enough wherever timm is."""
-    _write_parts(source.model, source, source.recipe, folder)
-    return require_parity(source, standalone.load(folder), "what load.py loads", REBUILT_TOLERANCE)
-
-
-def write_dense(source: Source, folder: Path) -> nn.Sequential:
-    """The same folder for the dense architecture with random weights, which is returned."""
-    dense = source.dense()
-    _write_parts(dense, source, {name: value for name, value in source.recipe.items() if name != "kept"}, folder)
-    return dense
-
-
-def _write_parts(model: nn.Module, source: Source, recipe: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder / "model.safetensors")
+    save_weights(source.model, folder / "model.safetensors")
     versions = {"timm": timm.__version__, "torch": torch.__version__}
-    write_json(folder / "recipe.json", {"recipe": recipe, "facts": source.facts.to_dict(), "versions": versions})
+    write_json(folder / "recipe.json", {"recipe": source.recipe, "facts": source.facts.to_dict(), "versions": versions})
     shutil.copyfile(standalone.__file__, folder / "load.py")
+    return require_parity(source, standalone.load(folder), "what load.py loads", REBUILT_TOLERANCE)
 
 
 def export_program(source: Source) -> torch.export.ExportedProgram:

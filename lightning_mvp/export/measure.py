@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,11 +27,11 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def from_values(cls, values: Sequence[float]) -> Spread:
         """Of one measurement or more.
 
         Example:
-            >>> Spread.of([1.0, 2.0, 3.0, 4.0, 50.0])
+            >>> Spread.from_values([1.0, 2.0, 3.0, 4.0, 50.0])
             Spread(median=3.0, low=2.0, high=4.0)
         """
         low, median, high = torch.tensor(values, dtype=torch.float64).quantile(
@@ -93,7 +92,9 @@ def compare(runs: Mapping[str, Callable[[], object]], batch: int, seconds: float
     times = alternate(runs, seconds, threads)
     first, second = times.values()
     ratios = [one / two for one, two in zip(first, second, strict=True)]
-    return Comparison(batch, {name: Spread.of(each) for name, each in times.items()}, Spread.of(ratios))
+    return Comparison(
+        batch, {name: Spread.from_values(each) for name, each in times.items()}, Spread.from_values(ratios)
+    )
 
 
 def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -102,18 +103,5 @@ def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.inference_mode():
             return model(images)
-
-    return run
-
-
-def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A call that does one whole optimizer step on a copy of the model."""
-    twin = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.0, momentum=0.9)  # weights that stay take the same time
-
-    def run() -> None:
-        optimizer.zero_grad()
-        twin(images).square().mean().backward()
-        optimizer.step()
 
     return run

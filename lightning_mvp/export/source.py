@@ -42,7 +42,7 @@ class Source:
     facts: TaskFacts
 
     @classmethod
-    def of(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
+    def from_backbone(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
         """From a backbone that carries its recipe.
 
         Raises:
@@ -57,7 +57,7 @@ class Source:
         return cls(name, model.cpu().to(memory_format=torch.contiguous_format).eval(), backbone.recipe, facts)
 
     @classmethod
-    def of_module(cls, model: nn.Module, facts: TaskFacts) -> Source:
+    def from_module(cls, model: nn.Module, facts: TaskFacts) -> Source:
         """From a backbone, or a Sequential of one and its linear head, as :meth:`MVPCallback.small_model` gives it.
 
         Raises:
@@ -74,7 +74,7 @@ class Source:
                 + ". Hand over MVPCallback.small_model() or MetaVoteModule.to_torch()."
             )
         backbone.recipe = recipe
-        return cls.of(facts.name, backbone, heads[0] if heads else None, facts)
+        return cls.from_backbone(facts.name, backbone, heads[0] if heads else None, facts)
 
     def images(self, batch: int) -> Tensor:
         """Random images of the task's shape, always the same."""
@@ -117,7 +117,7 @@ def from_checkpoint(
                 "0.5], std: [0.25, 0.25, 0.25]}'."
             )
         facts = TaskFacts.from_dict(told) if facts is None else facts  # type: ignore[arg-type]
-        source = Source.of_module(small_model_from(path, module), facts)
+        source = Source.from_module(small_model_from(path, module), facts)
         return replace(source, name=name)
     if "recipe" not in hparams or "facts" not in hparams:
         raise ValueError(
@@ -128,8 +128,8 @@ def from_checkpoint(
     kind = MetaVoteModule if "report" in hparams else TaskModule
     own = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     if state is None or state["pruner"] is None:
-        return Source.of(name, own.backbone, own.head, own.facts)
-    return replace(Source.of_module(small_model_from(path, own, None, "backbone", "head"), own.facts), name=name)
+        return Source.from_backbone(name, own.backbone, own.head, own.facts)
+    return replace(Source.from_module(small_model_from(path, own, None, "backbone", "head"), own.facts), name=name)
 
 
 def from_folder(path: str | Path) -> Source:
@@ -155,7 +155,7 @@ def from_folder(path: str | Path) -> Source:
     except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{path} can't be read: {error!r}. Write it again, with mvp-vote for example.") from error
     linear = None if head is None else nn.Linear(head[1], head[0], bias=bias)
-    source = Source.of(path.resolve().name, create_backbone(recipe), linear, facts)
+    source = Source.from_backbone(path.resolve().name, create_backbone(recipe), linear, facts)
     load_weights(source.model, weights)
     return source
 
@@ -179,4 +179,4 @@ def from_zoo(path: str | Path, entry: str | None) -> Source:
     dense = dense_backbone(zoo)
     groups = find_groups(dense, torch.zeros(1, facts.channels, facts.input_size, facts.input_size))
     groups = groups.listed(zoo.group_sizes, str(path))
-    return Source.of(entry, *rebuild(found, dense, groups), facts)
+    return Source.from_backbone(entry, *rebuild(found, dense, groups), facts)

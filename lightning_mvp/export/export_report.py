@@ -5,15 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from lightning_mvp.backbones.cost import count_macs, count_parameters
-from lightning_mvp.export.measure import Comparison, Spread, compare, forward, training_step
+from lightning_mvp.export.measure import Comparison, compare, forward
 from lightning_mvp.export.memory import HOW_CPU, HOW_CUDA, peak_memory, peak_memory_cuda
 from lightning_mvp.export.source import Source
 
@@ -36,19 +34,18 @@ class ExportReport:
     """What was exported, and how it compares.
 
     Args:
-        name: of the model.
-        device: on which seconds and memory were measured,
-        threads: with so many of torch's, and
-        memory_batch: so many images at once for memory and for ``rebuilt``.
-        parameters: all of them, head included.
-        macs: multiply-accumulates of one image.
-        peak_memory: bytes of one forward pass, weights included, and
-        memory_is: how that was measured.
-        files: name → bytes.
-        differences: format → largest difference from the model, as a share of its largest output.
-        latency: dense and small, one for each batch size; the ratio is the speed-up.
-        rebuilt: ``"forward"`` and ``"training"`` (a whole step): the model as it was cut against the same architecture
-            built with those widths; the ratio is the seconds of the first over the second's.
+        name: The model's name.
+        device: The device on which seconds and memory were measured.
+        threads: The number of torch's threads while they were measured.
+        memory_batch: The number of images of the forward pass whose memory was measured.
+        parameters: The number of parameters, head included.
+        macs: The multiply-accumulates of one image.
+        peak_memory: The bytes of one forward pass, weights included.
+        memory_is: How memory was measured, in words.
+        files: The bytes of each file by name.
+        differences: The largest difference from the model by format, as a share of the model's largest output.
+        latency: The seconds of the dense and the small model, one comparison for each batch size; its ratio is the
+            speed-up.
     """
 
     name: str
@@ -62,7 +59,6 @@ class ExportReport:
     files: dict[str, int]
     differences: dict[str, float]
     latency: tuple[Comparison, ...]
-    rebuilt: dict[str, Comparison]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -85,13 +81,15 @@ class ExportReport:
         )
         table.add_section()
         for found in self.latency:
-            _add_times(table, f"latency, batch {found.batch}", found)
+            one, two = (
+                f"{1000 * spread.median:.2f} ms [{1000 * spread.low:.2f}–{1000 * spread.high:.2f}]"
+                for spread in found.seconds.values()
+            )
+            ratio = found.ratio
+            speedup = f"{ratio.median:.2f} [{ratio.low:.2f}–{ratio.high:.2f}]"
+            table.add_row(f"latency, batch {found.batch}", one, two, speedup)
             dense, small = found.throughput.values()
             table.add_row("  images a second", f"{dense:,.0f}", f"{small:,.0f}", "")
-        table.add_section()
-        table.add_row("", "as cut", "rebuilt", "as cut / rebuilt", style="bold")
-        for name, found in self.rebuilt.items():
-            _add_times(table, f"{name}, batch {found.batch}", found)
         table.add_section()
         for name, size in self.files.items():
             table.add_row(name, "", _bytes(size), "")
@@ -104,30 +102,12 @@ class ExportReport:
         )
 
 
-def _add_times(table: Table, label: str, found: Comparison) -> None:
-    one, two = found.seconds.values()
-    ratio = found.ratio
-    table.add_row(label, _ms(one), _ms(two), f"{ratio.median:.2f} [{ratio.low:.2f}–{ratio.high:.2f}]")
-
-
-def _ms(spread: Spread) -> str:
-    return f"{1000 * spread.median:.2f} ms [{1000 * spread.low:.2f}–{1000 * spread.high:.2f}]"
-
-
 def _bytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
-def device_name(device: str) -> str:
-    """What people call it."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})"
-
-
 def measure(
     source: Source,
-    dense: nn.Sequential,
-    rebuilt: nn.Sequential,
-    folders: tuple[Path, Path],
     *,
     files: dict[str, int],
     differences: dict[str, float],
@@ -136,48 +116,36 @@ def measure(
     threads: int,
     device: str,
 ) -> ExportReport:
-    """Everything the report says.
+    """Measure a small model beside the same architecture at full width.
 
     Args:
-        source: the small model.
-        dense: the one it was cut from.
-        rebuilt: the small one as load.py builds it.
-        folders: of the dense and of the small model, with load.py.
-        files: name → bytes.
-        differences: format → largest difference.
-        batch_sizes: for latency; the largest also for memory and training steps.
-        seconds: to spend on each measurement.
-        threads: torch's.
+        source: The small model.
+        files: The bytes of each file by name.
+        differences: The largest difference by format.
+        batch_sizes: The numbers of images for latency; memory is measured at the largest.
+        seconds: The time to spend on each measurement.
+        threads: The number of torch's threads.
         device: ``"cpu"`` or ``"cuda"``.
     """
-    largest = max(batch_sizes)
-    images = source.images(largest)
-    macs = Pair(count_macs(dense, images), count_macs(source.model, images))
-    if device == "cuda":
-        memory = Pair(peak_memory_cuda(dense, images), peak_memory_cuda(source.model, images))
-    else:
-        memory = Pair(*(peak_memory(folder, images, threads) for folder in folders))
-    small = source.model.to(device)
-    dense, rebuilt, images = dense.to(device), rebuilt.to(device), images.to(device)
-    latency = []
-    for batch in batch_sizes:
-        runs = {name: forward(model, images[:batch]) for name, model in (("dense", dense), ("small", small))}
-        latency.append(compare(runs, batch, seconds, threads))
-    twins = {"as cut": small, "rebuilt": rebuilt}
+    images, dense, small = source.images(max(batch_sizes)), source.dense(), source.model
+    peak = peak_memory_cuda if device == "cuda" else peak_memory
+    macs = Pair(count_macs(dense, images), count_macs(small, images))
+    memory = Pair(peak(dense, images), peak(small, images))
+    images = images.to(device)
+    models = {"dense": dense.to(device), "small": small.to(device)}
     return ExportReport(
         name=source.name,
-        device=device_name(device),
+        device=torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
         threads=threads,
-        memory_batch=largest,
+        memory_batch=len(images),
         parameters=Pair(count_parameters(dense), count_parameters(small)),
         macs=macs,
         peak_memory=memory,
         memory_is=HOW_CUDA if device == "cuda" else HOW_CPU,
         files=files,
         differences=differences,
-        latency=tuple(latency),
-        rebuilt={
-            name: compare({key: how(model, images) for key, model in twins.items()}, largest, seconds, threads)
-            for name, how in (("forward", forward), ("training", training_step))
-        },
+        latency=tuple(
+            compare({name: forward(model, images[:batch]) for name, model in models.items()}, batch, seconds, threads)
+            for batch in batch_sizes
+        ),
     )
