@@ -105,7 +105,7 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
         DamagedEntryError: anything else is wrong; the message names the file and the reason.
     """
     path = Path(path)
-    with _reading(path), open_tensors(path, most_bytes) as file:
+    with naming(path), open_tensors(path, most_bytes) as file:
         header, text = _read_header(path, file)
         tensors = {name: file.read(name) for name in file.specs}
         if _payload_sha256(tensors, text) != file.metadata.get("sha256"):
@@ -141,7 +141,7 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
         DamagedEntryError: what can be seen without the tensors is wrong; the message names the file and the reason.
     """
     path = Path(path)
-    with _reading(path), open_tensors(path) as file:
+    with naming(path), open_tensors(path) as file:
         header = {**_read_header(path, file)[0], "sha256": file.metadata.get("sha256", "")}
         if not prototypes:
             return header
@@ -157,15 +157,15 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the file becomes a `DamagedEntryError` that names it."""
+def naming(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with an entry's file into a `DamagedEntryError` that names the file."""
     try:
         yield
     except DamagedEntryError:
         raise
     except ValueError as error:
         raise DamagedEntryError(
-            f"{shown(path)}: cannot be read: {str(error).rstrip('.')}. Remove it and prune this task again."
+            f"{shown(path)}: cannot be used: {str(error).rstrip('.')}. Remove it and prune this task again."
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, f"There is no zoo entry at {shown(path)}") from error
@@ -177,7 +177,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def shown(path: Path) -> str:
+def shown(path: Path | str) -> str:
     """A path as it may be printed: a file's name can hold bytes that are no text, and codes that steer a terminal.
 
     Example:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning_mvp.zoo.entry import DamagedEntryError
-from lightning_mvp.zoo.entry_file import SUFFIX, shown
+from lightning_mvp.zoo.entry_file import shown
 from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -110,15 +109,10 @@ def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, di
     return {key: {name: config.get(name) for name in differing} for key, config in configs.items()}
 
 
-def entry_file(zoo: ModelZoo, name: str) -> Path:
-    """Where an entry's file is."""
-    return zoo.path / "tasks" / f"{name}{SUFFIX}"
-
-
 def entry_size(zoo: ModelZoo, name: str) -> int:
     """Bytes of an entry's file on disk; 0 if that can't be told, as of a link to nothing."""
     try:
-        return entry_file(zoo, name).stat().st_size
+        return zoo.file(name).stat().st_size
     except OSError:
         return 0
 
@@ -142,7 +136,7 @@ def _summary(zoo: ModelZoo, name: str, family: str) -> EntrySummary | None:
             kept=kept_fractions(info),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # only the tensors' hash vouches for a header
-        file = shown(entry_file(zoo, name))
+        file = shown(zoo.file(name))
         return replace(own, problem=f"{file}: its header is not one of an entry ({error!r}). Prune this task again.")
 
 

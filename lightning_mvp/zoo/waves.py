@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +85,36 @@ def wave_voters(zoo: ModelZoo, config: Mapping[str, Any]) -> list[Member]:
     _, members = family_members(zoo, config["family"])
     before = [member for member in members if member.wave < wave]
     listed = _listed(path)
-    gone = sorted(set(listed or ()) - {member.name for member in before})
-    made = zoo.configs.get(rule, ())
-    if gone and made:
-        raise ValueError(
-            f"Expected all entries that {path} lists to be there, as others of wave {wave} were voted from them, but "
-            f"{', '.join(gone[:5])} is gone. Put it back with `mvp-zoo add`, or remove {', '.join(made[:5])}, too: "
-            "then the wave is listed anew."
-        )
+    gone = set(listed or ()) - {member.name for member in before}
+    _require_unused(zoo, path, gone)
     if listed is None or gone:
-        with contextlib.suppress(FileExistsError):  # another job was first: its list counts
+        with contextlib.suppress(FileExistsError):  # Another job was first, and its list counts.
             about = {"wave": wave, "rule": rule, "voters": [member.name for member in before]}
             write_json(path, about, overwrite=bool(gone))
         with contextlib.suppress(OSError):
             remove_leftovers(path.parent, path.stat().st_mtime)
         listed = _listed(path, expected=True)
-    voters = set(listed or ())
-    return [member for member in before if member.name in voters]
+    return [member for member in before if member.name in (listed or ())]
+
+
+def check_waves(zoo: ModelZoo) -> dict[str, str]:
+    """What is wrong with the lists of voters and the refusals of a zoo.
+
+    A list is wrong if it is damaged, or names an entry that is gone while an entry of its wave is there.
+
+    Returns:
+        The reason for each file that is wrong, by its path in the zoo's folder.
+    """
+    problems, names = {}, set(zoo.names)
+    for path in sorted((zoo.path / WAVES).glob("[!.]*.json")):
+        try:
+            if path.name.endswith(REFUSED):
+                _read(path)
+            else:
+                _require_unused(zoo, path, set(_listed(path) or ()) - names)
+        except (ValueError, OSError) as error:
+            problems[f"{WAVES}/{path.name}"] = str(error)
+    return problems
 
 
 def refuse(zoo: ModelZoo, name: str, why: Mapping[str, Any]) -> None:
@@ -117,6 +130,18 @@ def refusal(zoo: ModelZoo, name: str) -> dict[str, Any] | None:
 
 def _refusal(zoo: ModelZoo, name: str) -> Path:
     return zoo.path / WAVES / f"{name}{REFUSED}"
+
+
+def _require_unused(zoo: ModelZoo, path: Path, gone: Collection[str]) -> None:
+    """Refuse a list of voters some of which are gone, if an entry was grown by its rule already."""
+    wave, _, rule = path.stem.partition("--")
+    made = zoo.configs.get(rule) if gone else None
+    if made:
+        raise ValueError(
+            f"Expected all entries that {path} lists to be there, as others of wave {wave} were voted from them, but "
+            f"{', '.join(sorted(gone)[:5])} is gone. Put it back with `mvp-zoo add`, or remove {', '.join(made[:5])}, "
+            "too: then the wave is listed anew."
+        )
 
 
 def _listed(path: Path, expected: bool = False) -> list[str] | None:

@@ -24,7 +24,16 @@ import numpy as np
 
 from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
-from lightning_mvp.zoo.entry_file import MOST_HEAD_BYTES, SUFFIX, Storage, read_entry, read_header, shown, write_entry
+from lightning_mvp.zoo.entry_file import (
+    MOST_HEAD_BYTES,
+    SUFFIX,
+    Storage,
+    naming,
+    read_entry,
+    read_header,
+    shown,
+    write_entry,
+)
 from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
 from lightning_mvp.zoo.leftovers import remove_leftovers
 from lightning_mvp.zoo.strict_json import JSON_LIMIT
@@ -145,7 +154,7 @@ class ModelZoo:
         if not isinstance(name, str) or not _is_file_name(name):
             return False
         try:
-            self._file(name).lstat()
+            self.file(name).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -164,7 +173,7 @@ class ModelZoo:
         most = JSON_LIMIT + dense + 5 * sum(self.group_sizes.values()) + MOST_HEAD_BYTES
         entry = self._read(name, lambda path: read_entry(path, most))
         self._require_ours(name, entry.info)
-        with self._naming(name):
+        with naming(self.file(name)):
             self._check(entry)
         return entry
 
@@ -186,7 +195,7 @@ class ModelZoo:
         """
         header = self._read(name, lambda path: read_header(path, prototypes))
         self._require_ours(name, header["info"])
-        with self._naming(name):
+        with naming(self.file(name)):
             self._check_groups(header["groups"])
         return header
 
@@ -231,7 +240,7 @@ class ModelZoo:
         self._require_unchanged()
         try:
             make_folder(self.path / "tasks")
-            path = write_entry(self._file(entry.name), stamped, overwrite=overwrite, parents=False, storage=storage)
+            path = write_entry(self.file(entry.name), stamped, overwrite=overwrite, parents=False, storage=storage)
         except FileExistsError as error:
             raise FileExistsError(
                 f"The zoo at {self.path} has an entry {entry.name!r} already. Pass `overwrite=True` to replace it."
@@ -247,11 +256,15 @@ class ModelZoo:
                 remove_leftovers(folder, now)
         return path
 
+    def file(self, name: str) -> Path:
+        """Where the entry of that name is stored, whether it is there or not."""
+        return self.path / "tasks" / f"{name}{SUFFIX}"
+
     def remove(self, name: str) -> None:
         """Delete one entry, damaged or not."""
         if name not in self:
             raise KeyError(f"No entry {name!r} in the zoo at {self.path}.")
-        self._file(name).unlink()
+        self.file(name).unlink()
 
     def verify(self) -> dict[str, str | None]:
         """Read every entry: name → what is wrong with it, or None."""
@@ -282,7 +295,7 @@ class ModelZoo:
         """What `read` makes of an entry's file."""
         if not isinstance(name, str) or not _is_file_name(name):
             raise self._no_entry(name)
-        path = self._file(name)
+        path = self.file(name)
         try:
             return read_listed(path, read)
         except UnseenFileError as error:
@@ -299,20 +312,11 @@ class ModelZoo:
             f"No entry {str(name)[:255]!r} in the zoo at {self.path} with {len(names)} entries, such as {close}."
         )
 
-    @contextlib.contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            raise DamagedEntryError(
-                f"{shown(self._file(name))}: {str(error).rstrip('.')}. Remove it and prune this task again."
-            ) from error
-
     def _require_ours(self, name: str, info: dict[str, Any]) -> None:
         if info.get("zoo") != self.fingerprint:
             self._require_unchanged()
             raise DamagedEntryError(
-                f"{shown(self._file(name))}: belongs to another zoo (other backbone or θ⁰). Remove it."
+                f"{shown(self.file(name))}: belongs to another zoo (other backbone or θ⁰). Remove it."
             )
 
     def _require_unchanged(self) -> None:
@@ -330,9 +334,6 @@ class ModelZoo:
                 + "; ".join(self._index.differences(found))
                 + ". Open it again."
             )
-
-    def _file(self, name: str) -> Path:
-        return self.path / "tasks" / f"{name}{SUFFIX}"
 
     def _check(self, entry: ZooEntry) -> None:
         """Does `entry` fit this zoo's groups and θ⁰?"""

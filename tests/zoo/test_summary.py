@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_mvp.zoo import ModelZoo
-from lightning_mvp.zoo.summary import entry_file, summarise, validation_accuracy
+from lightning_mvp.zoo.summary import summarise, validation_accuracy
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_a_header_of_another_shape_is_a_problem_of_that_entry(
         assert (alpha.problem, alpha.accuracy, alpha.kept) == (None, None, {})
     else:
         assert alpha.problem is not None
-        assert str(entry_file(zoo, alpha.name)) in alpha.problem
+        assert str(zoo.file(alpha.name)) in alpha.problem
 
 
 def test_a_link_to_nothing_does_not_end_the_listing(fill: Callable[..., ModelZoo]) -> None:
     zoo = fill("alpha", "beta")
-    file = entry_file(zoo, zoo.names[0])
+    file = zoo.file(zoo.names[0])
     file.unlink()
     file.symlink_to(file.with_name("gone"))
     assert [each.name for each in summarise(zoo) if each.problem is None] == [zoo.names[-1]]
