@@ -78,12 +78,19 @@ def write_entry(
         allow_nan=False,
         separators=(",", ":"),
     )
-    tensors = {f"mask/{group}": np.packbits(mask) for group, mask in entry.masks.items()}
-    tensors |= {f"weight/{name}": _compact(value) for name, value in entry.weights.items()}
-    tensors |= {f"importance/{group}": _compact(value, np.float32) for group, value in entry.importance.items()}
-    tensors |= {f"head/{name}": _compact(value) for name, value in entry.head.items()}
-    if entry.prototypes is not None:
-        tensors[PROTOTYPES] = _compact(entry.prototypes)
+    parts: dict[str, Mapping[str, np.ndarray]] = {
+        "mask": {group: np.packbits(mask) for group, mask in entry.masks.items()},
+        "weight": entry.weights,
+        "importance": {group: np.asarray(value, np.float32) for group, value in entry.importance.items()},
+        "head": entry.head,
+        "prototype": {} if entry.prototypes is None else {"features": entry.prototypes},
+    }
+    tensors = {
+        # np.ascontiguousarray would turn a scalar such as num_batches_tracked into a vector.
+        f"{part}/{name}": np.array(value, value.dtype.newbyteorder("="), order="C")
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
     bits = _halved(entry.name, tensors) if storage == "bfloat16" else {}
     # The sum is over what is read, so that it says the same of a file however its values are stored.
     read = {**tensors, **{name: from_bfloat16(value) for name, value in bits.items()}}
@@ -265,11 +272,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _compact(value: np.ndarray, dtype: Any = None) -> np.ndarray:
-    # np.ascontiguousarray would turn a scalar such as num_batches_tracked into a vector.
-    return np.array(value, dtype=dtype or value.dtype.newbyteorder("="), order="C")
 
 
 def _halved(entry: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,14 +47,7 @@ def lineage(zoo: ModelZoo, names: Iterable[str] | None = None) -> list[Member]:
     Returns:
         One member for each sound header; damaged ones are named in a warning each, and left out.
     """
-    found = []
-    for name in zoo.names if names is None else names:
-        try:
-            found.append(_member(zoo.header(name)))
-        except DamagedEntryError as error:
-            warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=2)
-        except KeyError:
-            pass  # removed since the names were listed
+    found = zoo.each(lambda name: _member(zoo.header(name)), zoo.names if names is None else names)
     return sorted(found, key=lambda member: (member.wave, member.name))
 
 
@@ -84,8 +76,8 @@ def seeds_fingerprint(members: Sequence[Member]) -> str:
     Args:
         members: of one family; those of wave 0 count.
     """
-    told = sorted((member.name, member.sha256) for member in members if member.wave == 0)
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    seeds = sorted((member.name, member.sha256) for member in members if member.wave == 0)
+    return hashlib.sha256(json.dumps(seeds).encode()).hexdigest()[:16]
 
 
 def _member(header: Mapping[str, Any]) -> Member:

@@ -207,15 +207,22 @@ class ModelZoo:
         if config is not None and config not in self.configs:
             raise ValueError(f"Expected `config` to be one of {list(self.configs)}, but got {config!r}.")
         listed = self.names if config is None else self.configs[config]
-        for name in listed if names is None else sorted(names):
+        return self.each(self.__getitem__, listed if names is None else sorted(names))
+
+    def each(self, read: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
+        """``read(name)`` for each of these entries, one after the other, as they are asked for.
+
+        Damaged entries are named in a warning each and left out; so are those that were removed since they were listed.
+        """
+        for name in names:
             try:
-                entry = self[name]
+                found = read(name)
             except DamagedEntryError as error:
                 warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=2)
             except KeyError:
-                pass  # removed since the names were listed
+                continue
             else:
-                yield entry
+                yield found
 
     def add(self, entry: ZooEntry, overwrite: bool = False, storage: Storage = "float32") -> Path:
         """Validate `entry` against this zoo and write it whole or not at all. Then clean up after killed writers.
