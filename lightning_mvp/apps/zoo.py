@@ -1,4 +1,4 @@
-"""``mvp-zoo``: what a zoo holds, one entry in detail, whether it is sound, with or without these entries, on one page.
+"""``mvp-zoo``: what a zoo holds, one entry in detail, whether all of it can be trusted, its entries added, removed or on one page.
 
 A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
 """
@@ -25,7 +25,7 @@ from rich.text import Text
 from lightning_mvp.zoo.entry_file import read_entry, shown
 from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.generations import generations
-from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
+from lightning_mvp.zoo.kinship import nearest_relatives, readable_entries
 from lightning_mvp.zoo.lineage import descendants, lineage
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page, generations_table, lineage_table
@@ -39,7 +39,7 @@ Examples:  mvp-zoo list mvp-outputs/zoos/glyphs-resnet_mini
            mvp-zoo verify mvp-outputs/zoos/glyphs-resnet_mini --json
 """
 
-# What is said goes to people's screen, or nowhere if a script asked for JSON.
+# Prints to the screen, or nowhere if a script asked for JSON.
 Say = Callable[..., None]
 
 
@@ -66,7 +66,7 @@ def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     require_known(zoo, [arguments.entry])
     entry = zoo[arguments.entry]
     family = families(zoo).get(family_of(entry.name, entry.config), ())
-    others, damaged = sound_entries(zoo, [name for name in family if name != entry.name])
+    others, damaged = readable_entries(zoo, [name for name in family if name != entry.name])
     relatives = nearest_relatives(entry, others, NEAREST)
     size = entry_size(zoo, entry.name)
     say(entry_page(entry, size, relatives))
@@ -127,7 +127,8 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
     """Exactly these, or none if one of them is unknown, or others descend from them and nobody said what of those.
 
     Raises:
-        ValueError: an unknown name, or descendants that are not named, with neither ``--yes`` nor ``--descendants``.
+        ValueError: A name is unknown, or there are descendants that are not named, and neither ``--yes`` nor
+            ``--descendants`` says what becomes of them.
     """
     names = list(dict.fromkeys(arguments.entries))
     require_known(zoo, names, "Nothing was removed. ")
@@ -179,7 +180,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     output = Path(arguments.output or zoo.path / "picture.png")
     refuse_existing(output)
     config, others = chosen_config(zoo, arguments.config)
-    entries, damaged = sound_entries(zoo, families(zoo).get(config, ()))
+    entries, damaged = readable_entries(zoo, families(zoo).get(config, ()))
     found = relations(entries)
     page = BytesIO()
     title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
@@ -196,7 +197,7 @@ def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
     """The hash of the config that is asked for, else of the one with most entries, grown ones included; the others.
 
     Raises:
-        ValueError: no entry has that config, or the zoo is empty.
+        ValueError: No entry has that config, or the zoo is empty.
     """
     sizes = Counter({key: len(names) for key, names in families(zoo).items()})
     if not sizes:
@@ -212,7 +213,7 @@ def require_known(zoo: ModelZoo, names: Sequence[str], before: str = "") -> None
     """Refuse names that are no entries of the zoo; a path that leads out of its folder is none either.
 
     Raises:
-        ValueError: all such names, each with similar ones.
+        ValueError: A name is no entry's; the message names all such names, each with similar ones.
     """
     known = zoo.names
     unknown = []

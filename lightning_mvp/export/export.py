@@ -46,24 +46,24 @@ def export_model(
     or not at all.
 
     Args:
-        model: a small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and
-            ``MetaVoteModule.to_torch()`` give; or a :class:`Source`. Not changed.
-        output: a new folder.
-        facts: of the task; needed unless ``model`` is a :class:`Source`.
-        formats: which to write; safetensors always is.
-        batch_sizes: at which latency is measured; memory at the largest.
-        seconds: to spend on each measurement, about.
-        threads: torch's while measuring; default: as many as it has now.
-        device: to measure on: ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
-        overwrite: replace such a folder that is there, once the new one is done.
+        model: A small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and
+            ``MetaVoteModule.to_torch()`` give; or a :class:`Source`.
+        output: The new folder.
+        facts: The task's facts; needed unless ``model`` is a :class:`Source`.
+        formats: The formats to write; safetensors must be among them.
+        batch_sizes: The numbers of images for which latency is measured; memory is measured for the largest.
+        seconds: The seconds to spend on each measurement, about.
+        threads: The number of torch's threads while measuring; default: as many as it has now.
+        device: The device to measure on, ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
+        overwrite: Whether to replace such a folder that is there, once the new one is done.
 
     Returns:
         The report, which rich prints as a table.
 
     Raises:
         FileExistsError: ``output`` exists, and may not be overwritten or holds other files.
-        ValueError: a model without recipe, an argument out of its range, or a format that computes something else.
-        ImportError: the packages that ONNX needs are not installed.
+        ValueError: A model without recipe, an argument out of its range, or a format that computes something else.
+        ImportError: The packages that ONNX needs are not installed.
     """
     output = Path(output)
     require_free(output, FILES, overwrite)

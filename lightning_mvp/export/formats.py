@@ -31,8 +31,8 @@ def require_formats(formats: Sequence[str]) -> None:
     """Refuse formats that can't be written, before any work.
 
     Raises:
-        ValueError: an unknown format, or safetensors not among them.
-        ImportError: what ONNX needs is not installed.
+        ValueError: A format is unknown, or safetensors is not among them.
+        ImportError: The packages that ONNX needs are not installed.
 
     Example:
         >>> require_formats(["safetensors", "coreml"])
@@ -76,7 +76,7 @@ def require_parity(source: Source, run: Callable[[Tensor], Tensor], what: str, t
     """The largest difference between an exported model and the source's, at several batch sizes.
 
     Raises:
-        ValueError: it is above the tolerance, or not a number.
+        ValueError: The difference is above the tolerance, or not a number.
     """
     worst = 0.0
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def write_pt2(source: Source, program: torch.export.ExportedProgram, folder: Pat
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Loggers that say each thing they do, which concerns nobody, say only what is wrong."""
+    """Let these loggers, which report each of their steps, report only what goes wrong."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

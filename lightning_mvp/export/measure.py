@@ -17,9 +17,9 @@ class Spread:
     """A median and the middle half around it.
 
     Args:
-        median: of the measurements.
-        low: their first quartile.
-        high: their third quartile.
+        median: The median of the measurements.
+        low: The first quartile of the measurements.
+        high: The third quartile of the measurements.
     """
 
     median: float
@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> Spread:
-        """Of one measurement or more.
+        """The spread of one measurement or more.
 
         Example:
             >>> Spread.from_values([1.0, 2.0, 3.0, 4.0, 50.0])
@@ -45,9 +45,9 @@ class Comparison:
     """Two ways to do the same, timed in turn.
 
     Args:
-        batch: images at once.
-        seconds: of one call, by name; the first is what the other is compared with.
-        ratio: seconds of the first over the second, round by round: above 1 the second is faster.
+        batch: The number of images at once.
+        seconds: The seconds of one call, by name; the first is the one that the other is compared with.
+        ratio: The seconds of the first over those of the second, round by round: above 1 the second is faster.
     """
 
     batch: int
@@ -64,9 +64,9 @@ def alternate(runs: Mapping[str, Callable[[], object]], seconds: float, threads:
     """Seconds of a call, measured in rounds in which all take turns, so that a busy machine slows all alike.
 
     Args:
-        runs: name → what to call.
-        seconds: to spend on each, about; at least :data:`ROUNDS` calls.
-        threads: torch's, while measuring.
+        runs: What to call, by name.
+        seconds: The seconds to spend on each, about; at least :data:`ROUNDS` calls are made.
+        threads: The number of torch's threads while measuring.
     """
     timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
     once = {name: timer.timeit(1).median for name, timer in timers.items()}  # after two calls that don't count

@@ -15,13 +15,13 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     """The nearest bfloat16 of each value, of two equally near ones the one whose last bit is 0.
 
     Args:
-        values: float32 of any shape.
+        values: A float32 array of any shape.
 
     Returns:
-        uint16 bit patterns of that shape.
+        The bit patterns, uint16 of that shape.
 
     Raises:
-        ValueError: a value is not finite, or would not be in bfloat16.
+        ValueError: A value is not finite, or would not be finite in bfloat16.
 
     Example:
         >>> from_bfloat16(to_bfloat16(np.array([1.0, 1.001, -3.14159], np.float32))).tolist()
@@ -44,13 +44,13 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     """The float32 values of bfloat16 bit patterns: exact, as each bfloat16 is a float32.
 
     Args:
-        bits: uint16 of any shape.
+        bits: A uint16 array of any shape.
 
     Returns:
-        float32 of that shape, an array of its own.
+        A new float32 array of that shape.
 
     Raises:
-        ValueError: `bits` are of another type.
+        ValueError: The bit patterns are of another type.
 
     Example:
         >>> from_bfloat16(np.array([0x3F80, 0xC049], np.uint16)).tolist()

@@ -53,15 +53,15 @@ class Card:
 
 
 def catalogue(zoo: ModelZoo) -> dict[str, Card]:
-    """The cards of all sound entries, by name, sorted; the file is made or renewed where it has to be.
+    """The cards of all entries whose header is readable, sorted by name; the file is made or renewed where needed.
 
-    That a card is there says nothing of the entry's weights: ``zoo[name]`` checks them.
+    A card says nothing of the entry's weights: ``zoo[name]`` checks them.
 
     Returns:
-        Name → card. Entries whose header or prototypes are damaged are named in a warning each, and left out.
+        The cards by name. Entries whose header or prototypes are damaged are named in a warning each and left out.
 
     Raises:
-        FileNotFoundError: the zoo's folder is gone.
+        FileNotFoundError: The zoo's folder is gone.
     """
     present, stored = _stamps(zoo), _read(zoo)
     kept = {name: stored[name][1] for name, stamp in present.items() if name in stored and stored[name][0] == stamp}
@@ -81,7 +81,7 @@ def stacked(cards: Sequence[Card]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def content_stamp(zoo: ModelZoo) -> str:
-    """Sixteen hexadecimal digits that are others once a zoo's backbone or any of its entries is another, or newer."""
+    """Sixteen hexadecimal digits that change when a zoo's backbone or the file of any of its entries does."""
     facts = json.dumps([zoo.fingerprint, _stamps(zoo)])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

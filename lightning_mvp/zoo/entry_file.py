@@ -2,7 +2,7 @@
 
 A file holds the tensors ``mask/<group>`` (packed bits), ``weight/<name>`` (kept entries only), ``importance/<group>``,
 ``head/<name>`` and ``prototype/features``, and in its metadata the facts as JSON with a SHA-256 over all of it. Anybody
-can compute that sum, so that a right one proves only that the file is whole: everything in it is checked as well.
+can compute that sum: where it fits, the file is whole, but its content can still be hostile, and is checked as well.
 
 What is float32 may be stored as bfloat16, in half the bytes; it is read as float32, and the SHA-256 is over that.
 """
@@ -31,11 +31,12 @@ Storage = Literal["float32", "bfloat16"]
 FORMAT = "lightning-mvp-entry-1"
 SUFFIX = ".safetensors"
 
-# For what θ⁰ sets no bound to: head and prototypes. Twenty thousand classes of two thousand features take a third.
+# The most bytes of head and prototypes, whose size θ⁰ does not limit. Twenty thousand classes of two thousand features
+# take a third of it.
 MOST_HEAD_BYTES = 1 << 30
 PROTOTYPES = "prototype/features"
 _PARTS = ("mask", "weight", "importance", "head", "prototype")
-# Not the file's fault: the process has too many open, or was interrupted.
+# Errors that are not the file's fault: the process has too many files open, or was interrupted.
 _OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 
@@ -50,18 +51,18 @@ def write_entry(
     """Validate `entry` and write it whole or not at all; without `overwrite` the first writer wins.
 
     Args:
-        path: of the file, named as the entry.
-        entry: what to write.
-        overwrite: replace what is there.
-        parents: make the folders on the way.
+        path: The file to write, named as the entry.
+        entry: The entry to write.
+        overwrite: Whether to replace a file that is there.
+        parents: Whether to make missing folders on the way.
         storage: "bfloat16" rounds all that is float32 to the nearest bfloat16, which takes half the bytes; it is read
             as float32 again. Any other type is stored as it is.
 
     Raises:
-        ValueError: the entry contradicts itself or holds a value that is not finite, or would not be as bfloat16;
+        ValueError: The entry contradicts itself or holds a value that is not finite, or would not be as bfloat16;
             nothing is written.
-        FileExistsError: there is such a file and `overwrite` is false.
-        OSError: it could not be written; the message says why and what to do.
+        FileExistsError: There is such a file and `overwrite` is false.
+        OSError: The file could not be written; the message says why and what to do.
     """
     if storage not in get_args(Storage):
         choices = ", ".join(map(repr, get_args(Storage)))
@@ -104,12 +105,12 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
     """Read and verify an entry: payload hash, names, types, shapes, finite values. It is never loaded in part.
 
     Args:
-        path: of the file.
-        most_bytes: a larger file is refused before it is read.
+        path: The file to read.
+        most_bytes: A larger file is refused before it is read; None: no limit.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedEntryError: anything else is wrong; the message names the file and the reason.
+        FileNotFoundError: There is no such file.
+        DamagedEntryError: Anything else is wrong; the message names the file and the reason.
     """
     path = Path(path)
     with naming(path), open_tensors(path, most_bytes) as file:
@@ -140,12 +141,12 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
     """Name, facts, config, groups, info and "sha256" of an entry, without its tensors: cheap, but that is not verified.
 
     Args:
-        path: of the file.
-        prototypes: tell also ``"has_head"`` and ``"prototypes"``, an array or None.
+        path: The file to read.
+        prototypes: Whether to return also ``"has_head"`` and ``"prototypes"``, an array or None.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedEntryError: what can be seen without the tensors is wrong; the message names the file and the reason.
+        FileNotFoundError: There is no such file.
+        DamagedEntryError: Something that shows without the tensors is wrong; the message names the file and the reason.
     """
     path = Path(path)
     with naming(path), open_tensors(path) as file:
@@ -246,7 +247,7 @@ def _require(name: str, spec: TensorSpec, dtype: np.dtype, shape: tuple[int, ...
 
 
 def _require_readable(name: str, header: str, length: int) -> None:
-    """What this version would refuse to read is not written."""
+    """Refuse to write what this version would refuse to read."""
     try:
         if length > JSON_LIMIT:
             raise ValueError(f"it has {length:,} bytes")
@@ -266,7 +267,7 @@ def _unpack(group: str, packed: np.ndarray, size: int) -> np.ndarray:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN; one undefined metric must not cost the whole entry."""
+    """Undefined numbers become null: JSON knows no NaN, and one undefined metric must not cost the whole entry."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -30,9 +30,9 @@ class Index:
     """The content of `zoo.json`.
 
     Args:
-        recipe: the backbone's, or None.
-        groups: group → units, in the order of the groups.
-        theta0: fingerprint of θ⁰.
+        recipe: The backbone's recipe, or None.
+        groups: The number of units of each group, in the order of the groups.
+        theta0: The fingerprint of θ⁰.
     """
 
     recipe: dict[str, Any] | None
@@ -66,7 +66,7 @@ class Index:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def differences(self, found: Index) -> list[str]:
-        """In what another index differs from this one, in words."""
+        """A sentence for each part in which another index differs from this one."""
         parts = (("recipe", "backbone recipe"), ("groups", "groups"), ("theta0", "fingerprint of θ⁰"))
         return [
             f"{label}: expected {getattr(self, part)}, got {getattr(found, part)}"
@@ -126,8 +126,8 @@ def read_theta0(folder: Path, wanted: str, *, expected: bool = False) -> dict[st
     """Read θ⁰ and verify it against the `wanted` fingerprint; `expected` as in `read_index`.
 
     Raises:
-        ValueError: the file is missing, damaged or of another θ⁰.
-        UnseenFileError: there is one, but the file system does not show it.
+        ValueError: The file is missing, damaged or of another θ⁰.
+        UnseenFileError: There is one, but the file system does not show it.
     """
     path = folder / THETA0
     try:
@@ -146,8 +146,8 @@ def create_index(folder: Path, index: Index, theta0: Mapping[str, np.ndarray]) -
     """Write both files unless they are there; returns the index that is there then, as other jobs may do the same.
 
     Raises:
-        ValueError: a file is in the way, or θ⁰'s file is another one without a `zoo.json` beside it.
-        OSError: the files could not be written.
+        ValueError: A file is in the way, or θ⁰'s file is another one without a `zoo.json` beside it.
+        OSError: The files could not be written.
     """
     if (folder / INDEX).exists():
         return read_index(folder, expected=True)

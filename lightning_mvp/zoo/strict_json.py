@@ -33,8 +33,9 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON whose size the caller has limited.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is nested more than `DEPTH` deep or of absurdly many parts, has a key twice
-            in one object, NaN or infinity, an integer of more than 64 bits, or text that can't be printed; says which.
+        ValueError: It is no JSON in UTF-8, is nested more than `DEPTH` deep or of absurdly many parts, has a key twice
+            in one object, NaN or infinity, an integer of more than 64 bits, or text that can't be printed; the message
+            says which.
 
     Example:
         >>> parse_json('{"a": [1, 2.5, null]}')

@@ -22,16 +22,16 @@ class EntrySummary:
     """One line about an entry; what its header does not say is None.
 
     Args:
-        name: of the entry.
-        config: hash of its pruning config.
-        size: bytes on disk.
-        task: the task's name.
-        classes: how many.
-        accuracy: on validation data, in [0, 1].
-        kept: "units", "params" and "macs" → the fraction that was kept.
-        settings: the pruning config.
-        problem: what is wrong with the entry, if its header shows it.
-        family: hash of the config of the seeds that it was grown from; of others their own.
+        name: The entry's name.
+        config: The hash of its pruning config.
+        size: The bytes of its file.
+        task: The task's name.
+        classes: The number of classes.
+        accuracy: The accuracy on validation data, in [0, 1].
+        kept: The fraction of "units", "params" and "macs" that was kept.
+        settings: The pruning config.
+        problem: What is wrong with the entry, if its header shows it.
+        family: The hash of the config of the seeds that it was grown from, or of its own config if it was not grown.
     """
 
     name: str
@@ -73,12 +73,13 @@ def summarise(zoo: ModelZoo, sort: SortBy = "name") -> list[EntrySummary]:
     """All entries of a zoo, damaged ones included: grouped by family, sorted within it.
 
     Args:
-        zoo: to be listed; no tensor is read, so a listing of large entries is as quick as one of small ones. What
+        zoo: The zoo to list. No tensor is read, so a listing of large entries is as quick as one of small ones; what
             only the tensors would show is found by `zoo.verify()`.
-        sort: by "name", by "accuracy" (best first, unknown ones last) or by "size" (largest first).
+        sort: The order within a family: by "name", by "accuracy" (best first, unknown ones last) or by "size"
+            (largest first).
 
     Raises:
-        ValueError: another order.
+        ValueError: The order is another one.
 
     Example:
         >>> import tempfile, numpy as np

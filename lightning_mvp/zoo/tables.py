@@ -42,7 +42,7 @@ def entries_tables(summaries: Sequence[EntrySummary]) -> list[Table]:
     """A row for each entry, a table for each family, headed by what tells the configs of the families' seeds apart.
 
     Args:
-        summaries: as :func:`~lightning_mvp.zoo.summary.summarise` gives them.
+        summaries: The entries, as :func:`~lightning_mvp.zoo.summary.summarise` gives them.
     """
     seeds = (each for each in summaries if each.problem is None and each.config == each.family)
     differing = differing_settings({each.config: each.settings for each in seeds})
@@ -75,9 +75,9 @@ def entry_page(entry: ZooEntry, size: int, relatives: Sequence[Relative]) -> Ren
     """All about one entry: the task, how it was pruned, its widths, and the tasks nearest to it.
 
     Args:
-        entry: the entry, weights included.
-        size: of its file, in bytes.
-        relatives: best first.
+        entry: The entry, weights included.
+        size: The bytes of its file.
+        relatives: The most similar entries, best first.
     """
     parts: list[RenderableType] = [_facts(entry, size), _widths(entry)]
     if relatives:

@@ -33,11 +33,11 @@ def family_members(zoo: ModelZoo, family: str | None = None) -> tuple[str, list[
     """A family's name and its members by (wave, name).
 
     Args:
-        zoo: with at least one seed in that family.
-        family: hash of the seeds' config; None takes the family with most entries.
+        zoo: A zoo with at least one seed in that family.
+        family: The hash of the seeds' config; None takes the family with most entries.
 
     Raises:
-        ValueError: there is no such family, or it has no seed.
+        ValueError: There is no such family, or it has no seed.
     """
     found = families(zoo)
     if family is None and found:
@@ -57,9 +57,10 @@ def growth_config(family: str, members: Sequence[Member], rule: Mapping[str, Any
     """What the id of a grown entry is made of: the rule by which it grew, never what the zoo happened to hold.
 
     Args:
-        family: hash of the seeds' config.
-        members: of that family.
-        rule: how many vote and which, the wave, the steps, the seed, the training; plain JSON.
+        family: The hash of the seeds' config.
+        members: The members of that family.
+        rule: The rule by which the entry grew: how many vote and which, the wave, the steps, the seed, the
+            training; plain JSON.
     """
     return {"start": START, **rule, "family": family, "seeds": seeds_fingerprint(members)}
 
@@ -73,12 +74,12 @@ def wave_voters(zoo: ModelZoo, config: Mapping[str, Any]) -> list[Member]:
     """The entries that may vote in the wave of this config, by (wave, name); listed now if nobody has.
 
     Args:
-        zoo: where the wave grows.
-        config: of the wave's entries, as :func:`growth_config` makes it; with ``"wave"``.
+        zoo: The zoo in which the wave grows.
+        config: The config of the wave's entries, as :func:`growth_config` makes it; it says the ``"wave"``.
 
     Raises:
-        ValueError: the list is damaged, or names an entry that is no longer there while entries of this wave are.
-        OSError: the list can't be written.
+        ValueError: The list is damaged, or names an entry that is no longer there while entries of this wave are.
+        OSError: The list can't be written.
     """
     wave, rule = config["wave"], config_hash(config)
     path = zoo.path / WAVES / f"{wave}--{rule}.json"

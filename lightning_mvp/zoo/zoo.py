@@ -45,11 +45,11 @@ class ModelZoo:
     """The pruned models in a folder: a read-only mapping from entry names (sorted) to entries, with `add` and `remove`.
 
     Args:
-        path: the folder of an existing zoo; `ModelZoo.create` makes one.
+        path: The folder of an existing zoo; `ModelZoo.create` makes one.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds no zoo.
-        ValueError: its `zoo.json` cannot be read or is of another version.
+        FileNotFoundError: The folder is missing or holds no zoo.
+        ValueError: The folder's `zoo.json` cannot be read or is of another version.
 
     Example:
         >>> import tempfile
@@ -82,13 +82,13 @@ class ModelZoo:
         """Make the zoo of this backbone, or open it if it is there already: many jobs may call this at once.
 
         Args:
-            path: the folder; parents are made.
-            recipe: the backbone's recipe (plain JSON), or None for a backbone only you can build.
-            theta0: the dense pre-trained state.
-            group_sizes: units per group, in the order of the groups.
+            path: The zoo's folder; missing parents are made.
+            recipe: The backbone's recipe (plain JSON), or None for a backbone that only you can build.
+            theta0: The pre-trained weights of the dense backbone, by their names in its state dict.
+            group_sizes: The number of units of each group, in the order of the groups.
 
         Raises:
-            ValueError: there is a zoo of another backbone, of other groups or of another θ⁰; says which.
+            ValueError: There is a zoo of another backbone, of other groups or of another θ⁰; the message says which.
         """
         path = Path(path)
         index = Index.from_backbone(recipe, theta0, group_sizes)
@@ -126,7 +126,7 @@ class ModelZoo:
         """Names of all entries, sorted; damaged ones included.
 
         Raises:
-            FileNotFoundError: the zoo's folder is gone.
+            FileNotFoundError: The zoo's folder is gone.
         """
         try:
             files = os.listdir(self.path / "tasks")
@@ -166,8 +166,8 @@ class ModelZoo:
         """Read and verify one entry.
 
         Raises:
-            KeyError: no entry of that name; similar names are told.
-            DamagedEntryError: the file is damaged or belongs to another zoo.
+            KeyError: There is no entry of that name; the message gives similar names.
+            DamagedEntryError: The file is damaged or belongs to another zoo.
         """
         dense = sum(array.nbytes for array in self._theta0.values())
         most = JSON_LIMIT + dense + 5 * sum(self.group_sizes.values()) + MOST_HEAD_BYTES
@@ -181,17 +181,17 @@ class ModelZoo:
         """What an entry says about itself, read without its tensors: for listings, where all of it is not needed.
 
         Args:
-            name: of the entry.
-            prototypes: read these, too.
+            name: The entry's name.
+            prototypes: Whether to read the prototypes as well.
 
         Returns:
             ``{"name", "facts", "config", "groups" (group → units), "info", "sha256"}``, and with `prototypes` also
-            ``"has_head"`` and ``"prototypes"`` (an array or None). Its SHA-256 is told, not verified: that takes the
-            tensors, which ``zoo[name]`` reads.
+            ``"has_head"`` and ``"prototypes"`` (an array or None). The SHA-256 is what the file says; ``zoo[name]``
+            reads the tensors and compares it.
 
         Raises:
-            KeyError: no entry of that name; similar names are told.
-            DamagedEntryError: the header is damaged or belongs to another zoo.
+            KeyError: There is no entry of that name; the message gives similar names.
+            DamagedEntryError: The header is damaged or belongs to another zoo.
         """
         header = self._read(name, lambda path: read_header(path, prototypes))
         self._require_ours(name, header["info"])
@@ -200,9 +200,9 @@ class ModelZoo:
         return header
 
     def entries(self, config: str | None = None, names: Iterable[str] | None = None) -> Iterator[ZooEntry]:
-        """The sound entries (of one config's hash, of these names, or all) by name; damaged ones warn by name.
+        """The entries by name: those of one config's hash, those of these names, or all.
 
-        They are read one after the other, as they are asked for.
+        They are read one after the other, as they are asked for; see `each` for damaged ones.
         """
         if config is not None and config not in self.configs:
             raise ValueError(f"Expected `config` to be one of {list(self.configs)}, but got {config!r}.")
@@ -228,18 +228,18 @@ class ModelZoo:
         """Validate `entry` against this zoo and write it whole or not at all. Then clean up after killed writers.
 
         Args:
-            entry: what to add.
-            overwrite: replace the entry of that name.
-            storage: "bfloat16" rounds all that is float32, in half the bytes; whoever reads it gets float32.
+            entry: The entry to add.
+            overwrite: Whether to replace an entry of that name.
+            storage: "bfloat16" rounds all that is float32 and takes half the bytes; it is read as float32 again.
 
         Raises:
-            ValueError: masks, weights or values do not fit this zoo's backbone, or can't be stored as wished, or the
+            ValueError: Masks, weights or values do not fit this zoo's backbone, or can't be stored as wished, or the
                 folder holds another zoo by now; nothing is written.
-            FileExistsError: the zoo has such an entry and `overwrite` is false.
-            FileNotFoundError: the zoo's folder is gone; it is not made anew.
-            OSError: the entry could not be written (disk full, read-only, no permission …); the zoo is as it was, and
+            FileExistsError: The zoo has such an entry and `overwrite` is false.
+            FileNotFoundError: The zoo's folder is gone; it is not made anew.
+            OSError: The entry could not be written (disk full, read-only, no permission …); the zoo is as it was, and
                 the message says what to do.
-            UnseenFileError: it was written, but the file system does not show it, or may lose it.
+            UnseenFileError: The entry was written, but the file system does not show it, or may lose it.
         """
         validate(entry)
         self._check(entry)
@@ -257,7 +257,7 @@ class ModelZoo:
         except OSError as error:
             words = f"The zoo at {self.path} is as it was, without this entry {entry.name!r}. {error.strerror or error}"
             raise with_words(error, words) from error
-        with contextlib.suppress(OSError):  # the entry is there, and cleaning can wait
+        with contextlib.suppress(OSError):  # The entry is there, and cleaning can wait.
             now = path.stat().st_mtime
             for folder in (self.path, path.parent):
                 remove_leftovers(folder, now)
@@ -290,7 +290,7 @@ class ModelZoo:
         """The pre-trained weights all entries come from, read once and verified against their fingerprint.
 
         Raises:
-            ValueError: the file is damaged or of another θ⁰.
+            ValueError: The file is damaged or of another θ⁰.
         """
         return dict(self._theta0)
 
