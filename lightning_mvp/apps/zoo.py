@@ -1,4 +1,4 @@
-"""``mvp-zoo``: what a zoo holds, one entry in detail, whether all of it can be trusted, its entries added, removed or on one page.
+"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, draw them on one page.
 
 A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
 """

@@ -125,7 +125,7 @@ def refuse(zoo: ModelZoo, name: str, why: Mapping[str, Any]) -> None:
 
 
 def refusal(zoo: ModelZoo, name: str) -> dict[str, Any] | None:
-    """What :func:`refuse` was told of an entry; None where it was not refused."""
+    """Why an entry was refused, as :func:`refuse` was given it; None where it was not refused."""
     return _read(_refusal(zoo, name))
 
 
