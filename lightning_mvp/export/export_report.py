@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from rich.table import Table
 
 from lightning_mvp.backbones.cost import count_macs, count_parameters
@@ -77,7 +78,7 @@ class ExportReport:
             table.add_row(label, f"{pair.dense:,}", f"{pair.small:,}", f"{pair.ratio:.2f}")
         memory = self.peak_memory
         table.add_row(
-            f"memory, batch {self.memory_batch}", _bytes(memory.dense), _bytes(memory.small), f"{memory.ratio:.2f}"
+            f"memory, batch {self.memory_batch}", decimal(memory.dense), decimal(memory.small), f"{memory.ratio:.2f}"
         )
         table.add_section()
         for found in self.latency:
@@ -92,7 +93,7 @@ class ExportReport:
             table.add_row("  images a second", f"{dense:,.0f}", f"{small:,.0f}", "")
         table.add_section()
         for name, size in self.files.items():
-            table.add_row(name, "", _bytes(size), "")
+            table.add_row(name, "", decimal(size), "")
         return table
 
     def _caption(self) -> str:
@@ -100,10 +101,6 @@ class ExportReport:
             f"Measured on {self.device}, {self.threads} thread(s), float32; medians, in brackets the middle half of "
             f"the rounds. Memory: {self.memory_is}."
         )
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def measure(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -114,26 +113,14 @@ def write_pt2(source: Source, program: torch.export.ExportedProgram, folder: Pat
     return require_parity(source, torch.export.load(folder / "model.pt2").module(), "model.pt2")
 
 
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Let these loggers, which report each of their steps, report only what goes wrong."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
 def write_onnx(source: Source, program: torch.export.ExportedProgram, folder: Path) -> float:
     """``model.onnx``, with input ``images`` and output ``logits``."""
     import onnxruntime
 
     path = folder / "model.onnx"
-    with _quiet("onnxscript", "onnx_ir"):
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # The exporters report each of their steps.
+    try:
         torch.onnx.export(
             program,
             (source.images(EXAMPLE_BATCH),),
@@ -144,6 +131,8 @@ def write_onnx(source: Source, program: torch.export.ExportedProgram, folder: Pa
             external_data=False,
             verbose=False,
         )
+    finally:
+        logging.disable(disabled)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:

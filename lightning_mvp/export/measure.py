@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -34,10 +35,8 @@ class Spread:
             >>> Spread.from_values([1.0, 2.0, 3.0, 4.0, 50.0])
             Spread(median=3.0, low=2.0, high=4.0)
         """
-        low, median, high = torch.tensor(values, dtype=torch.float64).quantile(
-            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        )
-        return cls(median.item(), low.item(), high.item())
+        low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+        return cls(median, low, high)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,4 @@ def _member(header: Mapping[str, Any]) -> Member:
             f"{str(generation)[:40]!r} and {str(parents)[:80]!r}. Remove it and grow this task again."
         )
     accuracy, task = validation_accuracy(info), str(header["facts"]["name"])
-    assert isinstance(wave, int)
-    assert isinstance(generation, int)
     return Member(name, task, wave, generation, tuple(parents), accuracy, header["sha256"])
