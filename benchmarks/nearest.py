@@ -39,7 +39,7 @@ from lightning_mvp.voting.recall import recalled
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ZooEntry, entry_id
-from lightning_mvp.zoo.catalogue import CATALOGUE
+from lightning_mvp.zoo.catalogue import CATALOGUE, catalogue
 from lightning_mvp.zoo.entry_file import SUFFIX
 from lightning_mvp.zoo.rebuild import dense_backbone
 
@@ -210,7 +210,7 @@ def of_made_zoos(
             for what in ("made", "opened", "renewed", *searches):
                 if what == "renewed":
                     name = zoo.add(next(entries)).name.removesuffix(SUFFIX)
-                work = searches.get(what, lambda: ModelZoo(zoo.path).catalogue())
+                work = searches.get(what, lambda: catalogue(ModelZoo(zoo.path)))
                 taken.setdefault(what, []).append(seconds_of(work))
             zoo.remove(name)
         others = set(zoo.names[50:])
@@ -269,11 +269,11 @@ def made_entries(backbone: torch.nn.Module, groups: Any, features: int, seed: in
 # In a process of its own, so that nothing else is counted.
 MEMORY = """
 import resource, sys
-from lightning_mvp import ModelZoo
+from lightning_mvp.zoo.catalogue import ModelZoo, catalogue
 used = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 zoo = ModelZoo(sys.argv[1])
 before = used()
-cards = zoo.catalogue()
+cards = catalogue(zoo)
 print(before, used())
 """
 

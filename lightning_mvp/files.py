@@ -8,30 +8,30 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from time import sleep
 from typing import IO, Any, TypeVar
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: the age of a leftover decides alone
+except ImportError:  # Not a POSIX system: there files are never locked.
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
 # About three seconds in all: what a network file system may need to show to one machine what another has written.
 WAITS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5)
-LATE = (errno.ENOENT, errno.ESTALE)
+# How a network file system reports a file that it does not show yet, or that was replaced while it was open.
+NOT_YET_VISIBLE = (errno.ENOENT, errno.ESTALE)
 
+# Some file systems can't sync a folder, and some folders may be written to but not be opened for reading.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
-_TO_DO = {
-    errno.ENOSPC: "Free space on its disk and try again",
-    errno.EDQUOT: "Free some of your quota on its disk and try again",
+# What to do where the system's own words do not suggest it.
+_REMEDIES = {
     errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`), or use another disk, and try again",
-    errno.EROFS: "Use a folder that can be written to, or mount this one for writing",
-    errno.EACCES: "Use a folder that you may write to, or ask for the permission",
-    errno.EPERM: "Use a folder that you may write to, or ask for the permission",
     errno.ENOENT: "Its folder is gone: mount or make it again, or use another one",
     errno.ENAMETOOLONG: "Use a shorter name",
 }
@@ -48,16 +48,16 @@ def write_whole(path: str | Path, payload: bytes, *, overwrite: bool = False, pa
     is killed leaves a hidden temporary file at most.
 
     Args:
-        path: of the file.
-        payload: all of its content.
-        overwrite: replace what is there.
-        parents: make the folders on the way; false where a missing one means that something is wrong.
+        path: The file to write.
+        payload: All of its content.
+        overwrite: Whether to replace a file that is there.
+        parents: Whether to make missing folders on the way; false where a missing folder means that something is wrong.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false; what is there stays as it was.
-        UnseenFileError: it was written, but the file system does not show it, or may lose it.
-        OSError: it could not be written (disk full, read-only, no permission, folder gone: the subclass that Python has
-            for it); what was there stays as it was, and the message says what to do.
+        UnseenFileError: The file was written, but the file system does not show it, or may lose it.
+        OSError: The file could not be written (disk full, read-only, no permission, folder gone: the subclass that
+            Python has for it); what was there stays as it was, and the message says what to do.
 
     Example:
         >>> import tempfile
@@ -68,27 +68,27 @@ def write_whole(path: str | Path, payload: bytes, *, overwrite: bool = False, pa
         (b'second', ['a.bin'])
     """
     path = Path(path)
-    # A name of a few letters and a token: the file's own may be as long as the file system allows.
+    if parents:
+        make_folder(path.parent, parents=True)
+    if not overwrite and os.path.lexists(path):
+        raise _taken(path)
+    # The file's own name may be as long as the file system allows, so only its beginning is part of the temporary one.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
-        if parents:
-            make_folder(path.parent, parents=True)
-        if not overwrite and os.path.lexists(path):
-            raise _taken(path)
-        try:
-            _write(temporary, payload)
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _link(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):  # a leftover is cleaned later; the first error says more
-                temporary.unlink()
+        _write(temporary, payload)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
     except FileExistsError:
         raise
     except OSError as error:
         raise _explained(error, path) from error
-    _make_sure_of(path)
+    finally:
+        with contextlib.suppress(OSError):  # A leftover is cleaned later, and the first error says more.
+            temporary.unlink()
+    _sync_folder(path)
+    _patiently(lambda: os.stat(path), f"{path} was written, but could not be seen")
     return path
 
 
@@ -101,13 +101,13 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
     """Make a folder unless it is there.
 
     Raises:
-        OSError: it can't be made; the message says why and what to do.
+        OSError: The folder can't be made; the message says why and what to do.
     """
     try:
         folder.mkdir(parents=parents, exist_ok=True)
-    except FileExistsError as error:
-        raise _explained(NotADirectoryError(errno.ENOTDIR, "a file of that name is in the way"), folder) from error
     except OSError as error:
+        if isinstance(error, FileExistsError):
+            error = NotADirectoryError(errno.ENOTDIR, "a file of that name is in the way")
         raise _explained(error, folder) from error
 
 
@@ -116,50 +116,50 @@ def with_words(error: OSError, words: str) -> OSError:
     return OSError(words) if error.errno is None else OSError(error.errno, words)
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BufferedReader, int]]:
+    """A regular file, open for reading, and its size: anything else (a pipe, a device) could be waited for forever.
+
+    Raises:
+        ValueError: It is no regular file.
+        OSError: It can't be opened.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        yield file, status.st_size
+
+
 def read_listed(path: Path, read: Callable[[Path], T], *, expected: bool = False) -> T:
     """``read(path)``, tried again for some seconds while the folder lists the file but it can't be opened.
 
     Network file systems may show a name before its file, or a file's old handle (ESTALE) after it was replaced.
 
     Args:
-        path: of the file.
-        read: opens it.
-        expected: the file is known to be there, so try again even where the folder does not list it yet.
+        path: The file to read.
+        read: Opens and reads it.
+        expected: Whether the file is known to be there: then it is tried again even where the folder does not list it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnseenFileError: it is listed, but could not be opened after all the waiting.
+        FileNotFoundError: There is no such file.
+        UnseenFileError: The folder lists it, but it could not be opened after all the waiting.
     """
 
     def look() -> T:
         try:
             return read(path)
         except OSError as error:
-            if error.errno not in LATE or (not path.is_symlink() and (expected or is_listed(path))):
-                raise
-            # Without errno: not one of those that are tried again.
-            raise FileNotFoundError(f"There is no file {path}.") from error
-
-    try:
-        return _patiently(look)
-    except OSError as error:
-        if error.errno not in LATE:
+            late = error.errno in NOT_YET_VISIBLE
+            if late and (path.is_symlink() or not (expected or _is_listed(path))):
+                # Without an error number it is not tried again.
+                raise FileNotFoundError(f"There is no file {path}.") from error
             raise
-        raise UnseenFileError(
-            f"{path} is there by its folder, but could not be opened in {sum(WAITS):.0f} s ({error.strerror}). The "
-            "file system shows it late, or it is being removed: look again."
-        ) from error
+
+    return _patiently(look, f"{path} is there by its folder, but could not be opened")
 
 
-def is_listed(path: Path) -> bool:
-    """Whether the folder says that it holds the file. Listing a folder makes network file systems look anew."""
-    try:
-        return path.name in os.listdir(path.parent)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def hold(file: IO[bytes]) -> bool:
+def lock(file: IO[bytes]) -> bool:
     """Lock a file that is open for writing until it is closed, or its process dies. False if another process has it."""
     if fcntl is None:
         return True
@@ -168,34 +168,45 @@ def hold(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks
+        pass  # A file system without locks.
     return True
 
 
-def _patiently(look: Callable[[], T]) -> T:
-    """Call `look` until it finds its file, with growing waits between; the last error is raised."""
-    for seconds in WAITS:
+def _is_listed(path: Path) -> bool:
+    """Whether the folder says that it holds the file. Listing a folder makes network file systems look anew."""
+    try:
+        return path.name in os.listdir(path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _patiently(look: Callable[[], T], problem: str) -> T:
+    """Call `look` until it finds its file, with growing waits between, or raise an error that begins with `problem`."""
+    waits = iter(WAITS)
+    while True:
         try:
             return look()
         except OSError as error:
-            if error.errno not in LATE:
+            if error.errno not in NOT_YET_VISIBLE:
                 raise
+            seconds = next(waits, None)
+            if seconds is None:
+                raise UnseenFileError(
+                    f"{problem} in {sum(WAITS):.0f} s ({error.strerror}). The file system shows it late, or it was "
+                    "removed: look again before you repeat any work."
+                ) from error
         sleep(seconds)
-    return look()
 
 
 def _explained(error: OSError, path: Path) -> OSError:
-    reason = error.strerror or str(error)
-    if "Nothing was changed" in reason:
-        return error
-    to_do = _TO_DO.get(error.errno or 0, "Mend that and try again")
-    return with_words(error, f"Could not write {path}: {reason}. Nothing was changed. {to_do}.")
+    remedy = _REMEDIES.get(error.errno or 0, "Mend that, or use another folder, and try again")
+    return with_words(error, f"Could not write {path}: {error.strerror or error}. Nothing was changed. {remedy}.")
 
 
 def _write(path: Path, payload: bytes) -> None:
-    """A new file with this content, on the disk; held while it is written, so that nobody takes it for a leftover."""
+    """A new file with this content, on the disk; locked while it is written, so that nobody takes it for a leftover."""
     with open(path, "xb", buffering=0) as file:
-        hold(file)
+        lock(file)
         rest = memoryview(payload)
         while rest:
             rest = rest[file.write(rest) :]
@@ -249,36 +260,17 @@ def _taken(path: Path) -> FileExistsError:
     return FileExistsError(f"{path} exists already and is never replaced silently.")
 
 
-def _make_sure_of(path: Path) -> None:
-    """The name shall survive a power failure, and be seen."""
+def _sync_folder(path: Path) -> None:
+    """Sync the folder of a new file, so that its name survives a power failure."""
     try:
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise UnseenFileError(
-            error.errno,
-            f"{path} was written, but its folder could not be synced ({error.strerror}), so that it may be lost. Was "
-            "the folder removed? Look whether the file is there before you go on.",
-        ) from error
-    try:
-        _patiently(lambda: os.stat(path))
-    except OSError as error:
-        raise UnseenFileError(
-            error.errno,
-            f"{path} was written, but could not be seen in {sum(WAITS):.0f} s ({error.strerror}). The file system "
-            "shows it late, or its folder was removed: look again before you repeat the work.",
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # only there can a folder be opened
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        # Some file systems can't, and some folders may be written to but not be read.
         if error.errno not in _NO_FOLDER_SYNC:
-            raise
+            raise UnseenFileError(
+                f"{path} was written, but its folder could not be synced ({error.strerror}), so that it may be lost. "
+                "Was the folder removed? Look whether the file is there before you go on."
+            ) from error

@@ -1,4 +1,4 @@
-"""``mvp-zoo``: what a zoo holds, one entry in detail, whether it is sound, with or without these entries, on one page.
+"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, draw them on one page.
 
 A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
 """
@@ -20,16 +20,16 @@ from typing import Any, get_args
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.text import Text
 
-from lightning_mvp.zoo.check import check_zoo
 from lightning_mvp.zoo.entry_file import read_entry, shown
 from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.generations import generations
-from lightning_mvp.zoo.kinship import nearest_relatives, sound_entries
+from lightning_mvp.zoo.kinship import nearest_relatives, readable_entries
 from lightning_mvp.zoo.lineage import descendants, lineage
-from lightning_mvp.zoo.lineage_tables import generations_table, lineage_table
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
-from lightning_mvp.zoo.tables import entries_tables, entry_page
+from lightning_mvp.zoo.tables import entries_tables, entry_page, generations_table, lineage_table
+from lightning_mvp.zoo.verify import check_zoo
 from lightning_mvp.zoo.zoo import ModelZoo
 
 NEAREST = 8
@@ -39,7 +39,7 @@ Examples:  mvp-zoo list mvp-outputs/zoos/glyphs-resnet_mini
            mvp-zoo verify mvp-outputs/zoos/glyphs-resnet_mini --json
 """
 
-# What is said goes to people's screen, or nowhere if a script asked for JSON.
+# Prints to the screen, or nowhere if a script asked for JSON.
 Say = Callable[..., None]
 
 
@@ -52,7 +52,7 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     say(f"{_count(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}; ", end="")
     say("accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
     for each in damaged:
-        say(f"damaged: {each.problem}", markup=False)
+        say(f"damaged: {each.problem}")
     entries = [
         {name: value for name, value in asdict(each).items() if name not in ("settings", "family")}
         for each in summaries
@@ -66,7 +66,7 @@ def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     require_known(zoo, [arguments.entry])
     entry = zoo[arguments.entry]
     family = families(zoo).get(family_of(entry.name, entry.config), ())
-    others, damaged = sound_entries(zoo, [name for name in family if name != entry.name])
+    others, damaged = readable_entries(zoo, [name for name in family if name != entry.name])
     relatives = nearest_relatives(entry, others, NEAREST)
     size = entry_size(zoo, entry.name)
     say(entry_page(entry, size, relatives))
@@ -91,22 +91,23 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     """Read everything; 1 if anything is damaged."""
     found = check_zoo(zoo)
     if found.theta0 is not None:
-        say(f"damaged: {found.theta0}", markup=False)
-        say("Entries could not be held against θ⁰: each was checked by itself.", markup=False)
-    for problem in found.damaged.values():
-        say(f"damaged: {problem}", markup=False)
-    sound = len(found.entries) - len(found.damaged)
-    say(f"{sound} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="", markup=False)
-    say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not", markup=False)
+        say(f"damaged: {found.theta0}")
+        say("Entries could not be held against θ⁰: each was checked by itself.")
+    for problem in (*found.damaged.values(), *found.waves.values()):
+        say(f"damaged: {shown(problem)}")
+    intact = len(found.entries) - len(found.damaged)
+    say(f"{intact} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="")
+    say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not")
     if found.leftovers:
-        say(f"left by killed writers, or of writers at work: {_names(found.leftovers)}", markup=False)
+        say(f"left by killed writers, or of writers at work: {_names(found.leftovers)}")
     return {
-        "sound": sound,
+        "sound": intact,
         "entries": len(found.entries),
         "damaged": found.damaged,
         "theta0": found.theta0,
+        "waves": found.waves,
         "leftovers": list(found.leftovers),
-    }, 0 if found.sound else 1
+    }, 0 if found.intact else 1
 
 
 def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -115,10 +116,10 @@ def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     for family, names in tables.items():
         members = lineage(zoo, names)
         grown = generations(zoo, members)
-        say(lineage_table(members, f"family {shown(Path(family))}" if len(tables) > 1 else "", set(zoo.names)))
+        say(lineage_table(members, f"family {shown(family)}" if len(tables) > 1 else "", set(zoo.names)))
         say(generations_table(grown))
         found[family] = {"members": [asdict(each) for each in members], "generations": [asdict(each) for each in grown]}
-    say(f"{_count(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data", markup=False)
+    say(f"{_count(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data")
     return {"families": found}, 0
 
 
@@ -126,7 +127,8 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
     """Exactly these, or none if one of them is unknown, or others descend from them and nobody said what of those.
 
     Raises:
-        ValueError: an unknown name, or descendants that are not named, with neither ``--yes`` nor ``--descendants``.
+        ValueError: A name is unknown, or there are descendants that are not named, and neither ``--yes`` nor
+            ``--descendants`` says what becomes of them.
     """
     names = list(dict.fromkeys(arguments.entries))
     require_known(zoo, names, "Nothing was removed. ")
@@ -143,13 +145,10 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
         )
     for name in names:
         zoo.remove(name)
-        say(f"removed {shown(Path(name))}", markup=False)
-    say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}", markup=False)
+        say(f"removed {shown(name)}")
+    say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}")
     if left:
-        say(
-            f"{_count(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}",
-            markup=False,
-        )
+        say(f"{_count(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}")
     return {"removed": names, "left": len(zoo), **({"descend": left} if left else {})}, 0
 
 
@@ -167,8 +166,8 @@ def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
         raise FileExistsError(f"The zoo at {zoo.path} has {_names(there)} already. Nothing was added.")
     for entry in entries:
         zoo.add(entry)
-        say(f"added {entry.name}", markup=False)
-    say(f"{_count(len(zoo), 'entry is', 'entries are')} in {zoo.path}", markup=False)
+        say(f"added {entry.name}")
+    say(f"{_count(len(zoo), 'entry is', 'entries are')} in {zoo.path}")
     return {"added": [entry.name for entry in entries], "entries": len(zoo)}, 0
 
 
@@ -181,16 +180,16 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     output = Path(arguments.output or zoo.path / "picture.png")
     refuse_existing(output)
     config, others = chosen_config(zoo, arguments.config)
-    entries, damaged = sound_entries(zoo, families(zoo).get(config, ()))
+    entries, damaged = readable_entries(zoo, families(zoo).get(config, ()))
     found = relations(entries)
     page = BytesIO()
     title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
     draw_relations(found, title).savefig(page, format=output.suffix[1:] or "png", dpi=150)
     write_whole(output, page.getvalue())
     if others:
-        say(f"config {config}; --config draws another: {', '.join(others)}", markup=False)
+        say(f"config {config}; --config draws another: {', '.join(others)}")
     _say_damaged(damaged, say)
-    say(f"wrote {output}: overlap and similarity of {len(entries)} tasks", markup=False)
+    say(f"wrote {output}: overlap and similarity of {len(entries)} tasks")
     return {"output": str(output), "config": config, **found.to_dict(), "left_out": damaged}, 0
 
 
@@ -198,7 +197,7 @@ def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
     """The hash of the config that is asked for, else of the one with most entries, grown ones included; the others.
 
     Raises:
-        ValueError: no entry has that config, or the zoo is empty.
+        ValueError: No entry has that config, or the zoo is empty.
     """
     sizes = Counter({key: len(names) for key, names in families(zoo).items()})
     if not sizes:
@@ -214,7 +213,7 @@ def require_known(zoo: ModelZoo, names: Sequence[str], before: str = "") -> None
     """Refuse names that are no entries of the zoo; a path that leads out of its folder is none either.
 
     Raises:
-        ValueError: all such names, each with similar ones.
+        ValueError: A name is no entry's; the message names all such names, each with similar ones.
     """
     known = zoo.names
     unknown = []
@@ -273,7 +272,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names that this terminal has no letters for must not end a listing
             stream.reconfigure(errors="backslashreplace")
-    screen = Console(soft_wrap=True, quiet=arguments.json, highlight=False)
+    # Names are shown as they are: rich would take parts of them for its markup.
+    literally: dict[str, Any] = {"soft_wrap": True, "markup": False, "emoji": False, "highlight": False}
+    screen = Console(quiet=arguments.json, **literally)
     try:
         answer, code = arguments.run(ModelZoo(arguments.zoo), arguments, screen.print)
         if arguments.json:
@@ -284,20 +285,20 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("LIGHTNING_MVP_TRACEBACK"):
             raise
-        # Not where a script reads its JSON.
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        # A script reads its JSON from the other stream.
+        sentence = Text.assemble((f"{type(error).__name__}:", "bold red"), f" {error}")
+        Console(stderr=True, **literally).print(sentence)
         code = 1
     raise SystemExit(code)
 
 
 def _say_damaged(damaged: dict[str, str], say: Say) -> None:
     for problem in damaged.values():
-        say(f"left out, damaged: {problem}", markup=False)
+        say(f"left out, damaged: {problem}")
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(shown(Path(name)) for name in names)
+    return ", ".join(shown(name) for name in names)
 
 
 def _count(number: int, one: str, many: str) -> str:

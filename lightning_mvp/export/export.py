@@ -9,18 +9,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lightning_mvp.export.export_report import ExportReport, measure
 from lightning_mvp.export.formats import (
     Format,
     export_program,
     require_formats,
-    write_dense,
     write_onnx,
     write_pt2,
     write_safetensors,
 )
-from lightning_mvp.export.report import ExportReport, measure
 from lightning_mvp.export.source import Source
-from lightning_mvp.export.standalone import load
 from lightning_mvp.files import write_json
 from lightning_mvp.folders import put_in_place, require_free
 from lightning_mvp.tasks.facts import TaskFacts
@@ -48,24 +46,24 @@ def export_model(
     or not at all.
 
     Args:
-        model: a small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and
-            ``MetaVoteModule.to_torch()`` give; or a :class:`Source`. Not changed.
-        output: a new folder.
-        facts: of the task; needed unless ``model`` is a :class:`Source`.
-        formats: which to write; safetensors always is.
-        batch_sizes: at which latency is measured; memory and training steps at the largest.
-        seconds: to spend on each measurement, about.
-        threads: torch's while measuring; default: as many as it has now.
-        device: to measure on: ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
-        overwrite: replace such a folder that is there, once the new one is done.
+        model: A small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and
+            ``MetaVoteModule.to_torch()`` give; or a :class:`Source`.
+        output: The new folder.
+        facts: The task's facts; needed unless ``model`` is a :class:`Source`.
+        formats: The formats to write; safetensors must be among them.
+        batch_sizes: The numbers of images for which latency is measured; memory is measured for the largest.
+        seconds: The seconds to spend on each measurement, about.
+        threads: The number of torch's threads while measuring; default: as many as it has now.
+        device: The device to measure on, ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
+        overwrite: Whether to replace such a folder that is there, once the new one is done.
 
     Returns:
         The report, which rich prints as a table.
 
     Raises:
         FileExistsError: ``output`` exists, and may not be overwritten or holds other files.
-        ValueError: a model without recipe, an argument out of its range, or a format that computes something else.
-        ImportError: the packages that ONNX needs are not installed.
+        ValueError: A model without recipe, an argument out of its range, or a format that computes something else.
+        ImportError: The packages that ONNX needs are not installed.
     """
     output = Path(output)
     require_free(output, FILES, overwrite)
@@ -89,11 +87,11 @@ def export_model(
                 "Expected argument `facts` to be the task's TaskFacts, but got None. Classes and preprocessing go with "
                 "the model."
             )
-        model = Source.of_module(model, facts)
+        model = Source.from_module(model, facts)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
-        folder, dense_folder = Path(work, "model"), Path(work, "dense")
+        folder = Path(work, "model")
         differences = {"safetensors": write_safetensors(model, folder)}
         if set(formats) - {"safetensors"}:
             program = export_program(model)
@@ -101,9 +99,6 @@ def export_model(
             differences |= {name: write(model, program, folder) for name, write in writers.items() if name in formats}
         report = measure(
             model,
-            write_dense(model, dense_folder),
-            load(folder),
-            (dense_folder, folder),
             files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
             differences=differences,
             batch_sizes=batch_sizes,

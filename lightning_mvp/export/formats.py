@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.export import standalone
@@ -31,8 +30,8 @@ def require_formats(formats: Sequence[str]) -> None:
     """Refuse formats that can't be written, before any work.
 
     Raises:
-        ValueError: an unknown format, or safetensors not among them.
-        ImportError: what ONNX needs is not installed.
+        ValueError: A format is unknown, or safetensors is not among them.
+        ImportError: The packages that ONNX needs are not installed.
 
     Example:
         >>> require_formats(["safetensors", "coreml"])
@@ -76,7 +75,7 @@ def require_parity(source: Source, run: Callable[[Tensor], Tensor], what: str, t
     """The largest difference between an exported model and the source's, at several batch sizes.
 
     Raises:
-        ValueError: it is above the tolerance, or not a number.
+        ValueError: The difference is above the tolerance, or not a number.
     """
     worst = 0.0
     with torch.inference_mode():
@@ -94,23 +93,12 @@ def require_parity(source: Source, run: Callable[[Tensor], Tensor], what: str, t
 
 def write_safetensors(source: Source, folder: Path) -> float:
     """Weights, recipe and the function that loads them; the folder is then enough wherever timm is."""
-    _write_parts(source.model, source, source.recipe, folder)
-    return require_parity(source, standalone.load(folder), "what load.py loads", REBUILT_TOLERANCE)
-
-
-def write_dense(source: Source, folder: Path) -> nn.Sequential:
-    """The same folder for the dense architecture with random weights, which is returned."""
-    dense = source.dense()
-    _write_parts(dense, source, {name: value for name, value in source.recipe.items() if name != "kept"}, folder)
-    return dense
-
-
-def _write_parts(model: nn.Module, source: Source, recipe: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder / "model.safetensors")
+    save_weights(source.model, folder / "model.safetensors")
     versions = {"timm": timm.__version__, "torch": torch.__version__}
-    write_json(folder / "recipe.json", {"recipe": recipe, "facts": source.facts.to_dict(), "versions": versions})
+    write_json(folder / "recipe.json", {"recipe": source.recipe, "facts": source.facts.to_dict(), "versions": versions})
     shutil.copyfile(standalone.__file__, folder / "load.py")
+    return require_parity(source, standalone.load(folder), "what load.py loads", REBUILT_TOLERANCE)
 
 
 def export_program(source: Source) -> torch.export.ExportedProgram:
@@ -125,26 +113,14 @@ def write_pt2(source: Source, program: torch.export.ExportedProgram, folder: Pat
     return require_parity(source, torch.export.load(folder / "model.pt2").module(), "model.pt2")
 
 
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Loggers that say each thing they do, which concerns nobody, say only what is wrong."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
 def write_onnx(source: Source, program: torch.export.ExportedProgram, folder: Path) -> float:
     """``model.onnx``, with input ``images`` and output ``logits``."""
     import onnxruntime
 
     path = folder / "model.onnx"
-    with _quiet("onnxscript", "onnx_ir"):
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # The exporters report each of their steps.
+    try:
         torch.onnx.export(
             program,
             (source.images(EXAMPLE_BATCH),),
@@ -155,6 +131,8 @@ def write_onnx(source: Source, program: torch.export.ExportedProgram, folder: Pa
             external_data=False,
             verbose=False,
         )
+    finally:
+        logging.disable(disabled)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:

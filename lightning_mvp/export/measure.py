@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -18,9 +18,9 @@ class Spread:
     """A median and the middle half around it.
 
     Args:
-        median: of the measurements.
-        low: their first quartile.
-        high: their third quartile.
+        median: The median of the measurements.
+        low: The first quartile of the measurements.
+        high: The third quartile of the measurements.
     """
 
     median: float
@@ -28,17 +28,15 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one measurement or more.
+    def from_values(cls, values: Sequence[float]) -> Spread:
+        """The spread of one measurement or more.
 
         Example:
-            >>> Spread.of([1.0, 2.0, 3.0, 4.0, 50.0])
+            >>> Spread.from_values([1.0, 2.0, 3.0, 4.0, 50.0])
             Spread(median=3.0, low=2.0, high=4.0)
         """
-        low, median, high = torch.tensor(values, dtype=torch.float64).quantile(
-            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        )
-        return cls(median.item(), low.item(), high.item())
+        low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+        return cls(median, low, high)
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,9 @@ class Comparison:
     """Two ways to do the same, timed in turn.
 
     Args:
-        batch: images at once.
-        seconds: of one call, by name; the first is what the other is compared with.
-        ratio: seconds of the first over the second, round by round: above 1 the second is faster.
+        batch: The number of images at once.
+        seconds: The seconds of one call, by name; the first is the one that the other is compared with.
+        ratio: The seconds of the first over those of the second, round by round: above 1 the second is faster.
     """
 
     batch: int
@@ -65,9 +63,9 @@ def alternate(runs: Mapping[str, Callable[[], object]], seconds: float, threads:
     """Seconds of a call, measured in rounds in which all take turns, so that a busy machine slows all alike.
 
     Args:
-        runs: name → what to call.
-        seconds: to spend on each, about; at least :data:`ROUNDS` calls.
-        threads: torch's, while measuring.
+        runs: What to call, by name.
+        seconds: The seconds to spend on each, about; at least :data:`ROUNDS` calls are made.
+        threads: The number of torch's threads while measuring.
     """
     timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
     once = {name: timer.timeit(1).median for name, timer in timers.items()}  # after two calls that don't count
@@ -93,7 +91,9 @@ def compare(runs: Mapping[str, Callable[[], object]], batch: int, seconds: float
     times = alternate(runs, seconds, threads)
     first, second = times.values()
     ratios = [one / two for one, two in zip(first, second, strict=True)]
-    return Comparison(batch, {name: Spread.of(each) for name, each in times.items()}, Spread.of(ratios))
+    return Comparison(
+        batch, {name: Spread.from_values(each) for name, each in times.items()}, Spread.from_values(ratios)
+    )
 
 
 def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -102,18 +102,5 @@ def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.inference_mode():
             return model(images)
-
-    return run
-
-
-def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A call that does one whole optimizer step on a copy of the model."""
-    twin = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.0, momentum=0.9)  # weights that stay take the same time
-
-    def run() -> None:
-        optimizer.zero_grad()
-        twin(images).square().mean().backward()
-        optimizer.step()
 
     return run

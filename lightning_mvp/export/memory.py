@@ -1,45 +1,63 @@
-"""Peak memory of one forward pass: on the CPU that of a fresh process, which ``python -m`` of this file is."""
+"""Peak memory of one forward pass: counted on the CPU, as the allocator saw it on a GPU."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-STATUS = Path("/proc/self/status")
-HOW_CPU = "resident memory of a fresh process at its highest, above what it was before the model was built"
+HOW_CPU = "weights, images and all that the layers compute, as far as it is alive at one time"
 HOW_CUDA = "torch.cuda.max_memory_allocated, above what was allocated before the model came"
 
 
-def peak_memory(folder: Path, images: Tensor, threads: int) -> int:
-    """Bytes that loading a folder's model and one forward pass take in a process of its own, on the CPU.
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive at one time, each storage once."""
 
-    Args:
-        folder: with load.py, recipe.json and model.safetensors.
-        images: only the shape matters.
-        threads: torch's.
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
 
-    Raises:
-        RuntimeError: the process failed; the message is its own.
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage until it is freed."""
+        storage = tensor.untyped_storage()
+        if id(storage) not in self.alive:
+            self.alive[id(storage)] = storage.nbytes()
+            weakref.finalize(storage, self.alive.pop, id(storage))
+            self.peak = max(self.peak, sum(self.alive.values()))
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(part, Tensor):
+                self.count(part)
+        return result
+
+
+def peak_memory(model: nn.Module, images: Tensor) -> int:
+    """The most bytes that are alive during one forward pass: weights, images and what the layers compute.
+
+    What a kernel needs for itself while it runs is not counted.
+
+    Example:
+        >>> peak_memory(nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False)), torch.zeros(2, 3, 2, 2))
+        376
     """
-    shape = ",".join(map(str, images.shape))
-    command = [sys.executable, "-m", "lightning_mvp.export.memory", str(folder), shape, str(threads)]
-    # Memory that building the model frees goes back at once, and isn't taken for the forward pass's.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"Expected a process that measures memory to end well, but it failed: {done.stderr[-2000:]}")
-    return int(done.stdout.split()[-1])
+    with torch.inference_mode(), _LiveBytes() as memory:
+        for tensor in (*model.state_dict().values(), images):
+            memory.count(tensor)
+        model(images)
+    return memory.peak
 
 
 def peak_memory_cuda(model: nn.Module, images: Tensor) -> int:
-    """Bytes that a model and one forward pass take on the GPU."""
+    """The most bytes that a model, images and one forward pass take on the GPU."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     on_gpu, batch = model.to("cuda"), images.to("cuda")
@@ -48,36 +66,3 @@ def peak_memory_cuda(model: nn.Module, images: Tensor) -> int:
     peak = torch.cuda.max_memory_allocated() - before
     model.to("cpu")
     return peak
-
-
-def _resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most; without /proc the most is all that is known."""
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
-    import resource  # not on Linux, where a child begins with the most that its parent had
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def _measure(folder: str, shape: str, threads: str) -> int:
-    torch.set_num_threads(int(threads))
-    spec = importlib.util.spec_from_file_location("load", Path(folder) / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
-    images = torch.zeros(*map(int, shape.split(",")))
-    with torch.inference_mode():
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 1))(torch.zeros(1, 3, 4, 4))  # loads kernels
-        before = _resident("VmRSS")
-        model = loader.load(folder)
-        with contextlib.suppress(OSError):  # where it is refused, the dense model built on the way may be the highest
-            Path("/proc/self/clear_refs").write_text("5")
-        model(images)
-    return _resident("VmHWM") - before
-
-
-if __name__ == "__main__":
-    print(_measure(*sys.argv[1:]))

@@ -30,10 +30,10 @@ class Source:
     """A trained model to export, and the dense one that it was cut from.
 
     Args:
-        name: of the model, for a folder's name.
-        model: the backbone and, where there is one, its linear head; on the CPU, in eval mode.
-        recipe: of the backbone, widths included.
-        facts: of its task: classes and preprocessing.
+        name: The model's name, from which a folder is named.
+        model: The backbone and, where there is one, its linear head; on the CPU, in eval mode.
+        recipe: The backbone's recipe, widths included.
+        facts: The facts of its task: classes and preprocessing.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Source:
     facts: TaskFacts
 
     @classmethod
-    def of(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
+    def from_backbone(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
         """From a backbone that carries its recipe.
 
         Raises:
-            ValueError: the head has another number of outputs than the task has classes.
+            ValueError: The head has another number of outputs than the task has classes.
         """
         if head is not None and head.out_features != len(facts.classes):
             raise ValueError(
@@ -57,11 +57,11 @@ class Source:
         return cls(name, model.cpu().to(memory_format=torch.contiguous_format).eval(), backbone.recipe, facts)
 
     @classmethod
-    def of_module(cls, model: nn.Module, facts: TaskFacts) -> Source:
+    def from_module(cls, model: nn.Module, facts: TaskFacts) -> Source:
         """From a backbone, or a Sequential of one and its linear head, as :meth:`MVPCallback.small_model` gives it.
 
         Raises:
-            ValueError: nobody knows how the backbone was built.
+            ValueError: The backbone has no recipe that says how it was built.
         """
         parts = list(copy.deepcopy(model)) if isinstance(model, nn.Sequential) else [copy.deepcopy(model)]
         backbone: Any = parts[0]
@@ -74,7 +74,7 @@ class Source:
                 + ". Hand over MVPCallback.small_model() or MetaVoteModule.to_torch()."
             )
         backbone.recipe = recipe
-        return cls.of(facts.name, backbone, heads[0] if heads else None, facts)
+        return cls.from_backbone(facts.name, backbone, heads[0] if heads else None, facts)
 
     def images(self, batch: int) -> Tensor:
         """Random images of the task's shape, always the same."""
@@ -96,28 +96,28 @@ def from_checkpoint(
     """The model of a checkpoint; units that an `MVPCallback` removed are cut out.
 
     Args:
-        path: of a `TaskModule` or `MetaVoteModule`, or of a module of one's own that an `MVPCallback` has pruned.
-        module: of the latter, made as the one that was trained was; its weights become the checkpoint's.
-        facts: of its task; default: what the callback was told.
+        path: A checkpoint of a `TaskModule`, of a `MetaVoteModule`, or of your own module that an `MVPCallback` pruned.
+        module: Your own module, made as the one that was trained was; its weights become the checkpoint's.
+        facts: The facts of its task; default: those that the callback was given.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a checkpoint of something else, or of unfinished pruning, or the module doesn't fit it.
+        FileNotFoundError: There is no such file.
+        ValueError: It is a checkpoint of something else, or of unfinished pruning, or the module doesn't fit it.
     """
     path = Path(path)
     saved = read_checkpoint(path)
     state, hparams = pruning_state(saved), saved.get("hyper_parameters") or {}
     name = path.parent.name if path.stem == "model" else path.stem
     if module is not None:
-        told = (state or {}).get("task")
-        if facts is None and told is None:
+        task = (state or {}).get("task")
+        if facts is None and task is None:
             raise ValueError(
                 f"Expected argument `facts` to be the task's TaskFacts, because {path} doesn't tell: MVPCallback had "
                 "no `task`. With mvp-export: 'facts={name: pets, classes: [cat, dog], input_size: 64, mean: [0.5, 0.5, "
                 "0.5], std: [0.25, 0.25, 0.25]}'."
             )
-        facts = TaskFacts.from_dict(told) if facts is None else facts  # type: ignore[arg-type]
-        source = Source.of_module(small_model_from(path, module), facts)
+        facts = TaskFacts.from_dict(task) if facts is None else facts  # type: ignore[arg-type]
+        source = Source.from_module(small_model_from(path, module), facts)
         return replace(source, name=name)
     if "recipe" not in hparams or "facts" not in hparams:
         raise ValueError(
@@ -128,16 +128,16 @@ def from_checkpoint(
     kind = MetaVoteModule if "report" in hparams else TaskModule
     own = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     if state is None or state["pruner"] is None:
-        return Source.of(name, own.backbone, own.head, own.facts)
-    return replace(Source.of_module(small_model_from(path, own, None, "backbone", "head"), own.facts), name=name)
+        return Source.from_backbone(name, own.backbone, own.head, own.facts)
+    return replace(Source.from_module(small_model_from(path, own, None, "backbone", "head"), own.facts), name=name)
 
 
 def from_folder(path: str | Path) -> Source:
     """The model of a folder with ``recipe.json`` and ``model.safetensors``, as `mvp-vote` and `mvp-export` write it.
 
     Raises:
-        FileNotFoundError: one of the two is missing.
-        ValueError: they are damaged, or don't fit each other.
+        FileNotFoundError: One of the two is missing.
+        ValueError: They are damaged, or don't fit each other.
     """
     path = Path(path)
     weights = path / "model.safetensors"
@@ -155,7 +155,7 @@ def from_folder(path: str | Path) -> Source:
     except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{path} can't be read: {error!r}. Write it again, with mvp-vote for example.") from error
     linear = None if head is None else nn.Linear(head[1], head[0], bias=bias)
-    source = Source.of(path.resolve().name, create_backbone(recipe), linear, facts)
+    source = Source.from_backbone(path.resolve().name, create_backbone(recipe), linear, facts)
     load_weights(source.model, weights)
     return source
 
@@ -164,8 +164,8 @@ def from_zoo(path: str | Path, entry: str | None) -> Source:
     """The model of a zoo's entry.
 
     Raises:
-        FileNotFoundError: there is no zoo.
-        ValueError: there is no such entry, it is damaged, or the zoo's backbone can't be built from a recipe.
+        FileNotFoundError: There is no zoo.
+        ValueError: There is no such entry, it is damaged, or the zoo's backbone can't be built from a recipe.
     """
     zoo = ModelZoo(path)
     if entry is None or entry not in zoo:
@@ -179,4 +179,4 @@ def from_zoo(path: str | Path, entry: str | None) -> Source:
     dense = dense_backbone(zoo)
     groups = find_groups(dense, torch.zeros(1, facts.channels, facts.input_size, facts.input_size))
     groups = groups.listed(zoo.group_sizes, str(path))
-    return Source.of(entry, *rebuild(found, dense, groups), facts)
+    return Source.from_backbone(entry, *rebuild(found, dense, groups), facts)

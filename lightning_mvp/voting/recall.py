@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from lightning_mvp.voting.leep import informative_labels
 from lightning_mvp.voting.sources import TargetData, seen_by
-from lightning_mvp.zoo.catalogue import stacked
+from lightning_mvp.zoo.catalogue import catalogue, stacked
 from lightning_mvp.zoo.prototypes import prototype_similarity
 
 # Temperature of the softmax over cosines. Of 0.05 to 0.5, tried with ten targets each of four kinds, 0.15 to 0.3 were
@@ -93,7 +93,7 @@ def recalled(target: TargetData, *, by_leep: bool = True) -> list[str]:
     Raises:
         ValueError: no entry has prototypes to be found by.
     """
-    cards, names = target.zoo.catalogue(), target.names
+    cards, names = catalogue(target.zoo), target.names
     prototypes = {
         name: cards[name].prototypes
         for name in names

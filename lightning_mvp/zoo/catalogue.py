@@ -12,23 +12,19 @@ import contextlib
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
-from lightning_mvp.zoo.entry import DamagedEntryError
 from lightning_mvp.zoo.entry_file import SUFFIX
 from lightning_mvp.zoo.strict_json import parse_json
 from lightning_mvp.zoo.tensor_file import open_tensors
-
-if TYPE_CHECKING:
-    from lightning_mvp.zoo.zoo import ModelZoo
+from lightning_mvp.zoo.zoo import ModelZoo
 
 CATALOGUE = "catalogue.safetensors"
 FORMAT = "lightning-mvp-catalogue-1"
@@ -44,9 +40,9 @@ class Card:
     """What the catalogue says of one entry.
 
     Args:
-        classes: the task's class names.
-        seen_by: preprocessing, the task's facts but for its name and classes.
-        has_head: whether LEEP can be computed.
+        classes: The task's class names.
+        seen_by: The preprocessing: the task's facts but for its name and classes.
+        has_head: Whether the entry has a head, so that LEEP can be computed.
         prototypes: ``(classes, D)`` float32 class means of θ⁰'s features, or None.
     """
 
@@ -57,33 +53,23 @@ class Card:
 
 
 def catalogue(zoo: ModelZoo) -> dict[str, Card]:
-    """The cards of all sound entries, by name, sorted; the file is made or renewed where it has to be.
+    """The cards of all entries whose header is readable, sorted by name; the file is made or renewed where needed.
 
-    That a card is there says nothing of the entry's weights: ``zoo[name]`` checks them.
+    A card says nothing of the entry's weights: ``zoo[name]`` checks them.
 
     Returns:
-        Name → card. Entries whose header or prototypes are damaged are named in a warning each, and left out.
+        The cards by name. Entries whose header or prototypes are damaged are named in a warning each and left out.
 
     Raises:
-        FileNotFoundError: the zoo's folder is gone.
+        FileNotFoundError: The zoo's folder is gone.
     """
-    present = _stamps(zoo)
-    stored = _read(zoo)
-    cards: dict[str, Card] = {}
-    changed = len(stored) != len(present)
-    for name, stamp in present.items():
-        if name in stored and stored[name][0] == stamp:
-            cards[name] = stored[name][1]
-            continue
-        changed = True
-        try:
-            cards[name] = _card(zoo, name)
-        except DamagedEntryError as error:
-            warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=2)
-        except KeyError:
-            pass  # removed since the folder was listed
-    if changed:
-        with contextlib.suppress(OSError):  # a zoo that one may only read is read anew each time
+    present, stored = _stamps(zoo), _read(zoo)
+    kept = {name: stored[name][1] for name, stamp in present.items() if name in stored and stored[name][0] == stamp}
+    new = [name for name in present if name not in kept]
+    read = zoo.each(lambda name: (name, _card(zoo, name)), new)
+    cards = dict(sorted([*kept.items(), *read], key=lambda item: item[0]))
+    if new or len(stored) != len(present):
+        with contextlib.suppress(OSError):  # A zoo that may only be read is read anew each time.
             write_whole(zoo.path / CATALOGUE, _packed(zoo, cards, present), overwrite=True, parents=False)
     return cards
 
@@ -95,9 +81,9 @@ def stacked(cards: Sequence[Card]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def content_stamp(zoo: ModelZoo) -> str:
-    """Sixteen hexadecimal digits that are others once a zoo's backbone or any of its entries is another, or newer."""
-    told = json.dumps([zoo.fingerprint, _stamps(zoo)])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    """Sixteen hexadecimal digits that change when a zoo's backbone or the file of any of its entries does."""
+    facts = json.dumps([zoo.fingerprint, _stamps(zoo)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _stamps(zoo: ModelZoo) -> dict[str, Stamp]:
@@ -125,21 +111,22 @@ def _card(zoo: ModelZoo, name: str) -> Card:
 
 
 def _packed(zoo: ModelZoo, cards: dict[str, Card], stamps: dict[str, Stamp]) -> bytes:
-    """Prototypes of one width, the most frequent one, go below each other: others are damage, and are read again."""
+    """The catalogue's file. Prototypes go below each other, so that they have one width, the most frequent one.
+
+    Entries with prototypes of another width are damaged or foreign; they are left out, and so read again each time.
+    """
     widths = [card.prototypes.shape[1] for card in cards.values() if card.prototypes is not None]
     width = max(sorted(set(widths)), key=widths.count) if widths else 0
     fitting = {n: c for n, c in cards.items() if c.prototypes is None or c.prototypes.shape[1] == width}
     rows = [np.zeros((0, width), np.float32) if c.prototypes is None else c.prototypes for c in fitting.values()]
-    preprocessing: dict[str, int] = {}
-    which = [
-        preprocessing.setdefault(json.dumps(c.seen_by, sort_keys=True), len(preprocessing)) for c in fitting.values()
-    ]
+    seen_by = [json.dumps(card.seen_by, sort_keys=True) for card in fitting.values()]
+    preprocessing = {text: number for number, text in enumerate(dict.fromkeys(seen_by))}
     about = {
         "zoo": zoo.fingerprint,
         "names": list(fitting),
         "classes": [list(card.classes) for card in fitting.values()],
         "preprocessing": [json.loads(text) for text in preprocessing],
-        "which": which,
+        "which": [preprocessing[text] for text in seen_by],
         "heads": [card.has_head for card in fitting.values()],
     }
     tensors: dict[str, np.ndarray] = {
@@ -152,7 +139,7 @@ def _packed(zoo: ModelZoo, cards: dict[str, Card], stamps: dict[str, Stamp]) -> 
 
 
 def _read(zoo: ModelZoo) -> dict[str, tuple[Stamp, Card]]:
-    """What the file says, if it is there and sound and of this zoo: it can always be made again."""
+    """What the file says; nothing where it is missing, damaged or of another zoo, as it can always be made again."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
         return read_listed(zoo.path / CATALOGUE, lambda path: _parsed(path, zoo.fingerprint))
     return {}
@@ -160,26 +147,24 @@ def _read(zoo: ModelZoo) -> dict[str, tuple[Stamp, Card]]:
 
 def _parsed(path: Path, zoo: str) -> dict[str, tuple[Stamp, Card]]:
     with open_tensors(path, MOST_BYTES) as file:
-        if file.metadata.get("format") != FORMAT:
-            raise ValueError("of another format")
         about = parse_json(file.read("about").tobytes())
         bounds, stamps, prototypes = (file.read(name) for name in ("bounds", "stamps", "prototypes"))
+        if file.metadata.get("format") != FORMAT or about["zoo"] != zoo:
+            return {}
     names, classes = about["names"], about["classes"]
-    columns = (classes, about["which"], about["heads"], stamps)
-    if about["zoo"] != zoo or any(len(column) != len(names) for column in columns) or stamps.shape[1:] != (3,):
-        raise ValueError("of another zoo, or damaged")
-    if len(bounds) != len(names) + 1 or bounds[0] != 0 or bounds[-1] != len(prototypes) or (np.diff(bounds) < 0).any():
-        raise ValueError("its prototypes are damaged")
-    if prototypes.ndim != 2 or prototypes.dtype != np.float32 or not np.isfinite(prototypes).all():
-        raise ValueError("its prototypes are damaged")
+    columns = (classes, about["which"], about["heads"], stamps, bounds[1:])
+    whole = all(len(column) == len(names) for column in columns) and stamps.shape[1:] == (3,)
+    # As many rows as classes, or none.
+    fits = whole and all(rows in (0, len(own)) for rows, own in zip(np.diff(bounds), classes, strict=True))
+    fits = fits and bounds[0] == 0 and bounds[-1] == len(prototypes)
+    if not fits or prototypes.ndim != 2 or prototypes.dtype != np.float32 or not np.isfinite(prototypes).all():
+        return {}
     cards = {}
     for i, (name, stamp) in enumerate(zip(names, stamps.tolist(), strict=True)):
         rows = prototypes[bounds[i] : bounds[i + 1]]
-        if len(rows) not in (0, len(classes[i])):
-            raise ValueError("its prototypes are damaged")
         seen_by = about["preprocessing"][about["which"][i]]
         cards[name] = (
             tuple(stamp),
             Card(tuple(classes[i]), seen_by, bool(about["heads"][i]), rows if len(rows) else None),
         )
-    return cards  # type: ignore[return-value]
+    return cards

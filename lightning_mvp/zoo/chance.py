@@ -13,9 +13,9 @@ def expected_random_iou(units: int, kept_a: ArrayLike, kept_b: ArrayLike) -> np.
     :math:`P(i) = \binom{a}{i}\binom{n-a}{b-i} / \binom{n}{b}` for an intersection of i units.
 
     Args:
-        units: n, of the group.
-        kept_a: a, kept by the one mask; a number or an array.
-        kept_b: b, kept by the other; broadcast against a.
+        units: The number n of units of the group.
+        kept_a: The number a of units that the one mask keeps; a number or an array.
+        kept_b: The number b of units that the other mask keeps; it is broadcast against a.
 
     Returns:
         The expectation in [0, 1], of the broadcast shape; 1 where both keep all.

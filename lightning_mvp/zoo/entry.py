@@ -24,15 +24,15 @@ class ZooEntry:
     """What is kept of one pruned model.
 
     Args:
-        name: ``entry_id(facts["name"], config)``, also the name of the file.
-        facts: the task as `TaskFacts.to_dict()` gives it; `name` and `classes` are required.
-        config: the pruning configuration (plain JSON); its hash is part of the name.
-        masks: group → bool ``(units,)``, the units kept.
-        weights: state_dict name → the kept entries of that tensor.
-        importance: group → float32 ``(units,)``, the last finite score of each unit; may be empty.
-        head: ``weight`` ``(classes, kept features)`` and perhaps ``bias`` ``(classes,)``, or empty.
-        prototypes: ``(classes, dense features)`` class means of θ⁰'s features, or None.
-        info: anything else worth knowing (accuracy, steps, seed, versions, seconds …; plain JSON, NaN is written null).
+        name: ``entry_id(facts["name"], config)``; the file has the same name.
+        facts: The task as `TaskFacts.to_dict()` gives it; `name` and `classes` are required.
+        config: The pruning configuration (plain JSON); its hash is part of the name.
+        masks: For each group a bool array ``(units,)``, true for the units kept.
+        weights: The kept entries of each tensor, by its name in the state dict.
+        importance: For each group a float32 array ``(units,)``, the last finite score of each unit; may be empty.
+        head: The arrays ``weight`` ``(classes, kept features)`` and perhaps ``bias`` ``(classes,)``, or nothing.
+        prototypes: The class means of θ⁰'s features ``(classes, dense features)``, or None.
+        info: Anything else worth knowing (accuracy, steps, seed, versions, seconds …; plain JSON, NaN is written null).
     """
 
     name: str
@@ -60,7 +60,7 @@ def entry_id(task_name: str, config: Mapping[str, Any]) -> str:
     """``<task>--<hash8 of the pruning config>``: the name of an entry in its zoo.
 
     Raises:
-        ValueError: the task's name cannot be part of a file name.
+        ValueError: The task's name cannot be part of a file name.
 
     Example:
         >>> entry_id("source-003", {"pruning_ratio": 0.7})

@@ -2,7 +2,7 @@
 
 A file holds the tensors ``mask/<group>`` (packed bits), ``weight/<name>`` (kept entries only), ``importance/<group>``,
 ``head/<name>`` and ``prototype/features``, and in its metadata the facts as JSON with a SHA-256 over all of it. Anybody
-can compute that sum, so that a right one proves only that the file is whole: everything in it is checked as well.
+can compute that sum: where it fits, the file is whole, but its content can still be hostile, and is checked as well.
 
 What is float32 may be stored as bfloat16, in half the bytes; it is read as float32, and the SHA-256 is over that.
 """
@@ -19,23 +19,24 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lightning_mvp.files import LATE, write_whole
+from lightning_mvp.files import NOT_YET_VISIBLE, write_whole
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.zoo.bfloat16 import from_bfloat16, to_bfloat16
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate, validate_facts
-from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, TensorFile, TensorSpec, open_tensors, serialise
+from lightning_mvp.zoo.strict_json import JSON_LIMIT, parse_json
+from lightning_mvp.zoo.tensor_file import TensorFile, TensorSpec, open_tensors, serialise
 
 Storage = Literal["float32", "bfloat16"]
 
 FORMAT = "lightning-mvp-entry-1"
 SUFFIX = ".safetensors"
 
-# For what θ⁰ sets no bound to: head and prototypes. Twenty thousand classes of two thousand features take a third.
-ROOM = 1 << 30
+# The most bytes of head and prototypes, whose size θ⁰ does not limit. Twenty thousand classes of two thousand features
+# take a third of it.
+MOST_HEAD_BYTES = 1 << 30
 PROTOTYPES = "prototype/features"
 _PARTS = ("mask", "weight", "importance", "head", "prototype")
-# Not the file's fault: the process has too many open, or was interrupted.
+# Errors that are not the file's fault: the process has too many files open, or was interrupted.
 _OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 
@@ -50,18 +51,18 @@ def write_entry(
     """Validate `entry` and write it whole or not at all; without `overwrite` the first writer wins.
 
     Args:
-        path: of the file, named as the entry.
-        entry: what to write.
-        overwrite: replace what is there.
-        parents: make the folders on the way.
+        path: The file to write, named as the entry.
+        entry: The entry to write.
+        overwrite: Whether to replace a file that is there.
+        parents: Whether to make missing folders on the way.
         storage: "bfloat16" rounds all that is float32 to the nearest bfloat16, which takes half the bytes; it is read
             as float32 again. Any other type is stored as it is.
 
     Raises:
-        ValueError: the entry contradicts itself or holds a value that is not finite, or would not be as bfloat16;
+        ValueError: The entry contradicts itself or holds a value that is not finite, or would not be as bfloat16;
             nothing is written.
-        FileExistsError: there is such a file and `overwrite` is false.
-        OSError: it could not be written; the message says why and what to do.
+        FileExistsError: There is such a file and `overwrite` is false.
+        OSError: The file could not be written; the message says why and what to do.
     """
     if storage not in get_args(Storage):
         choices = ", ".join(map(repr, get_args(Storage)))
@@ -78,12 +79,19 @@ def write_entry(
         allow_nan=False,
         separators=(",", ":"),
     )
-    tensors = {f"mask/{group}": np.packbits(mask) for group, mask in entry.masks.items()}
-    tensors |= {f"weight/{name}": _compact(value) for name, value in entry.weights.items()}
-    tensors |= {f"importance/{group}": _compact(value, np.float32) for group, value in entry.importance.items()}
-    tensors |= {f"head/{name}": _compact(value) for name, value in entry.head.items()}
-    if entry.prototypes is not None:
-        tensors[PROTOTYPES] = _compact(entry.prototypes)
+    parts: dict[str, Mapping[str, np.ndarray]] = {
+        "mask": {group: np.packbits(mask) for group, mask in entry.masks.items()},
+        "weight": entry.weights,
+        "importance": {group: np.asarray(value, np.float32) for group, value in entry.importance.items()},
+        "head": entry.head,
+        "prototype": {} if entry.prototypes is None else {"features": entry.prototypes},
+    }
+    tensors = {
+        # np.ascontiguousarray would turn a scalar such as num_batches_tracked into a vector.
+        f"{part}/{name}": np.array(value, value.dtype.newbyteorder("="), order="C")
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
     bits = _halved(entry.name, tensors) if storage == "bfloat16" else {}
     # The sum is over what is read, so that it says the same of a file however its values are stored.
     read = {**tensors, **{name: from_bfloat16(value) for name, value in bits.items()}}
@@ -97,15 +105,15 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
     """Read and verify an entry: payload hash, names, types, shapes, finite values. It is never loaded in part.
 
     Args:
-        path: of the file.
-        most_bytes: a larger file is refused before it is read.
+        path: The file to read.
+        most_bytes: A larger file is refused before it is read; None: no limit.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedEntryError: anything else is wrong; the message names the file and the reason.
+        FileNotFoundError: There is no such file.
+        DamagedEntryError: Anything else is wrong; the message names the file and the reason.
     """
     path = Path(path)
-    with _reading(path), open_tensors(path, most_bytes) as file:
+    with naming(path), open_tensors(path, most_bytes) as file:
         header, text = _read_header(path, file)
         tensors = {name: file.read(name) for name in file.specs}
         if _payload_sha256(tensors, text) != file.metadata.get("sha256"):
@@ -133,22 +141,22 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
     """Name, facts, config, groups, info and "sha256" of an entry, without its tensors: cheap, but that is not verified.
 
     Args:
-        path: of the file.
-        prototypes: tell also ``"has_head"`` and ``"prototypes"``, an array or None.
+        path: The file to read.
+        prototypes: Whether to return also ``"has_head"`` and ``"prototypes"``, an array or None.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedEntryError: what can be seen without the tensors is wrong; the message names the file and the reason.
+        FileNotFoundError: There is no such file.
+        DamagedEntryError: Something that shows without the tensors is wrong; the message names the file and the reason.
     """
     path = Path(path)
-    with _reading(path), open_tensors(path) as file:
+    with naming(path), open_tensors(path) as file:
         header = {**_read_header(path, file)[0], "sha256": file.metadata.get("sha256", "")}
         if not prototypes:
             return header
         rows = None
         if PROTOTYPES in file.specs:
             shape = file.specs[PROTOTYPES].shape
-            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > ROOM:
+            if len(shape) != 2 or shape[0] != len(header["facts"]["classes"]) or math.prod(shape) * 4 > MOST_HEAD_BYTES:
                 raise ValueError(f"expected prototypes of {len(header['facts']['classes'])} classes, but got {shape}")
             rows = file.read(PROTOTYPES).astype(np.float32)
             if not np.isfinite(rows).all():
@@ -157,27 +165,27 @@ def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the file becomes a `DamagedEntryError` that names it."""
+def naming(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with an entry's file into a `DamagedEntryError` that names the file."""
     try:
         yield
     except DamagedEntryError:
         raise
     except ValueError as error:
         raise DamagedEntryError(
-            f"{shown(path)}: cannot be read: {str(error).rstrip('.')}. Remove it and prune this task again."
+            f"{shown(path)}: cannot be used: {str(error).rstrip('.')}. Remove it and prune this task again."
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, f"There is no zoo entry at {shown(path)}") from error
     except OSError as error:
-        if error.errno in (*LATE, *_OF_THE_PROCESS):
+        if error.errno in (*NOT_YET_VISIBLE, *_OF_THE_PROCESS):
             raise
         raise DamagedEntryError(
             f"{shown(path)}: cannot be read ({error.strerror}). Mend that, or remove it."
         ) from error
 
 
-def shown(path: Path) -> str:
+def shown(path: Path | str) -> str:
     """A path as it may be printed: a file's name can hold bytes that are no text, and codes that steer a terminal.
 
     Example:
@@ -239,14 +247,14 @@ def _require(name: str, spec: TensorSpec, dtype: np.dtype, shape: tuple[int, ...
 
 
 def _require_readable(name: str, header: str, length: int) -> None:
-    """What this version would refuse to read is not written."""
+    """Refuse to write what this version would refuse to read."""
     try:
-        if length > HEADER_LIMIT:
+        if length > JSON_LIMIT:
             raise ValueError(f"it has {length:,} bytes")
         parse_json(header)
     except ValueError as error:
         raise ValueError(
-            f"Expected facts, config and info of entry {name!r} to be plain JSON below {HEADER_LIMIT:,} bytes, but "
+            f"Expected facts, config and info of entry {name!r} to be plain JSON below {JSON_LIMIT:,} bytes, but "
             f"{error}."
         ) from error
 
@@ -259,17 +267,12 @@ def _unpack(group: str, packed: np.ndarray, size: int) -> np.ndarray:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN; one undefined metric must not cost the whole entry."""
+    """Undefined numbers become null: JSON knows no NaN, and one undefined metric must not cost the whole entry."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _compact(value: np.ndarray, dtype: Any = None) -> np.ndarray:
-    # np.ascontiguousarray would turn a scalar such as num_batches_tracked into a vector.
-    return np.array(value, dtype=dtype or value.dtype.newbyteorder("="), order="C")
 
 
 def _halved(entry: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_mvp.zoo.kinship import mask_overlap, sound_entries
+from lightning_mvp.zoo.kinship import mask_overlap, readable_entries
 from lightning_mvp.zoo.lineage import Member
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -17,12 +17,12 @@ class Generation:
     """The masks of one generation.
 
     Args:
-        number: 0 are the seeds.
-        entries: how many there are.
-        iou: mean over all pairs of its entries; None for a single one.
-        random_iou: the same mean for random masks of these widths.
-        parents_iou: mean over its entries and each one's parents that are still there; None for seeds.
-        accuracy: mean on validation data of those that know theirs, in [0, 1]; None if none does.
+        number: The generation's number; the seeds are generation 0.
+        entries: The number of its entries.
+        iou: The mean IoU over all pairs of its entries; None for a single entry.
+        random_iou: The mean IoU that random masks of the same widths would have.
+        parents_iou: The mean IoU of its entries with those of their parents that are still there; None for seeds.
+        accuracy: The mean accuracy on validation data in [0, 1], over the entries that know theirs; None if none does.
     """
 
     number: int
@@ -37,13 +37,14 @@ def generations(zoo: ModelZoo, members: Sequence[Member]) -> list[Generation]:
     """IoU of masks within each generation, and with the generation's parents.
 
     Args:
-        zoo: whose masks are read.
-        members: of one family, as :func:`~lightning_mvp.zoo.lineage.lineage` gives them; damaged ones are left out.
+        zoo: The zoo that holds the entries.
+        members: The members of one family, as :func:`~lightning_mvp.zoo.lineage.lineage` gives them; damaged
+            ones are left out.
 
     Returns:
         The generations in order.
     """
-    entries, _ = sound_entries(zoo, [member.name for member in members])
+    entries, _ = readable_entries(zoo, [member.name for member in members])
     masks = {entry.name: entry.masks for entry in entries}
     numbers = sorted({member.generation for member in members if member.name in masks})
     return [

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import DTYPES, HEADER_LIMIT, open_regular, open_tensors
+from lightning_mvp.zoo.strict_json import parse_json, read_json
+from lightning_mvp.zoo.tensor_file import DTYPES, open_tensors
 
 VERSION = 1
 INDEX = "zoo.json"
@@ -30,9 +30,9 @@ class Index:
     """The content of `zoo.json`.
 
     Args:
-        recipe: the backbone's, or None.
-        groups: group → units, in the order of the groups.
-        theta0: fingerprint of θ⁰.
+        recipe: The backbone's recipe, or None.
+        groups: The number of units of each group, in the order of the groups.
+        theta0: The fingerprint of θ⁰.
     """
 
     recipe: dict[str, Any] | None
@@ -40,22 +40,24 @@ class Index:
     theta0: str
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any] | None, theta0: Mapping[str, np.ndarray], groups: Mapping[str, int]) -> Index:
-        """As it will be read back: what JSON turns into something else (a tuple) is turned here.
+    def from_backbone(
+        cls, recipe: Mapping[str, Any] | None, theta0: Mapping[str, np.ndarray], groups: Mapping[str, int]
+    ) -> Index:
+        """The index of a new zoo as it will be read back: what JSON turns into something else (a tuple) is turned here.
 
         Raises:
-            ValueError: it is not plain JSON, or θ⁰ holds what can't be stored.
+            ValueError: The recipe is not plain JSON, or θ⁰ holds what can't be stored.
         """
         wrong = {str(value.dtype) for value in theta0.values()} - {str(dtype) for dtype in DTYPES.values()}
         if wrong:
             raise ValueError(f"Expected θ⁰ of {', '.join(map(str, DTYPES.values()))}, but got {', '.join(wrong)}.")
-        return parse_index(cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0)).text)
+        index = cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0))
+        return parse_index(parse_json(index.text))
 
     @property
     def text(self) -> str:
         """The file's content."""
-        facts = {"version": VERSION, "recipe": self.recipe, "groups": self.groups, "theta0": self.theta0}
-        return json.dumps(facts, indent=2) + "\n"
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n"
 
     @property
     def fingerprint(self) -> str:
@@ -64,7 +66,7 @@ class Index:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def differences(self, found: Index) -> list[str]:
-        """In what another index differs from this one, in words."""
+        """A sentence for each part in which another index differs from this one."""
         parts = (("recipe", "backbone recipe"), ("groups", "groups"), ("theta0", "fingerprint of θ⁰"))
         return [
             f"{label}: expected {getattr(self, part)}, got {getattr(found, part)}"
@@ -73,18 +75,17 @@ class Index:
         ]
 
 
-def parse_index(text: str | bytes) -> Index:
-    """From the content of a `zoo.json`.
+def parse_index(facts: Any) -> Index:
+    """The index that the JSON of a `zoo.json` says.
 
     Raises:
-        ValueError: it is damaged or of another version; says how.
+        ValueError: It is damaged or of another version; the message says how.
 
     Example:
-        >>> parse_index('{"version": 2}')
+        >>> parse_index({"version": 2})
         Traceback (most recent call last):
         ValueError: expected version 1, but got 2
     """
-    facts = parse_json(text)
     if not isinstance(facts, dict) or "version" not in facts:
         raise ValueError("damaged: it is no JSON object with a version")
     if facts["version"] != VERSION or type(facts["version"]) is not int:
@@ -106,17 +107,17 @@ def read_index(folder: Path, *, expected: bool = False) -> Index:
     """Read `zoo.json`.
 
     Args:
-        folder: of the zoo.
-        expected: it is known to be there, perhaps just written by another machine: wait for it.
+        folder: The zoo's folder.
+        expected: Whether the file is known to be there, perhaps just written by another machine: then wait for it.
 
     Raises:
-        FileNotFoundError: there is none.
-        UnseenFileError: there is one, but the file system does not show it.
-        ValueError: it is damaged or of another version.
+        FileNotFoundError: There is no `zoo.json`.
+        UnseenFileError: There is one, but the file system does not show it.
+        ValueError: It is damaged or of another version.
     """
     path = folder / INDEX
     try:
-        return parse_index(read_listed(path, _read_text, expected=expected))
+        return parse_index(read_listed(path, read_json, expected=expected))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}. Restore it or fill a new zoo.") from error
 
@@ -125,8 +126,8 @@ def read_theta0(folder: Path, wanted: str, *, expected: bool = False) -> dict[st
     """Read θ⁰ and verify it against the `wanted` fingerprint; `expected` as in `read_index`.
 
     Raises:
-        ValueError: the file is missing, damaged or of another θ⁰.
-        UnseenFileError: there is one, but the file system does not show it.
+        ValueError: The file is missing, damaged or of another θ⁰.
+        UnseenFileError: There is one, but the file system does not show it.
     """
     path = folder / THETA0
     try:
@@ -145,8 +146,8 @@ def create_index(folder: Path, index: Index, theta0: Mapping[str, np.ndarray]) -
     """Write both files unless they are there; returns the index that is there then, as other jobs may do the same.
 
     Raises:
-        ValueError: a file is in the way, or θ⁰'s file is another one without a `zoo.json` beside it.
-        OSError: the files could not be written.
+        ValueError: A file is in the way, or θ⁰'s file is another one without a `zoo.json` beside it.
+        OSError: The files could not be written.
     """
     if (folder / INDEX).exists():
         return read_index(folder, expected=True)
@@ -173,13 +174,6 @@ def _require_theta0(folder: Path, index: Index) -> None:
             f"{error} There is no {INDEX} beside it: if no other job is just creating this zoo, it was left by a job "
             "that was stopped, and may be removed."
         ) from error
-
-
-def _read_text(path: Path) -> bytes:
-    with open_regular(path) as (file, size):
-        if size > HEADER_LIMIT:
-            raise ValueError(f"it has {size:,} bytes, but expected are at most {HEADER_LIMIT:,}")
-        return file.read(HEADER_LIMIT)
 
 
 def _read_state(path: Path) -> dict[str, np.ndarray]:

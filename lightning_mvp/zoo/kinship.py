@@ -18,11 +18,11 @@ class Relative:
     """What another task of the zoo has in common with a given one.
 
     Args:
-        name: of its entry.
-        iou: of the two masks, see :func:`mask_overlap`, and
-        random_iou: what random masks of the same widths would have.
-        shared_classes: class names that both have.
-        similarity: :func:`prototype_similarity` as a source for the given task; None unless both stored prototypes.
+        name: The name of the other task's entry.
+        iou: The IoU of the two masks, see :func:`mask_overlap`.
+        random_iou: The IoU that random masks of the same widths would have.
+        shared_classes: The number of class names that both have.
+        similarity: The :func:`prototype_similarity` as a source for the given task; None unless both have prototypes.
     """
 
     name: str
@@ -36,12 +36,11 @@ def mask_overlap(
     rows: Sequence[Mapping[str, np.ndarray]], columns: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""The IoU of every mask of `rows` with every mask of `columns`, a mean over groups weighted by their units:
-    :math:`\sum_ℓ |U_ℓ|\, \mathrm{IoU}_ℓ / \sum_ℓ |U_ℓ|`. A group that both keep whole was not decided about: it is
-    left out.
+    :math:`\sum_ℓ |U_ℓ|\, \mathrm{IoU}_ℓ / \sum_ℓ |U_ℓ|`. A group that both keep whole says nothing and is left out.
 
     Args:
-        rows: m masks, group → bool ``(units,)``.
-        columns: n masks of the same groups.
+        rows: Masks of m entries, for each group a bool array ``(units,)``.
+        columns: Masks of n entries, of the same groups.
 
     Returns:
         The IoU ``(m, n)``, and the same mean of what random masks of these widths would have ``(m, n)``.
@@ -69,9 +68,9 @@ def nearest_relatives(entry: ZooEntry, others: Iterable[ZooEntry], k: int | None
     """The entries that have most in common with `entry`: by prototypes where stored, then by masks, ties by name.
 
     Args:
-        entry: the given task.
-        others: entries of the same zoo and config; `entry` itself is skipped.
-        k: how many; None for all.
+        entry: The entry of the given task.
+        others: Entries of the same zoo and config; `entry` itself is skipped.
+        k: The number of entries to return; None for all.
     """
     others = [other for other in others if other.name != entry.name]
     if not others:
@@ -81,7 +80,7 @@ def nearest_relatives(entry: ZooEntry, others: Iterable[ZooEntry], k: int | None
         Relative(other.name, float(own), float(chance), shared_classes(entry, other), _similarity(other, entry))
         for other, own, chance in zip(others, iou[0], random[0], strict=True)
     ]
-    lowest = -2.0  # below any cosine: without prototypes comes last
+    lowest = -2.0  # Below any cosine: entries without prototypes come last.
     return sorted(
         found, key=lambda each: (-(lowest if each.similarity is None else each.similarity), -each.iou, each.name)
     )[:k]
@@ -107,21 +106,21 @@ def similarities(entries: Sequence[ZooEntry]) -> tuple[np.ndarray, str]:
     return (both + both.T) / 2, "prototypes"
 
 
-def sound_entries(zoo: ModelZoo, names: Iterable[str]) -> tuple[list[ZooEntry], dict[str, str]]:
+def readable_entries(zoo: ModelZoo, names: Iterable[str]) -> tuple[list[ZooEntry], dict[str, str]]:
     """Entries read and verified, without their weights, importance and head, so that hundreds fit into memory.
 
     Returns:
-        The sound ones in the order of `names`, and name → what is wrong with each of the others.
+        The readable ones in the order of `names`, and what is wrong with each of the others, by name.
     """
-    sound, damaged = [], {}
+    readable, damaged = [], {}
     for name in names:
         try:
-            sound.append(replace(zoo[name], weights={}, importance={}, head={}))
+            readable.append(replace(zoo[name], weights={}, importance={}, head={}))
         except KeyError:
-            pass  # removed since the names were listed
+            pass  # It was removed since the names were listed.
         except DamagedEntryError as error:
             damaged[name] = str(error)
-    return sound, damaged
+    return readable, damaged
 
 
 def _similarity(source: ZooEntry, target: ZooEntry) -> float | None:

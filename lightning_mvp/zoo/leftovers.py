@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from pathlib import Path
 
-from lightning_mvp.files import hold
+from lightning_mvp.files import lock
 
-OLD = 3600.0
+# Seconds since the last write after which a leftover may be removed.
+MINIMUM_AGE = 3600.0
 
 # As `write_whole` names them, and as `tempfile.mkstemp` did in its first version.
 _NAME = re.compile(r"\..+\.([0-9a-f]{16}|[0-9a-z_]{8})\.tmp|\.[0-9a-f]{32}\.claim", re.DOTALL)
@@ -20,6 +20,7 @@ def leftovers(folder: Path) -> list[Path]:
     """Hidden temporary and claim files in this folder, sorted: of killed writers, and of those that are at work.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in (".a.safetensors.0123456789abcdef.tmp", "a.safetensors", ".own.tmp"):
         ...         Path(folder, name).touch()
@@ -33,35 +34,23 @@ def leftovers(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if _NAME.fullmatch(name)]
 
 
-def remove_leftovers(folder: Path, now: float | None = None, older_than: float = OLD) -> list[Path]:
-    """Remove those leftovers that nobody writes any more, and tell which.
+def remove_leftovers(folder: Path, now: float) -> list[Path]:
+    """Remove those leftovers that nobody has written for an hour, and return them.
+
+    A file that a living writer has locked is never removed, however old, if its machine shares its locks with this one.
+    A leftover that may not be removed stays.
 
     Args:
-        folder: that holds them; a missing one holds none.
-        now: the time by the clock of the *file system*, which may be another machine's; None asks it.
-        older_than: seconds since the last write. A file that a living writer of a machine sharing its locks holds is
-            never removed, however old.
-
-    Raises:
-        OSError: `now` is None and the folder can't be written to. A leftover that may not be removed just stays.
+        folder: The folder that holds them; a missing one holds none.
+        now: The time by the clock of the *file system*, which may be another machine's: that of a file just written.
     """
-    found = leftovers(folder)
-    if found and now is None:
-        now = _clock(folder)
     removed = []
-    for path in found:
-        with contextlib.suppress(OSError):  # gone already, or another user's
-            if now is not None and now - path.lstat().st_mtime > older_than and _is_free(path):
+    for path in leftovers(folder):
+        with contextlib.suppress(OSError):  # It is gone already, or another user's.
+            if now - path.lstat().st_mtime > MINIMUM_AGE and _is_free(path):
                 path.unlink()
                 removed.append(path)
     return removed
-
-
-def _clock(folder: Path) -> float:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b".")
-        file.flush()
-        return os.fstat(file.fileno()).st_mtime
 
 
 def _is_free(path: Path) -> bool:
@@ -69,4 +58,4 @@ def _is_free(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     with open(path, "r+b") as file:
-        return hold(file)
+        return lock(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,13 @@ class Member:
     """One entry and where it comes from.
 
     Args:
-        name: of the entry.
-        task: the task's name.
-        wave: 0 for a seed; a grown entry was voted by entries of lower waves.
-        generation: 0 for a seed, else one more than the greatest of its parents'.
-        parents: names of the entries that voted, nearest or latest first; empty for a seed.
-        accuracy: on validation data, in [0, 1]; None if it is not known.
-        sha256: of the entry's content, as its file says it.
+        name: The entry's name.
+        task: The task's name.
+        wave: The wave in which it grew, 0 for a seed; entries of lower waves voted for it.
+        generation: One more than the greatest generation of its parents, 0 for a seed.
+        parents: The names of the entries that voted, nearest or latest first; empty for a seed.
+        accuracy: The accuracy on validation data in [0, 1]; None if it is not known.
+        sha256: The SHA-256 of the entry's content, as its file says it.
     """
 
     name: str
@@ -42,20 +41,13 @@ def lineage(zoo: ModelZoo, names: Iterable[str] | None = None) -> list[Member]:
     """The members of a zoo by (wave, name): an order that no file's time changes.
 
     Args:
-        zoo: no tensor of it is read.
-        names: of these entries; None takes all.
+        zoo: The zoo that holds the entries; no tensor is read.
+        names: The names of the entries; None takes all.
 
     Returns:
-        One member for each sound header; damaged ones are named in a warning each, and left out.
+        One member for each entry whose header is readable; damaged ones are named in a warning each and left out.
     """
-    found = []
-    for name in zoo.names if names is None else names:
-        try:
-            found.append(_member(zoo.header(name)))
-        except DamagedEntryError as error:
-            warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=2)
-        except KeyError:
-            pass  # removed since the names were listed
+    found = zoo.each(lambda name: _member(zoo.header(name)), zoo.names if names is None else names)
     return sorted(found, key=lambda member: (member.wave, member.name))
 
 
@@ -63,8 +55,8 @@ def descendants(members: Sequence[Member], names: Collection[str]) -> tuple[str,
     """Entries that have one of ``names`` among their parents, or their parents' parents and so on, by (wave, name).
 
     Args:
-        members: of the zoo.
-        names: of entries; they need not be there any more, and are not among the answer.
+        members: The members of the zoo.
+        names: The names of the ancestors; they need not be in the zoo any more, and are not among the answer.
 
     Example:
         >>> tree = {"a": (), "b": ("a",), "c": ("b",), "d": ()}
@@ -82,10 +74,10 @@ def seeds_fingerprint(members: Sequence[Member]) -> str:
     """Sixteen hexadecimal digits of the seeds' names and content: part of the id of whatever grows from them.
 
     Args:
-        members: of one family; those of wave 0 count.
+        members: The members of one family; those of wave 0 count.
     """
-    told = sorted((member.name, member.sha256) for member in members if member.wave == 0)
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    seeds = sorted((member.name, member.sha256) for member in members if member.wave == 0)
+    return hashlib.sha256(json.dumps(seeds).encode()).hexdigest()[:16]
 
 
 def _member(header: Mapping[str, Any]) -> Member:
@@ -99,6 +91,4 @@ def _member(header: Mapping[str, Any]) -> Member:
             f"{str(generation)[:40]!r} and {str(parents)[:80]!r}. Remove it and grow this task again."
         )
     accuracy, task = validation_accuracy(info), str(header["facts"]["name"])
-    assert isinstance(wave, int)
-    assert isinstance(generation, int)
     return Member(name, task, wave, generation, tuple(parents), accuracy, header["sha256"])

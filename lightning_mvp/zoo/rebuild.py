@@ -28,7 +28,7 @@ def dense_backbone(zoo: ModelZoo, backbone: nn.Module | None = None) -> nn.Modul
     """A new dense backbone with the zoo's θ⁰, in eval mode; `backbone` is copied, else the zoo's recipe is built.
 
     Raises:
-        ValueError: the zoo has no recipe and no `backbone` is given, or the backbone is another one than the zoo's.
+        ValueError: The zoo has no recipe and no `backbone` is given, or the backbone is another one than the zoo's.
     """
     if backbone is None:
         if zoo.recipe is None:
@@ -62,12 +62,12 @@ def require_fits(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> None:
     """Refuse an entry whose weights are not what its masks leave of the backbone: a zoo alone can't tell.
 
     Args:
-        entry: from a zoo.
-        backbone: the dense backbone, for the shapes of its tensors.
-        groups: of that backbone.
+        entry: An entry of a zoo.
+        backbone: The dense backbone; only the shapes of its tensors matter.
+        groups: The groups of that backbone.
 
     Raises:
-        DamagedEntryError: naming the entry and its first tensor that does not fit.
+        DamagedEntryError: A tensor does not fit; the message names the entry and the first such tensor.
     """
     sizes = {group: len(mask) for group, mask in entry.masks.items()}
     if sizes != groups.sizes:
@@ -94,15 +94,15 @@ def rebuild(entry: ZooEntry, backbone: nn.Module, groups: Groups) -> tuple[nn.Mo
     """The small model of an entry, bit-equal to the one that was stored.
 
     Args:
-        entry: from a zoo.
-        backbone: the dense backbone, for its structure; its values do not matter and it is not changed.
-        groups: of that backbone.
+        entry: An entry of a zoo.
+        backbone: The dense backbone; only its structure matters, and it is not changed.
+        groups: The groups of that backbone.
 
     Returns:
         The small backbone in eval mode, and its head (None if the entry has none).
 
     Raises:
-        DamagedEntryError: the weights of the entry do not fit its masks.
+        DamagedEntryError: The weights of the entry do not fit its masks.
     """
     require_fits(entry, backbone, groups)
     small = shrink(backbone, groups, entry_masks(entry))
@@ -114,9 +114,9 @@ def refill(scratch: nn.Module, entry: ZooEntry, groups: Groups) -> nn.Linear | N
     """Turn a copy of the backbone into an entry's model, in place, and return its head: many entries need one copy.
 
     Args:
-        scratch: a copy of the dense backbone in eval mode, or what earlier entries made of it.
-        entry: one that :func:`require_fits` has let pass.
-        groups: of the dense backbone.
+        scratch: A copy of the dense backbone in eval mode, or what earlier calls made of it.
+        entry: An entry that :func:`require_fits` has let pass.
+        groups: The groups of the dense backbone.
     """
     device = next(scratch.parameters()).device
     state = {name: tensor.to(device) for name, tensor in as_tensors(entry.weights).items()}

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from lightning_mvp.files import open_regular
+
+# Bytes. Thousands of tensors and tens of thousands of class names fit in a tenth of it.
+JSON_LIMIT = 8 << 20
 DEPTH = 32
 BRACKETS = 400_000
+
+
+def read_json(path: Path) -> Any:
+    """Parse a file of at most `JSON_LIMIT` bytes.
+
+    Raises:
+        ValueError: It is larger, no regular file, or as in `parse_json`.
+        OSError: It can't be opened.
+    """
+    with open_regular(path) as (file, size):
+        if size > JSON_LIMIT:
+            raise ValueError(f"it has {size:,} bytes, but expected are at most {JSON_LIMIT:,}")
+        return parse_json(file.read(JSON_LIMIT))
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON whose size the caller has limited.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is nested more than `DEPTH` deep or of absurdly many parts, has a key twice
-            in one object, NaN or infinity, an integer of more than 64 bits, or text that can't be printed; says which.
+        ValueError: It is no JSON in UTF-8, is nested more than `DEPTH` deep or of absurdly many parts, has a key twice
+            in one object, NaN or infinity, an integer of more than 64 bits, or text that can't be printed; the message
+            says which.
 
     Example:
         >>> parse_json('{"a": [1, 2.5, null]}')
@@ -73,12 +93,8 @@ def _float(text: str) -> float:
 def _require_flat(value: Any) -> None:
     level = [value]
     for _ in range(DEPTH):
-        level = [
-            child
-            for item in level
-            if isinstance(item, (dict, list))
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
+        parts = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list)))
+        level = list(chain.from_iterable(parts))
         if not level:
             return
     raise ValueError(f"its JSON is nested more than {DEPTH} deep")

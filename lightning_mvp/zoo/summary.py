@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning_mvp.zoo.entry import DamagedEntryError
-from lightning_mvp.zoo.entry_file import SUFFIX, shown
 from lightning_mvp.zoo.families import families
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -23,16 +21,16 @@ class EntrySummary:
     """One line about an entry; what its header does not say is None.
 
     Args:
-        name: of the entry.
-        config: hash of its pruning config.
-        size: bytes on disk.
-        task: the task's name.
-        classes: how many.
-        accuracy: on validation data, in [0, 1].
-        kept: "units", "params" and "macs" → the fraction that was kept.
-        settings: the pruning config.
-        problem: what is wrong with the entry, if its header shows it.
-        family: hash of the config of the seeds that it was grown from; of others their own.
+        name: The entry's name.
+        config: The hash of its pruning config.
+        size: The bytes of its file.
+        task: The task's name.
+        classes: The number of classes.
+        accuracy: The accuracy on validation data, in [0, 1].
+        kept: The fraction of "units", "params" and "macs" that was kept.
+        settings: The pruning config.
+        problem: What is wrong with the entry, if its header shows it.
+        family: The hash of the config of the seeds that it was grown from, or of its own config if it was not grown.
     """
 
     name: str
@@ -74,12 +72,13 @@ def summarise(zoo: ModelZoo, sort: SortBy = "name") -> list[EntrySummary]:
     """All entries of a zoo, damaged ones included: grouped by family, sorted within it.
 
     Args:
-        zoo: to be listed; no tensor is read, so a listing of large entries is as quick as one of small ones. What
+        zoo: The zoo to list. No tensor is read, so a listing of large entries is as quick as one of small ones; what
             only the tensors would show is found by `zoo.verify()`.
-        sort: by "name", by "accuracy" (best first, unknown ones last) or by "size" (largest first).
+        sort: The order within a family: by "name", by "accuracy" (best first, unknown ones last) or by "size"
+            (largest first).
 
     Raises:
-        ValueError: another order.
+        ValueError: The order is another one.
 
     Example:
         >>> import tempfile, numpy as np
@@ -110,15 +109,10 @@ def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, di
     return {key: {name: config.get(name) for name in differing} for key, config in configs.items()}
 
 
-def entry_file(zoo: ModelZoo, name: str) -> Path:
-    """Where an entry's file is."""
-    return zoo.path / "tasks" / f"{name}{SUFFIX}"
-
-
 def entry_size(zoo: ModelZoo, name: str) -> int:
     """Bytes of an entry's file on disk; 0 if that can't be told, as of a link to nothing."""
     try:
-        return entry_file(zoo, name).stat().st_size
+        return zoo.file(name).stat().st_size
     except OSError:
         return 0
 
@@ -132,18 +126,14 @@ def _summary(zoo: ModelZoo, name: str, family: str) -> EntrySummary | None:
     except DamagedEntryError as error:
         return replace(own, problem=str(error))
     facts, info = header["facts"], header["info"]
-    try:
-        return replace(
-            own,
-            settings=dict(header["config"]),
-            task=facts["name"],
-            classes=len(facts["classes"]),
-            accuracy=validation_accuracy(info),
-            kept=kept_fractions(info),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # only the tensors' hash vouches for a header
-        file = shown(entry_file(zoo, name))
-        return replace(own, problem=f"{file}: its header is not one of an entry ({error!r}). Prune this task again.")
+    return replace(
+        own,
+        settings=dict(header["config"]),
+        task=facts["name"],
+        classes=len(facts["classes"]),
+        accuracy=validation_accuracy(info),
+        kept=kept_fractions(info),
+    )
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -1,14 +1,16 @@
 """Safetensors files that anybody may have written: all of the header is checked before memory is taken for a tensor.
 
-Read, not memory-mapped: a mapped file that somebody truncates kills the process that looks at it.
+Reading and writing are our own for these reasons, tried with safetensors 0.8 on the hostile files of the tests:
+`safe_open` maps the file (before version 0.8 always), and a mapped file that is truncated or replaced on a network file
+system kills the process that reads it; `deserialize` needs all of the file in memory twice, also where only the header
+is wanted. Both take a header that has a tensor's name twice, and NumPy arrays can't be bfloat16. `serialize` writes the
+metadata in another order each time, so that equal entries would be different files.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,67 +19,57 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_mvp.files import open_regular
 from lightning_mvp.zoo.bfloat16 import from_bfloat16
-from lightning_mvp.zoo.strict_json import parse_json
+from lightning_mvp.zoo.strict_json import JSON_LIMIT, parse_json
 
-# Thousands of tensors and tens of thousands of class names fit in a tenth of it.
-HEADER_LIMIT = 8 << 20
-AXES = 16
+MOST_AXES = 16
 
-DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8),
-    "U16": np.dtype(np.uint16),
-    "I16": np.dtype(np.int16),
-    "U32": np.dtype(np.uint32),
-    "I32": np.dtype(np.int32),
-    "U64": np.dtype(np.uint64),
-    "I64": np.dtype(np.int64),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-}
-# Stored as bit patterns, read as float32: twice the bytes of the file.
+_KINDS = {"BOOL": "?", "F16": "f2", "F32": "f4", "F64": "f8"}
+_KINDS |= {f"{kind.upper()}{8 * size}": f"{kind}{size}" for size in (1, 2, 4, 8) for kind in "ui"}
+DTYPES = {name: np.dtype(kind) for name, kind in _KINDS.items()}
+# NumPy has no bfloat16: its bit patterns are stored, and read as float32, in twice the bytes of the file.
 BFLOAT16 = "BF16"
 _STORED = {**DTYPES, BFLOAT16: np.dtype(np.uint16)}
-_READ = {**DTYPES, BFLOAT16: np.dtype(np.float32)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Type, shape and place (bytes after the header) of one tensor.
+    """Type, shape and place of one tensor, as the header says them.
 
     Args:
-        dtype: as it is read.
-        shape: of the tensor.
-        start: of its bytes.
-        end: of its bytes.
-        stored: its type in the file, by its name there.
+        stored: The name of its type in the file.
+        shape: The sizes of its axes.
+        start: Where its bytes begin, counted from the end of the header.
+        end: Where its bytes end, counted likewise.
     """
 
-    dtype: np.dtype
+    stored: str
     shape: tuple[int, ...]
     start: int
     end: int
-    stored: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the array that is read."""
+        return np.dtype(np.float32) if self.stored == BFLOAT16 else DTYPES[self.stored]
 
     @property
     def nbytes(self) -> int:
-        """Of the array that is read; a bfloat16 tensor takes half of that in the file."""
+        """The bytes of the array that is read; a bfloat16 tensor takes half of that in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An open safetensors file with a sound header.
+    """An open safetensors file whose header has been checked.
 
     Args:
-        file: open for reading.
-        begin: where the tensors begin.
-        metadata: name → text.
-        specs: name → what is known of the tensor.
+        file: The file, open for reading.
+        begin: Where the tensors begin.
+        metadata: The header's texts by name.
+        specs: What the header says of each tensor, by name.
     """
 
     file: BufferedReader
@@ -89,7 +81,7 @@ class TensorFile:
         """One tensor, as an array of its own; bfloat16 as float32.
 
         Raises:
-            ValueError: the file ends early, or a bool is neither 0 nor 1.
+            ValueError: The file ends early, or a bool is neither 0 nor 1.
         """
         spec = self.specs[name]
         dtype = _STORED[spec.stored]
@@ -105,31 +97,16 @@ class TensorFile:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[tuple[BufferedReader, int]]:
-    """A regular file, open for reading, and its size: anything else (a pipe, a device) could be waited for forever.
-
-    Raises:
-        ValueError: it is no regular file.
-        OSError: it can't be opened.
-    """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        yield file, status.st_size
-
-
-@contextmanager
 def open_tensors(path: Path, most_bytes: int | None = None) -> Iterator[TensorFile]:
     """Open a safetensors file and check all that its header says against the file's size.
 
     Args:
-        path: of the file.
-        most_bytes: a larger file is refused, and one whose tensors have more bytes once they are read.
+        path: The file to open.
+        most_bytes: A larger file is refused, and one whose tensors have more bytes once they are read; None: no limit.
 
     Raises:
-        ValueError: anything but a sound safetensors file; says what, and the caller says in which file.
-        OSError: it can't be opened.
+        ValueError: The file is no valid safetensors file; the message says why, and the caller says which file it is.
+        OSError: It can't be opened.
 
     Example:
         >>> import tempfile
@@ -144,9 +121,9 @@ def open_tensors(path: Path, most_bytes: int | None = None) -> Iterator[TensorFi
         if most_bytes is not None and size > most_bytes:
             raise ValueError(f"it has {size:,} bytes, but expected are at most {most_bytes:,}")
         length = int.from_bytes(file.read(8), "little")
-        if size < 10 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
+        if size < 10 or not 2 <= length <= min(size - 8, JSON_LIMIT):
             raise ValueError(
-                f"its header claims {length:,} bytes, but the file has {size:,} and a header at most {HEADER_LIMIT:,}"
+                f"its header claims {length:,} bytes, but the file has {size:,} and a header at most {JSON_LIMIT:,}"
             )
         metadata, specs = _parse_header(file.read(length), size - 8 - length)
         read = 8 + length + sum(spec.nbytes for spec in specs.values())
@@ -179,16 +156,16 @@ def _parse_spec(name: str, spec: object) -> TensorSpec:
     dtype, shape, offsets = spec["dtype"], spec["shape"], spec["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _STORED:
         raise ValueError(f"tensor {name[:200]!r} is of type {str(dtype)[:40]!r}, but known are {', '.join(_STORED)}")
-    if not _are_sizes(shape) or len(shape) > AXES or not _are_sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or len(shape) > MOST_AXES or not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(
             f"tensor {name[:200]!r} has shape {str(shape)[:80]} and data_offsets {str(offsets)[:80]}, but expected are "
-            f"lists of at most {AXES} and of 2 sizes"
+            f"lists of at most {MOST_AXES} and of 2 sizes"
         )
     start, end = offsets
     expected = math.prod(shape) * _STORED[dtype].itemsize
     if end - start != expected:
         raise ValueError(f"tensor {name[:200]!r} has {end - start} bytes, but {dtype} of shape {shape} has {expected}")
-    return TensorSpec(_READ[dtype], tuple(shape), start, end, dtype)
+    return TensorSpec(dtype, tuple(shape), start, end)
 
 
 def _are_sizes(value: object) -> bool:
@@ -196,17 +173,15 @@ def _are_sizes(value: object) -> bool:
 
 
 def serialise(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], bfloat16: Collection[str] = ()) -> bytes:
-    """A safetensors file, in the order in which safetensors itself writes: wide types first, then by name.
-
-    Its own writer takes bfloat16 from torch only, and puts metadata in another order each time.
+    """The bytes of a safetensors file, in the order in which safetensors itself writes: wide types first, then by name.
 
     Args:
-        tensors: name → array of a type in `DTYPES`.
-        metadata: name → text.
-        bfloat16: names of those tensors that are uint16 bit patterns of bfloat16.
+        tensors: Arrays by name, each of a type in `DTYPES`.
+        metadata: Texts by name, written in this order.
+        bfloat16: Names of those tensors that are uint16 bit patterns of bfloat16.
 
     Raises:
-        ValueError: a tensor is of a type that can't be stored.
+        ValueError: A tensor is of a type that can't be stored.
 
     Example:
         >>> from safetensors.numpy import load
@@ -214,24 +189,16 @@ def serialise(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], bf
         {'a': array([0, 1, 2])}
     """
     wrong = {name: str(value.dtype) for name, value in tensors.items() if value.dtype not in _NAMES}
-    wrong |= {name: str(tensors[name].dtype) for name in bfloat16 if tensors[name].dtype != np.uint16}
     if wrong:
-        raise ValueError(
-            f"Expected tensors of {', '.join(map(str, DTYPES.values()))}, and bfloat16 as uint16, but got {wrong}."
-        )
+        raise ValueError(f"Expected tensors of {', '.join(map(str, _NAMES))}, but got {wrong}.")
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     parts: list[bytes | memoryview] = []
-    reached = 0
+    end = 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        flat = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-        dtype = BFLOAT16 if name in bfloat16 else _NAMES[value.dtype]
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(value.shape),
-            "data_offsets": [reached, reached + flat.size],
-        }
-        parts.append(flat.data)
-        reached += flat.size
+        parts.append(np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+        start, end = end, end + value.nbytes
+        stored = BFLOAT16 if name in bfloat16 else _NAMES[value.dtype]
+        header[name] = {"dtype": stored, "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that a reader that maps the file finds every tensor aligned
+    text += b" " * (-len(text) % 8)  # A reader that maps the file then finds every tensor aligned.
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from lightning_mvp.zoo.entry import config_hash
 from lightning_mvp.zoo.families import START, families
 from lightning_mvp.zoo.leftovers import remove_leftovers
 from lightning_mvp.zoo.lineage import Member, lineage, seeds_fingerprint
-from lightning_mvp.zoo.strict_json import parse_json
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT, open_regular
+from lightning_mvp.zoo.strict_json import read_json
 from lightning_mvp.zoo.zoo import ModelZoo
 
 WAVES = "waves"
@@ -34,11 +33,11 @@ def family_members(zoo: ModelZoo, family: str | None = None) -> tuple[str, list[
     """A family's name and its members by (wave, name).
 
     Args:
-        zoo: with at least one seed in that family.
-        family: hash of the seeds' config; None takes the family with most entries.
+        zoo: A zoo with at least one seed in that family.
+        family: The hash of the seeds' config; None takes the family with most entries.
 
     Raises:
-        ValueError: there is no such family, or it has no seed.
+        ValueError: There is no such family, or it has no seed.
     """
     found = families(zoo)
     if family is None and found:
@@ -58,9 +57,10 @@ def growth_config(family: str, members: Sequence[Member], rule: Mapping[str, Any
     """What the id of a grown entry is made of: the rule by which it grew, never what the zoo happened to hold.
 
     Args:
-        family: hash of the seeds' config.
-        members: of that family.
-        rule: how many vote and which, the wave, the steps, the seed, the training; plain JSON.
+        family: The hash of the seeds' config.
+        members: The members of that family.
+        rule: The rule by which the entry grew: how many vote and which, the wave, the steps, the seed, the
+            training; plain JSON.
     """
     return {"start": START, **rule, "family": family, "seeds": seeds_fingerprint(members)}
 
@@ -74,35 +74,48 @@ def wave_voters(zoo: ModelZoo, config: Mapping[str, Any]) -> list[Member]:
     """The entries that may vote in the wave of this config, by (wave, name); listed now if nobody has.
 
     Args:
-        zoo: where the wave grows.
-        config: of the wave's entries, as :func:`growth_config` makes it; with ``"wave"``.
+        zoo: The zoo in which the wave grows.
+        config: The config of the wave's entries, as :func:`growth_config` makes it; it says the ``"wave"``.
 
     Raises:
-        ValueError: the list is damaged, or names an entry that is no longer there while entries of this wave are.
-        OSError: the list can't be written.
+        ValueError: The list is damaged, or names an entry that is no longer there while entries of this wave are.
+        OSError: The list can't be written.
     """
     wave, rule = config["wave"], config_hash(config)
     path = zoo.path / WAVES / f"{wave}--{rule}.json"
     _, members = family_members(zoo, config["family"])
     before = [member for member in members if member.wave < wave]
     listed = _listed(path)
-    gone = sorted(set(listed or ()) - {member.name for member in before})
-    made = zoo.configs.get(rule, ())
-    if gone and made:
-        raise ValueError(
-            f"Expected all entries that {path} lists to be there, as others of wave {wave} were voted from them, but "
-            f"{', '.join(gone[:5])} is gone. Put it back with `mvp-zoo add`, or remove {', '.join(made[:5])}, too: "
-            "then the wave is listed anew."
-        )
+    gone = set(listed or ()) - {member.name for member in before}
+    _require_unused(zoo, path, gone)
     if listed is None or gone:
-        with contextlib.suppress(FileExistsError):  # another job was first: its list counts
+        with contextlib.suppress(FileExistsError):  # Another job was first, and its list counts.
             about = {"wave": wave, "rule": rule, "voters": [member.name for member in before]}
             write_json(path, about, overwrite=bool(gone))
         with contextlib.suppress(OSError):
             remove_leftovers(path.parent, path.stat().st_mtime)
         listed = _listed(path, expected=True)
-    voters = set(listed or ())
-    return [member for member in before if member.name in voters]
+    return [member for member in before if member.name in (listed or ())]
+
+
+def check_waves(zoo: ModelZoo) -> dict[str, str]:
+    """What is wrong with the lists of voters and the refusals of a zoo.
+
+    A list is wrong if it is damaged, or names an entry that is gone while an entry of its wave is there.
+
+    Returns:
+        The reason for each file that is wrong, by its path in the zoo's folder.
+    """
+    problems, names = {}, set(zoo.names)
+    for path in sorted((zoo.path / WAVES).glob("[!.]*.json")):
+        try:
+            if path.name.endswith(REFUSED):
+                _read(path)
+            else:
+                _require_unused(zoo, path, set(_listed(path) or ()) - names)
+        except (ValueError, OSError) as error:
+            problems[f"{WAVES}/{path.name}"] = str(error)
+    return problems
 
 
 def refuse(zoo: ModelZoo, name: str, why: Mapping[str, Any]) -> None:
@@ -112,12 +125,24 @@ def refuse(zoo: ModelZoo, name: str, why: Mapping[str, Any]) -> None:
 
 
 def refusal(zoo: ModelZoo, name: str) -> dict[str, Any] | None:
-    """What :func:`refuse` was told of an entry; None where it was not refused."""
+    """Why an entry was refused, as :func:`refuse` was given it; None where it was not refused."""
     return _read(_refusal(zoo, name))
 
 
 def _refusal(zoo: ModelZoo, name: str) -> Path:
     return zoo.path / WAVES / f"{name}{REFUSED}"
+
+
+def _require_unused(zoo: ModelZoo, path: Path, gone: Collection[str]) -> None:
+    """Refuse a list of voters some of which are gone, if an entry was grown by its rule already."""
+    wave, _, rule = path.stem.partition("--")
+    made = zoo.configs.get(rule) if gone else None
+    if made:
+        raise ValueError(
+            f"Expected all entries that {path} lists to be there, as others of wave {wave} were voted from them, but "
+            f"{', '.join(sorted(gone)[:5])} is gone. Put it back with `mvp-zoo add`, or remove {', '.join(made[:5])}, "
+            "too: then the wave is listed anew."
+        )
 
 
 def _listed(path: Path, expected: bool = False) -> list[str] | None:
@@ -132,7 +157,7 @@ def _listed(path: Path, expected: bool = False) -> list[str] | None:
 
 def _read(path: Path, expected: bool = False) -> dict[str, Any] | None:
     try:
-        found = parse_json(read_listed(path, _text, expected=expected))
+        found = read_listed(path, read_json, expected=expected)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -140,10 +165,3 @@ def _read(path: Path, expected: bool = False) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ValueError(f"Expected {path} to be a JSON object, but got {json.dumps(found)[:80]}. Remove it.")
     return found
-
-
-def _text(path: Path) -> bytes:
-    with open_regular(path) as (file, size):
-        if size > HEADER_LIMIT:
-            raise ValueError(f"it has {size:,} bytes, but expected are at most {HEADER_LIMIT:,}")
-        return file.read(HEADER_LIMIT)

@@ -18,20 +18,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lightning_mvp.files import UnseenFileError, make_folder, read_listed, with_words
-from lightning_mvp.zoo.catalogue import Card, catalogue
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate
-from lightning_mvp.zoo.entry_file import ROOM, SUFFIX, Storage, read_entry, read_header, shown, write_entry
+from lightning_mvp.zoo.entry_file import (
+    MOST_HEAD_BYTES,
+    SUFFIX,
+    Storage,
+    naming,
+    read_entry,
+    read_header,
+    shown,
+    write_entry,
+)
 from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
-from lightning_mvp.zoo.leftovers import OLD, remove_leftovers
-from lightning_mvp.zoo.tensor_file import HEADER_LIMIT
-
-if TYPE_CHECKING:
-    from lightning_mvp.voting.ranking import Neighbour
+from lightning_mvp.zoo.leftovers import remove_leftovers
+from lightning_mvp.zoo.strict_json import JSON_LIMIT
 
 T = TypeVar("T")
 
@@ -40,11 +45,11 @@ class ModelZoo:
     """The pruned models in a folder: a read-only mapping from entry names (sorted) to entries, with `add` and `remove`.
 
     Args:
-        path: the folder of an existing zoo; `ModelZoo.create` makes one.
+        path: The folder of an existing zoo; `ModelZoo.create` makes one.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds no zoo.
-        ValueError: its `zoo.json` cannot be read or is of another version.
+        FileNotFoundError: The folder is missing or holds no zoo.
+        ValueError: The folder's `zoo.json` cannot be read or is of another version.
 
     Example:
         >>> import tempfile
@@ -77,16 +82,16 @@ class ModelZoo:
         """Make the zoo of this backbone, or open it if it is there already: many jobs may call this at once.
 
         Args:
-            path: the folder; parents are made.
-            recipe: the backbone's recipe (plain JSON), or None for a backbone only you can build.
-            theta0: the dense pre-trained state.
-            group_sizes: units per group, in the order of the groups.
+            path: The zoo's folder; missing parents are made.
+            recipe: The backbone's recipe (plain JSON), or None for a backbone that only you can build.
+            theta0: The pre-trained weights of the dense backbone, by their names in its state dict.
+            group_sizes: The number of units of each group, in the order of the groups.
 
         Raises:
-            ValueError: there is a zoo of another backbone, of other groups or of another θ⁰; says which.
+            ValueError: There is a zoo of another backbone, of other groups or of another θ⁰; the message says which.
         """
         path = Path(path)
-        index = Index.of(recipe, theta0, group_sizes)
+        index = Index.from_backbone(recipe, theta0, group_sizes)
         differing = index.differences(create_index(path, index, theta0))
         if differing:
             raise ValueError(
@@ -121,7 +126,7 @@ class ModelZoo:
         """Names of all entries, sorted; damaged ones included.
 
         Raises:
-            FileNotFoundError: the zoo's folder is gone.
+            FileNotFoundError: The zoo's folder is gone.
         """
         try:
             files = os.listdir(self.path / "tasks")
@@ -149,7 +154,7 @@ class ModelZoo:
         if not isinstance(name, str) or not _is_file_name(name):
             return False
         try:
-            self._file(name).lstat()
+            self.file(name).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -161,14 +166,14 @@ class ModelZoo:
         """Read and verify one entry.
 
         Raises:
-            KeyError: no entry of that name; similar names are told.
-            DamagedEntryError: the file is damaged or belongs to another zoo.
+            KeyError: There is no entry of that name; the message gives similar names.
+            DamagedEntryError: The file is damaged or belongs to another zoo.
         """
         dense = sum(array.nbytes for array in self._theta0.values())
-        most = HEADER_LIMIT + dense + 5 * sum(self.group_sizes.values()) + ROOM
+        most = JSON_LIMIT + dense + 5 * sum(self.group_sizes.values()) + MOST_HEAD_BYTES
         entry = self._read(name, lambda path: read_entry(path, most))
         self._require_ours(name, entry.info)
-        with self._naming(name):
+        with naming(self.file(name)):
             self._check(entry)
         return entry
 
@@ -176,65 +181,65 @@ class ModelZoo:
         """What an entry says about itself, read without its tensors: for listings, where all of it is not needed.
 
         Args:
-            name: of the entry.
-            prototypes: read these, too.
+            name: The entry's name.
+            prototypes: Whether to read the prototypes as well.
 
         Returns:
             ``{"name", "facts", "config", "groups" (group → units), "info", "sha256"}``, and with `prototypes` also
-            ``"has_head"`` and ``"prototypes"`` (an array or None). Its SHA-256 is told, not verified: that takes the
-            tensors, which ``zoo[name]`` reads.
+            ``"has_head"`` and ``"prototypes"`` (an array or None). The SHA-256 is what the file says; ``zoo[name]``
+            reads the tensors and compares it.
 
         Raises:
-            KeyError: no entry of that name; similar names are told.
-            DamagedEntryError: the header is damaged or belongs to another zoo.
+            KeyError: There is no entry of that name; the message gives similar names.
+            DamagedEntryError: The header is damaged or belongs to another zoo.
         """
         header = self._read(name, lambda path: read_header(path, prototypes))
         self._require_ours(name, header["info"])
-        with self._naming(name):
+        with naming(self.file(name)):
             self._check_groups(header["groups"])
         return header
 
-    def catalogue(self) -> dict[str, Card]:
-        """Of all sound entries what a search needs, by name, sorted: see :func:`lightning_mvp.zoo.catalogue.catalogue`.
-
-        A file beside the entries keeps it, so that ten thousand of them need not be opened one by one.
-        """
-        return catalogue(self)
-
     def entries(self, config: str | None = None, names: Iterable[str] | None = None) -> Iterator[ZooEntry]:
-        """The sound entries (of one config's hash, of these names, or all) by name; damaged ones warn by name.
+        """The entries by name: those of one config's hash, those of these names, or all.
 
-        They are read one after the other, as they are asked for.
+        They are read one after the other, as they are asked for; see `each` for damaged ones.
         """
         if config is not None and config not in self.configs:
             raise ValueError(f"Expected `config` to be one of {list(self.configs)}, but got {config!r}.")
         listed = self.names if config is None else self.configs[config]
-        for name in listed if names is None else sorted(names):
+        return self.each(self.__getitem__, listed if names is None else sorted(names))
+
+    def each(self, read: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
+        """``read(name)`` for each of these entries, one after the other, as they are asked for.
+
+        Damaged entries are named in a warning each and left out; so are those that were removed since they were listed.
+        """
+        for name in names:
             try:
-                entry = self[name]
+                found = read(name)
             except DamagedEntryError as error:
                 warnings.warn(f"Skipping a damaged zoo entry: {error}", stacklevel=2)
             except KeyError:
-                pass  # removed since the names were listed
+                continue
             else:
-                yield entry
+                yield found
 
     def add(self, entry: ZooEntry, overwrite: bool = False, storage: Storage = "float32") -> Path:
         """Validate `entry` against this zoo and write it whole or not at all. Then clean up after killed writers.
 
         Args:
-            entry: what to add.
-            overwrite: replace the entry of that name.
-            storage: "bfloat16" rounds all that is float32, in half the bytes; whoever reads it gets float32.
+            entry: The entry to add.
+            overwrite: Whether to replace an entry of that name.
+            storage: "bfloat16" rounds all that is float32 and takes half the bytes; it is read as float32 again.
 
         Raises:
-            ValueError: masks, weights or values do not fit this zoo's backbone, or can't be stored as wished, or the
+            ValueError: Masks, weights or values do not fit this zoo's backbone, or can't be stored as wished, or the
                 folder holds another zoo by now; nothing is written.
-            FileExistsError: the zoo has such an entry and `overwrite` is false.
-            FileNotFoundError: the zoo's folder is gone; it is not made anew.
-            OSError: the entry could not be written (disk full, read-only, no permission …); the zoo is as it was, and
+            FileExistsError: The zoo has such an entry and `overwrite` is false.
+            FileNotFoundError: The zoo's folder is gone; it is not made anew.
+            OSError: The entry could not be written (disk full, read-only, no permission …); the zoo is as it was, and
                 the message says what to do.
-            UnseenFileError: it was written, but the file system does not show it, or may lose it.
+            UnseenFileError: The entry was written, but the file system does not show it, or may lose it.
         """
         validate(entry)
         self._check(entry)
@@ -242,7 +247,7 @@ class ModelZoo:
         self._require_unchanged()
         try:
             make_folder(self.path / "tasks")
-            path = write_entry(self._file(entry.name), stamped, overwrite=overwrite, parents=False, storage=storage)
+            path = write_entry(self.file(entry.name), stamped, overwrite=overwrite, parents=False, storage=storage)
         except FileExistsError as error:
             raise FileExistsError(
                 f"The zoo at {self.path} has an entry {entry.name!r} already. Pass `overwrite=True` to replace it."
@@ -252,30 +257,21 @@ class ModelZoo:
         except OSError as error:
             words = f"The zoo at {self.path} is as it was, without this entry {entry.name!r}. {error.strerror or error}"
             raise with_words(error, words) from error
-        with contextlib.suppress(OSError):  # the entry is there, and cleaning can wait
+        with contextlib.suppress(OSError):  # The entry is there, and cleaning can wait.
             now = path.stat().st_mtime
             for folder in (self.path, path.parent):
                 remove_leftovers(folder, now)
         return path
 
+    def file(self, name: str) -> Path:
+        """Where the entry of that name is stored, whether it is there or not."""
+        return self.path / "tasks" / f"{name}{SUFFIX}"
+
     def remove(self, name: str) -> None:
         """Delete one entry, damaged or not."""
         if name not in self:
             raise KeyError(f"No entry {name!r} in the zoo at {self.path}.")
-        self._file(name).unlink()
-
-    def clean(self, older_than: float = OLD) -> tuple[str, ...]:
-        """Remove what killed writers left behind, as `add` does, and return the names of those hidden files.
-
-        Args:
-            older_than: seconds by the file system's clock; files of writers at work stay, however old.
-
-        Raises:
-            OSError: the folder can't be written to.
-        """
-        self._require_unchanged()
-        folders = (self.path, self.path / "tasks")
-        return tuple(path.name for folder in folders for path in remove_leftovers(folder, older_than=older_than))
+        self.file(name).unlink()
 
     def verify(self) -> dict[str, str | None]:
         """Read every entry: name → what is wrong with it, or None."""
@@ -294,15 +290,9 @@ class ModelZoo:
         """The pre-trained weights all entries come from, read once and verified against their fingerprint.
 
         Raises:
-            ValueError: the file is damaged or of another θ⁰.
+            ValueError: The file is damaged or of another θ⁰.
         """
         return dict(self._theta0)
-
-    def nearest(self, images: Any, labels: Any, **options: Any) -> list[Neighbour]:
-        """The entries most similar to a target task: `lightning_mvp.voting.rank_neighbours` on this zoo."""
-        from lightning_mvp.voting.ranking import rank_neighbours  # reading a zoo must not import torch
-
-        return rank_neighbours(self, images, labels, **options)
 
     @cached_property
     def _theta0(self) -> dict[str, np.ndarray]:
@@ -312,7 +302,7 @@ class ModelZoo:
         """What `read` makes of an entry's file."""
         if not isinstance(name, str) or not _is_file_name(name):
             raise self._no_entry(name)
-        path = self._file(name)
+        path = self.file(name)
         try:
             return read_listed(path, read)
         except UnseenFileError as error:
@@ -329,20 +319,11 @@ class ModelZoo:
             f"No entry {str(name)[:255]!r} in the zoo at {self.path} with {len(names)} entries, such as {close}."
         )
 
-    @contextlib.contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            raise DamagedEntryError(
-                f"{shown(self._file(name))}: {str(error).rstrip('.')}. Remove it and prune this task again."
-            ) from error
-
     def _require_ours(self, name: str, info: dict[str, Any]) -> None:
         if info.get("zoo") != self.fingerprint:
             self._require_unchanged()
             raise DamagedEntryError(
-                f"{shown(self._file(name))}: belongs to another zoo (other backbone or θ⁰). Remove it."
+                f"{shown(self.file(name))}: belongs to another zoo (other backbone or θ⁰). Remove it."
             )
 
     def _require_unchanged(self) -> None:
@@ -361,14 +342,16 @@ class ModelZoo:
                 + ". Open it again."
             )
 
-    def _file(self, name: str) -> Path:
-        return self.path / "tasks" / f"{name}{SUFFIX}"
-
     def _check(self, entry: ZooEntry) -> None:
         """Does `entry` fit this zoo's groups and θ⁰?"""
         self._check_groups({group: len(mask) for group, mask in entry.masks.items()})
-        if sum(array.nbytes for array in (*entry.head.values(), entry.prototypes) if array is not None) > ROOM:
-            raise ValueError(f"Expected head and prototypes of entry {entry.name!r} to have at most {ROOM:,} bytes.")
+        if (
+            sum(array.nbytes for array in (*entry.head.values(), entry.prototypes) if array is not None)
+            > MOST_HEAD_BYTES
+        ):
+            raise ValueError(
+                f"Expected head and prototypes of entry {entry.name!r} to have at most {MOST_HEAD_BYTES:,} bytes."
+            )
         dense = self._theta0
         if entry.weights.keys() != dense.keys():
             differing = sorted(entry.weights.keys() ^ dense.keys())

@@ -35,7 +35,7 @@ def voted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = create_backbone(RECIPE)
     groups = find_groups(backbone, torch.zeros(1, 3, 16, 16), check=False)
     small = shrink(backbone, groups, random_masks(groups, 0.5, seed=0))
-    write_safetensors(Source.of("pets", small, nn.Linear(8, 3), FACTS), folder)
+    write_safetensors(Source.from_backbone("pets", small, nn.Linear(8, 3), FACTS), folder)
     (folder / "load.py").unlink()
     return folder
 

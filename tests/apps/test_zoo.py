@@ -14,9 +14,10 @@ import pytest
 
 from lightning_mvp.apps.zoo import main
 from lightning_mvp.zoo import ModelZoo, ZooEntry, config_hash, entry_id
+from lightning_mvp.zoo.waves import WAVES, family_members, growth_config, refuse, wave_voters
 
 from ..zoo.entries import CONFIG, GROUPS, THETA0, make_entry
-from ..zoo.grown import FAMILY, grown_zoo
+from ..zoo.grown import FAMILY, grown, grown_zoo
 
 OTHER = {**CONFIG, "rounds": 8}
 
@@ -169,6 +170,27 @@ def test_verify_does_not_blame_entries_for_a_damaged_theta0(zoo: ModelZoo, ask: 
     assert "theta0.safetensors" in done.json["theta0"]
     assert list(done.json["damaged"]) == [name_of("beta")]
     assert ask("verify", zoo.path).line.endswith("3 of 4 entries are sound, but θ⁰ is not")
+
+
+def test_verify_names_each_file_of_a_wave_that_is_damaged_or_lists_what_is_gone(tmp_path: Path, ask: Ask) -> None:
+    zoo = grown_zoo(tmp_path / "zoo")
+    family, members = family_members(zoo)
+    for wave in (3, 4):
+        wave_voters(zoo, growth_config(family, members, {"wave": wave}))
+    refuse(zoo, "x--12345678", {"val_accuracy": 0.25})
+    assert ask("verify", zoo.path, "--json").json["waves"] == {}
+    zoo.add(grown(zoo, "d", 3, [members[2].name], 2))
+    zoo.remove(members[2].name)
+    (zoo.path / WAVES / "x--12345678.refused.json").write_text("{")
+    (zoo.path / WAVES / "5--12345678.json").write_text('{"voters": []}')
+    done = ask("verify", zoo.path, "--json")
+    assert (done.code, done.json["damaged"]) == (1, {})
+    (used,) = (zoo.path / WAVES).glob("3--*")
+    assert set(done.json["waves"]) == {
+        f"{WAVES}/{n}" for n in (used.name, "x--12345678.refused.json", "5--12345678.json")
+    }
+    assert f"{members[2].name} is gone. Put it back" in done.json["waves"][f"{WAVES}/{used.name}"]
+    assert ask("verify", zoo.path).out.count("damaged: ") == 3
 
 
 def test_verify_names_what_killed_writers_left_but_that_is_no_damage(zoo: ModelZoo, ask: Ask) -> None:

@@ -57,7 +57,7 @@ def make_source(kind: str) -> Source:
     small = shrink(backbone, groups, random_masks(groups, 0.5, seed=0)).eval()
     with torch.no_grad():
         features = small(example).shape[1]
-    return Source.of(kind, small, nn.Linear(features, 3), facts_of(recipe))
+    return Source.from_backbone(kind, small, nn.Linear(features, 3), facts_of(recipe))
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,6 @@ def test_a_configured_backbone_is_exported_and_rebuilt_without_lightning_mvp(opt
     backbone(example)  # batch statistics that are not those of a new model
     groups = find_groups(backbone, example[:1], check=False)
     small = shrink(backbone, groups, random_masks(groups, 0.5, seed=0)).eval()
-    source = Source.of(option, small, torch.nn.Linear(small(example).shape[1], 3), facts_of(backbone.recipe))
+    source = Source.from_backbone(option, small, torch.nn.Linear(small(example).shape[1], 3), facts_of(backbone.recipe))
     assert write_safetensors(source, tmp_path) == 0.0
     assert repr(load(tmp_path)) == repr(source.model)

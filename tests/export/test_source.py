@@ -119,7 +119,7 @@ def test_an_entry_that_is_not_there_is_refused_with_those_that_are(zoo: ModelZoo
 
 def test_a_module_without_head_stays_without(source_of) -> None:
     backbone = create_backbone(RECIPE).eval()
-    source = Source.of_module(backbone, FACTS)
+    source = Source.from_module(backbone, FACTS)
     assert [type(layer) for layer in source.dense()] == [type(backbone)]
     assert source.model[0] is not backbone
     with torch.no_grad():
@@ -128,6 +128,6 @@ def test_a_module_without_head_stays_without(source_of) -> None:
 
 def test_a_timm_classifier_inside_the_backbone_goes_along() -> None:
     backbone = create_backbone({**RECIPE, "arguments": {**RECIPE["arguments"], "num_classes": 3}})
-    source = Source.of_module(backbone, FACTS)
+    source = Source.from_module(backbone, FACTS)
     assert source.dense()(source.images(2)).shape == (2, 3)
     assert isinstance(source.dense()[0].fc, nn.Linear)

@@ -117,7 +117,7 @@ def test_a_backbone_without_head_is_one_part(source_of: Callable[[str], Source],
 def test_a_timm_classifier_inside_the_backbone_goes_along(tmp_path: Path) -> None:
     backbone = create_backbone({**RECIPE, "arguments": {**RECIPE["arguments"], "num_classes": 3}})
     groups = find_groups(backbone, torch.zeros(1, 3, 16, 16), check=False)
-    source = Source.of_module(shrink(backbone, groups, random_masks(groups, 0.5, seed=0)), FACTS)
+    source = Source.from_module(shrink(backbone, groups, random_masks(groups, 0.5, seed=0)), FACTS)
     write_safetensors(source, tmp_path)
     model = load(tmp_path)
     with torch.no_grad():

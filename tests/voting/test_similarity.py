@@ -200,7 +200,7 @@ def test_scores_are_leep_of_each_source_through_its_own_preprocessing(world: Wor
     other = world.entry("abd", "abd", 9, mean=0.2)
     images, labels = world.of(*"abc")
     made = zoo(*entries, other)
-    ranked = made.nearest(images, labels, backbone=world.backbone, groups=world.groups, k=None)
+    ranked = rank_neighbours(made, images, labels, backbone=world.backbone, groups=world.groups, k=None)
     scores = {neighbour.name: neighbour.score for neighbour in ranked}
     assert scores.keys() == set(made.names)
     own = leep(_probabilities(other, images, world.backbone, world.groups), labels)
@@ -214,13 +214,15 @@ def test_random_is_a_function_of_the_seed(world: World, zoo, entries) -> None:
     made = zoo(*entries)
     drawn = {
         seed: _tasks(
-            made.nearest(
-                images, labels, backbone=world.backbone, groups=world.groups, similarity="random", k=2, seed=seed
+            rank_neighbours(
+                made, images, labels, backbone=world.backbone, groups=world.groups, similarity="random", k=2, seed=seed
             )
         )
         for seed in (0, 1, 2, 3)
     }
-    again = made.nearest(images, labels, backbone=world.backbone, groups=world.groups, similarity="random", k=2, seed=3)
+    again = rank_neighbours(
+        made, images, labels, backbone=world.backbone, groups=world.groups, similarity="random", k=2, seed=3
+    )
     assert _tasks(again) == drawn[3]
     assert len({tuple(names) for names in drawn.values()}) > 1
 
@@ -230,9 +232,11 @@ def test_headless_entries_are_skipped_by_leep_but_serve_prototypes(world: World,
     made = zoo(headless, *entries[1:])
     images, labels = world.of(*"abc")
     with pytest.warns(UserWarning, match=f"without a head: {headless.name}"):
-        ranked = made.nearest(images, labels, backbone=world.backbone, groups=world.groups, k=3)
+        ranked = rank_neighbours(made, images, labels, backbone=world.backbone, groups=world.groups, k=3)
     assert headless.name not in {neighbour.name for neighbour in ranked}
-    ranked = made.nearest(images, labels, backbone=world.backbone, groups=world.groups, similarity="prototypes", k=1)
+    ranked = rank_neighbours(
+        made, images, labels, backbone=world.backbone, groups=world.groups, similarity="prototypes", k=1
+    )
     assert ranked[0].name == headless.name
 
 
@@ -241,16 +245,16 @@ def test_warnings_say_what_is_unusual(world: World, zoo, entries) -> None:
     options = {"backbone": world.backbone, "groups": world.groups}
     made = zoo(*entries[:2])
     with pytest.warns(UserWarning, match="at least 8 entries to choose from, but got 2"):
-        assert len(made.nearest(images, labels, **options)) == 2
+        assert len(rank_neighbours(made, images, labels, **options)) == 2
     made.add(world.entry("ab", "ab", 5))
     with pytest.warns(UserWarning, match=r"have \[2, 3\] classes"):
-        made.nearest(images, labels, k=1, **options)
+        rank_neighbours(made, images, labels, k=1, **options)
     made.add(world.entry("gh", "gh", 6, ratio=0.3))
     with pytest.warns(UserWarning, match="several pruning configs.*Choose one by `config`"):
-        ranked = made.nearest(images, labels, k=3, similarity="prototypes", **options)
+        ranked = rank_neighbours(made, images, labels, k=3, similarity="prototypes", **options)
     assert "gh" not in _tasks(ranked)
     (rare,) = (key for key, names in made.configs.items() if len(names) == 1)
-    assert _tasks(made.nearest(images, labels, k=1, config=rare, **options)) == ["gh"]
+    assert _tasks(rank_neighbours(made, images, labels, k=1, config=rare, **options)) == ["gh"]
 
 
 def test_nothing_to_choose_from_is_refused(world: World, zoo, entries) -> None:
@@ -258,11 +262,11 @@ def test_nothing_to_choose_from_is_refused(world: World, zoo, entries) -> None:
     options = {"backbone": world.backbone, "groups": world.groups}
     made = zoo()
     with pytest.raises(ValueError, match="is empty"):
-        made.nearest(images, labels, **options)
+        rank_neighbours(made, images, labels, **options)
     made.add(entries[0])
     with pytest.raises(ValueError, match="not excluded"):
-        made.nearest(images, labels, exclude=[entries[0].name], **options)
+        rank_neighbours(made, images, labels, exclude=[entries[0].name], **options)
     with pytest.raises(ValueError, match="`similarity` to be one of"):
-        made.nearest(images, labels, similarity="logme", **options)
+        rank_neighbours(made, images, labels, similarity="logme", **options)
     with pytest.raises(ValueError, match="`k` to be at least 1"):
-        made.nearest(images, labels, k=0, **options)
+        rank_neighbours(made, images, labels, k=0, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning_mvp.voting.similarity import rank_neighbours
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -131,7 +132,7 @@ def test_a_trainer_trains_it_batch_norm_included(world: World, made: ModelZoo) -
 
 def test_a_ranking_can_be_used_again(world: World, made: ModelZoo) -> None:
     module = Module(world, "abd")
-    ranking = made.nearest(*module.scoring_images(), backbone=world.backbone, groups=world.groups, k=None)
+    ranking = rank_neighbours(made, *module.scoring_images(), backbone=world.backbone, groups=world.groups, k=None)
     ours, report = voted_backbone(made, module, neighbours=ranking[:2], temperature=0.1)
     theirs, _ = voted_backbone(made, module, neighbours=2, temperature=0.1)
     assert [neighbour.name for neighbour in report.neighbours] == [neighbour.name for neighbour in ranking[:2]]
@@ -236,7 +237,7 @@ def test_labels_that_say_nothing_are_refused_unless_nothing_is_asked_of_them(
     drawn = voted_backbone(made, loader, neighbours=2, similarity="random", reestimate_batches=0)[1].neighbours
     voted_backbone(made, loader, neighbours=drawn, reestimate_batches=0)
     with pytest.raises(ValueError, match=match):
-        made.nearest(world.images[:48], labels, backbone=world.backbone, groups=world.groups)
+        rank_neighbours(made, world.images[:48], labels, backbone=world.backbone, groups=world.groups)
     monkeypatch.setattr(voted, "find_groups", None)  # before any work
     with pytest.raises(ValueError, match=match):
         voted_backbone(made, loader)
@@ -283,7 +284,7 @@ def test_images_of_any_precision_are_taken_and_of_other_channels_refused(world: 
     with pytest.raises(ValueError, match=r"`loader` to give images with 3 channels .*got 1"):
         vote(images[:, :1])
     with pytest.raises(ValueError, match=r"`images` .* but .* fails on an image of shape \(1, 16, 16\)"):
-        made.nearest(images[:, :1], labels, backbone=world.backbone, groups=world.groups)
+        rank_neighbours(made, images[:, :1], labels, backbone=world.backbone, groups=world.groups)
 
 
 def test_batches_whose_labels_differ_in_shape_are_refused(made: ModelZoo) -> None:

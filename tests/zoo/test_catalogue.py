@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from lightning_mvp.zoo import ModelZoo
 from lightning_mvp.zoo import catalogue as module
-from lightning_mvp.zoo.catalogue import CATALOGUE, FORMAT, stacked
+from lightning_mvp.zoo.catalogue import CATALOGUE, FORMAT, catalogue, stacked
 
 from .conftest import make_entry
 
@@ -34,7 +34,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_card_says_what_its_entry_says(fill: Fill) -> None:
     zoo = fill("b", "a")
-    for cards in (zoo.catalogue(), ModelZoo(zoo.path).catalogue()):  # made, then read
+    for cards in (catalogue(zoo), catalogue(ModelZoo(zoo.path))):  # made, then read
         assert list(cards) == sorted(zoo.names)
         for name, card in cards.items():
             entry = zoo[name]
@@ -50,28 +50,28 @@ def test_a_card_says_what_its_entry_says(fill: Fill) -> None:
 def test_only_what_is_new_or_changed_is_opened(fill: Fill, opened: list[str]) -> None:
     zoo = fill("a", "b")
     first, second = zoo.names
-    zoo.catalogue()
+    catalogue(zoo)
     assert sorted(opened) == [first, second]
     opened.clear()
-    ModelZoo(zoo.path).catalogue()
+    catalogue(ModelZoo(zoo.path))
     assert opened == []
 
     zoo.add(make_entry("c", seed=3))
     zoo.add(make_entry("a", seed=9), overwrite=True)
-    assert set(zoo.catalogue()) == set(zoo.names)
+    assert set(catalogue(zoo)) == set(zoo.names)
     assert sorted(opened) == [first, zoo.names[2]]
-    np.testing.assert_array_equal(zoo.catalogue()[first].prototypes, zoo[first].prototypes)
+    np.testing.assert_array_equal(catalogue(zoo)[first].prototypes, zoo[first].prototypes)
 
     opened.clear()
     zoo.remove(second)
-    assert second not in zoo.catalogue()
+    assert second not in catalogue(zoo)
     assert opened == []
 
 
 def _of_another_zoo(path: Path) -> None:
     other = ModelZoo.create(path.parent / "other", {"model": "other"}, *_theta0())
     other.add(make_entry("a"))
-    other.catalogue()
+    catalogue(other)
     os.replace(other.path / CATALOGUE, path)
 
 
@@ -122,11 +122,11 @@ def _other_json(path: Path) -> None:
 )
 def test_a_catalogue_that_cannot_be_used_is_made_anew(damage: Callable[[Path], None], fill: Fill) -> None:
     zoo = fill("a", "b")
-    expected = zoo.catalogue()
+    expected = catalogue(zoo)
     damage(zoo.path / CATALOGUE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = zoo.catalogue()
+        again = catalogue(zoo)
     assert list(again) == list(expected)
     for name, card in again.items():
         np.testing.assert_array_equal(card.prototypes, expected[name].prototypes)
@@ -139,7 +139,7 @@ def test_a_damaged_entry_is_named_each_time_and_left_out(fill: Fill) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     for _ in range(2):
         with pytest.warns(UserWarning, match=f"Skipping a damaged zoo entry.*{zoo.names[0]}"):
-            assert list(zoo.catalogue()) == [zoo.names[1]]
+            assert list(catalogue(zoo)) == [zoo.names[1]]
 
 
 def test_prototypes_of_another_width_are_kept_out_of_the_file_but_told(fill: Fill) -> None:
@@ -148,7 +148,7 @@ def test_prototypes_of_another_width_are_kept_out_of_the_file_but_told(fill: Fil
     assert wide.prototypes is not None
     zoo.add(type(wide)(**{**vars(wide), "prototypes": np.ones((len(wide.prototypes), 77), np.float32)}))
     for _ in range(2):
-        assert zoo.catalogue()[wide.name].prototypes.shape[1] == 77
+        assert catalogue(zoo)[wide.name].prototypes.shape[1] == 77
 
 
 def test_a_zoo_that_one_may_only_read_is_read(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_a_zoo_that_one_may_only_read_is_read(fill: Fill, monkeypatch: pytest.Mo
         raise PermissionError(13, "read-only")
 
     monkeypatch.setattr(module, "write_whole", refused)
-    assert list(zoo.catalogue()) == list(zoo.names)
+    assert list(catalogue(zoo)) == list(zoo.names)
     assert not (zoo.path / CATALOGUE).exists()
 
 
@@ -169,7 +169,7 @@ def test_writers_of_entries_and_of_the_catalogue_do_not_disturb_each_other(fill:
     def look() -> None:
         try:
             for _ in range(30):
-                cards = ModelZoo(zoo.path).catalogue()
+                cards = catalogue(ModelZoo(zoo.path))
                 assert all(card.prototypes is not None for card in cards.values())
         except BaseException as error:
             problems.append(error)
@@ -182,16 +182,16 @@ def test_writers_of_entries_and_of_the_catalogue_do_not_disturb_each_other(fill:
     for reader in readers:
         reader.join()
     assert not problems
-    assert list(zoo.catalogue()) == list(zoo.names)
+    assert list(catalogue(zoo)) == list(zoo.names)
     assert len(zoo) == 21
     assert not [file for file in zoo.path.iterdir() if file.name.startswith(".")]
 
 
 def test_it_needs_no_torch(fill: Fill) -> None:
     zoo = fill("a")
-    code = "import sys; from lightning_mvp.zoo import ModelZoo; ModelZoo(sys.argv[1]).catalogue(); "
+    code = "import sys; from lightning_mvp.zoo.catalogue import ModelZoo, catalogue; catalogue(ModelZoo(sys.argv[1])); "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules", str(zoo.path)], check=True)
 
 
 def test_an_empty_zoo_has_no_cards(fill: Fill) -> None:
-    assert fill().catalogue() == {}
+    assert catalogue(fill()) == {}

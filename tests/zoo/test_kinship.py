@@ -11,7 +11,7 @@ import pytest
 
 from lightning_mvp.zoo import ModelZoo, ZooEntry
 from lightning_mvp.zoo.chance import expected_random_iou
-from lightning_mvp.zoo.kinship import mask_overlap, nearest_relatives, similarities, sound_entries
+from lightning_mvp.zoo.kinship import mask_overlap, nearest_relatives, readable_entries, similarities
 from lightning_mvp.zoo.prototypes import prototype_similarity
 
 from .entries import make_entry
@@ -106,6 +106,6 @@ def test_entries_are_read_in_full_but_kept_without_their_weights(fill: Callable[
     payload = bytearray((zoo.path / "tasks" / f"{zoo.names[0]}.safetensors").read_bytes())
     payload[-1] ^= 1
     (zoo.path / "tasks" / f"{zoo.names[0]}.safetensors").write_bytes(payload)
-    (sound,), damaged = sound_entries(zoo, [*zoo.names, "gone--00000000"])
+    (sound,), damaged = readable_entries(zoo, [*zoo.names, "gone--00000000"])
     assert (sound.name, sound.weights, list(sound.masks)) == (zoo.names[1], {}, ["stem", "block"])
     assert list(damaged) == [zoo.names[0]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_mvp.zoo import ModelZoo
-from lightning_mvp.zoo.summary import entry_file, summarise, validation_accuracy
+from lightning_mvp.zoo.summary import summarise, validation_accuracy
 
 
 @pytest.mark.parametrize(
@@ -26,26 +26,9 @@ def test_only_accuracy_on_validation_data_is_listed(info: dict[str, Any], accura
     assert validation_accuracy(info) == accuracy
 
 
-@pytest.mark.parametrize("header", [{"facts": []}, {"facts": {"name": "x"}}, {"info": {}}, {"config": 3}])
-def test_a_header_of_another_shape_is_a_problem_of_that_entry(
-    header: dict[str, Any], fill: Callable[..., ModelZoo], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo = fill("alpha", "beta")
-    real = zoo.header
-    monkeypatch.setattr(zoo, "header", lambda name: real(name) | (header if name.startswith("alpha") else {}))
-    alpha, beta = summarise(zoo)
-    assert beta.problem is None
-    assert (beta.task, beta.classes) == ("beta", 2)
-    if header == {"info": {}}:
-        assert (alpha.problem, alpha.accuracy, alpha.kept) == (None, None, {})
-    else:
-        assert alpha.problem is not None
-        assert str(entry_file(zoo, alpha.name)) in alpha.problem
-
-
 def test_a_link_to_nothing_does_not_end_the_listing(fill: Callable[..., ModelZoo]) -> None:
     zoo = fill("alpha", "beta")
-    file = entry_file(zoo, zoo.names[0])
+    file = zoo.file(zoo.names[0])
     file.unlink()
     file.symlink_to(file.with_name("gone"))
     assert [each.name for each in summarise(zoo) if each.problem is None] == [zoo.names[-1]]

@@ -118,7 +118,7 @@ def test_damaged_and_foreign_entries_are_named_and_skipped(fill: Fill, tmp_path:
     assert [name for name in zoo.names if any(name in str(w.message) for w in caught)] == [truncated, foreign]
     problems = zoo.verify()
     assert problems[sound] is None
-    assert "cannot be read" in str(problems[truncated])
+    assert "cannot be used" in str(problems[truncated])
     assert "another zoo" in str(problems[foreign])
     with pytest.raises(DamagedEntryError, match=foreign):
         zoo[foreign]
