@@ -162,8 +162,7 @@ def cut(module: TaskModule, data: TaskDataModule, ratio: float, steps: int, prec
     settings = PruningSettings(pruning_ratio=ratio)
     assert isinstance(module.example_input_array, Tensor)
     prunable = find_prunable(module.backbone, (module.example_input_array,), settings)
-    options = module.training_options
-    cutter = NotingCutter(prunable.groups, prunable.cost, settings, options)
+    cutter = NotingCutter(prunable.groups, prunable.cost, settings)
     small = prune_and_cut(module, data, cutter, settings, steps, clip=CLIP, precision=precision)
     seconds, cpu = _since(start)
     assert cutter.first is not None

@@ -22,25 +22,22 @@ SpawningLauncher = _MultiProcessingLauncher
 ScriptLauncher = _SubprocessScriptLauncher
 """What starts the ranks of ``ddp`` by running the command again."""
 
-# What PrunedCheckpoint overrides or calls: name → its parameters (None: it is an attribute), and what for.
-CHECKPOINT_METHODS: dict[str, tuple[tuple[str, ...] | None, str]] = {
-    "_save_topk_checkpoint": (("trainer", "monitor_candidates"), "overridden: only a pruned model is among the best"),
-    "_save_none_monitor_checkpoint": (("trainer", "monitor_candidates"), "overridden: the first pruned model replaces"),
-    "_save_last_checkpoint": (("trainer", "monitor_candidates"), "overridden: written once for each save that is due"),
-    "_monitor_candidates": (("trainer",), "overridden: hides a value that was not measured on the pruned model"),
-    "_format_checkpoint_name": (
-        ("filename", "metrics", "prefix", "auto_insert_metric_name"),
-        "overridden: names that no command line has to quote",
-    ),
-    "_get_metric_interpolated_filepath_name": (("monitor_candidates", "trainer", "del_filepath"), "a free file name"),
-    "_save_checkpoint": (("trainer", "filepath"), "writes a checkpoint"),
-    "_remove_checkpoint": (("trainer", "filepath"), "removes the one that another replaces"),
-    "_should_remove_checkpoint": (("trainer", "previous", "current"), "whether that one is ours to remove"),
-    "_should_skip_saving_checkpoint": (("trainer",), "whether this step was saved already"),
-    "_last_checkpoint_saved": (None, "the file of the last save"),
-    "_last_global_step_saved": (None, "the step of the last save"),
-    "_defer_save_until_validation": (None, "whether a save that is due waits for the metric"),
-    "_every_n_epochs": (None, "whether saves are due by epochs"),
+# What PrunedCheckpoint overrides or uses of ModelCheckpoint: methods with parameters, and attributes; and what for.
+CHECKPOINT_METHODS = {
+    "_save_topk_checkpoint(trainer, monitor_candidates)": "overridden: only a pruned model is among the best",
+    "_save_none_monitor_checkpoint(trainer, monitor_candidates)": "overridden: the first pruned model replaces",
+    "_save_last_checkpoint(trainer, monitor_candidates)": "overridden: written once for each save that is due",
+    "_monitor_candidates(trainer)": "overridden: hides a value that was not measured on the pruned model",
+    "_format_checkpoint_name(filename, metrics, prefix, auto_insert_metric_name)": "overridden: names without quotes",
+    "_get_metric_interpolated_filepath_name(monitor_candidates, trainer, del_filepath)": "gives a free file name",
+    "_save_checkpoint(trainer, filepath)": "writes a checkpoint",
+    "_remove_checkpoint(trainer, filepath)": "removes the one that another replaces",
+    "_should_remove_checkpoint(trainer, previous, current)": "says whether that one is ours to remove",
+    "_should_skip_saving_checkpoint(trainer)": "says whether this step was saved already",
+    "_last_checkpoint_saved": "the file of the last save",
+    "_last_global_step_saved": "the step of the last save",
+    "_defer_save_until_validation": "whether a save that is due waits for the metric",
+    "_every_n_epochs": "whether saves are due by epochs",
 }
 
 
@@ -54,9 +51,10 @@ def require_checkpoint_methods(callback: ModelCheckpoint) -> None:
         >>> require_checkpoint_methods(ModelCheckpoint())
     """
     changed = []
-    for name, (parameters, _) in CHECKPOINT_METHODS.items():
+    for entry in CHECKPOINT_METHODS:
+        name, _, parameters = entry.rstrip(")").partition("(")
         there = getattr(ModelCheckpoint if parameters else callback, name, None)
-        if there is None or (parameters and tuple(signature(there).parameters)[-len(parameters) :] != parameters):
+        if there is None or (parameters and not ", ".join(signature(there).parameters).endswith(parameters)):
             changed.append(name)
     if changed:
         raise RuntimeError(

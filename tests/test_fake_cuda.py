@@ -266,7 +266,7 @@ def test_rounds_that_cut(
     def cut(**others: Any) -> tuple[TaskModule, OwnCutter]:
         module = TaskModule.for_task(copy.deepcopy(backbone), data.facts, **options)
         found = find_prunable(module.backbone, (IMAGES,), settings)
-        cutter = OwnCutter(found.groups, found.cost, settings, options)
+        cutter = OwnCutter(found.groups, found.cost, settings)
         return prune_and_cut(module, data, cutter, settings, 3, clip=1.0, precision="32-true", **others), cutter
 
     told: list[dict[str, Tensor]] = []

@@ -33,7 +33,7 @@ from lightning_mvp.callbacks.guards import (
 )
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress
-from lightning_mvp.callbacks.random_state import random_states, set_random_states
+from lightning_mvp.callbacks.random_state import KeepsRandomState
 from lightning_mvp.callbacks.resolve import check_head
 from lightning_mvp.callbacks.state import PruningState
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
@@ -48,7 +48,7 @@ from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 
-class MVPCallback(PruningState):
+class MVPCallback(KeepsRandomState, PruningState):
     """Prunes a LightningModule's backbone in rounds while it trains, and adds the result to a zoo.
 
     Scores are taken from gradients that exist anyway, in ``on_before_optimizer_step``, where they are averaged over
@@ -148,7 +148,7 @@ class MVPCallback(PruningState):
         self._pruner: Pruner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._resumed: Mapping[str, Any] | None = None
-        self._random_states: list[Tensor] | None = None
+        self._random_states = None
         self._example: tuple[Tensor, ...] | None = None
         self._hook: RemovableHandle | None = None
         self._pending = 0  # optimizer steps in the present batch
@@ -250,15 +250,6 @@ class MVPCallback(PruningState):
         """Called before the first training step, when the loaders are known."""
         if self._resumed is not None and not loaders_have_state(trainer):
             warn_of_forgetful_loaders()
-
-    @override
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Called before each training batch: a resumed run takes its checkpoint's random state before the first."""
-        if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
-            set_random_states(trainer, self._random_states)
-            self._random_states = None
 
     @override
     def on_before_optimizer_step(
@@ -365,16 +356,6 @@ class MVPCallback(PruningState):
             "task": None if self.task is None else self.task.to_dict(),
             "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
         }
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called for each checkpoint, after :meth:`state_dict`."""
-        checkpoint["lightning_mvp_random_states"] = random_states(trainer)
-
-    @override
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called with the whole checkpoint, before :meth:`load_state_dict`."""
-        self._random_states = checkpoint.get("lightning_mvp_random_states")
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

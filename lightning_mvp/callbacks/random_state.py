@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
+
+KEY = "lightning_mvp_random_states"
 
 
 def random_state(device: torch.device) -> Tensor:
@@ -46,3 +50,28 @@ def set_random_states(trainer: L.Trainer, states: Sequence[Tensor]) -> None:
             f"The checkpoint has the random state of {len(states)} rank(s) and there are {trainer.world_size}: dropout "
             "and the like go on with other numbers than in a run without interruption."
         )
+
+
+class KeepsRandomState(L.Callback):
+    """Saves torch's random state with each checkpoint; a resumed run goes on with it from its first batch."""
+
+    _random_states: Sequence[Tensor] | None = None
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called for each checkpoint, by every rank."""
+        checkpoint[KEY] = random_states(trainer)
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called where a run is resumed, after ``setup``."""
+        self._random_states = checkpoint.get(KEY)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Called before each training batch: the first of a resumed run, because what starts up draws numbers, too."""
+        if self._random_states is not None:
+            set_random_states(trainer, self._random_states)
+            self._random_states = None

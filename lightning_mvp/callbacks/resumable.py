@@ -15,14 +15,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_mvp.callbacks.random_state import random_states, set_random_states
+from lightning_mvp.callbacks.random_state import KeepsRandomState
 
 NAME = "last.ckpt"
-RANDOM_STATES = "lightning_mvp_random_states"
 SHARE = 20  # checkpoints take at most a twentieth of the time
 
 
-class Resumable(Checkpoint):
+class Resumable(KeepsRandomState, Checkpoint):
     """Keeps a checkpoint of the last steps, from which the same fit goes on exactly, torch's random state included.
 
     It is written every so many seconds of training, at Ctrl-C and at SIGTERM, always after a whole step, and takes its
@@ -42,7 +41,6 @@ class Resumable(Checkpoint):
         self.path, self.seconds = Path(folder, NAME), seconds
         self.last_model_path = ""  # what MVPCallback names after a second Ctrl-C
         self._asked = self._handles = False
-        self._random_states: Any = None
 
     @property
     def checkpoint(self) -> str | None:
@@ -81,25 +79,6 @@ class Resumable(Checkpoint):
         self._step, self._next = trainer.global_step, time.monotonic() + self.seconds
         if trainer.global_step:
             rank_zero_info(f"Going on after step {trainer.global_step} of {trainer.max_steps}.")
-
-    @override
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called where a run is resumed."""
-        self._random_states = checkpoint[RANDOM_STATES]
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called for each checkpoint."""
-        checkpoint[RANDOM_STATES] = random_states(trainer)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Called before each training batch: a resumed run takes its random state before the first."""
-        if self._random_states is not None:  # as late as possible: whatever starts up draws numbers, too
-            set_random_states(trainer, self._random_states)
-            self._random_states = None
 
     @override
     def on_train_batch_end(

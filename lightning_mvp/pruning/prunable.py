@@ -19,7 +19,9 @@ from lightning_mvp.pruning.settings import PruningSettings
 class Contract(NamedTuple):
     """The groups that a zoo's entries are about.
 
-    ``zoo``: its folder, for messages. ``sizes``: group → units.
+    Attributes:
+        zoo: the zoo's folder, for messages.
+        sizes: the number of units of each group.
     """
 
     zoo: str
@@ -27,9 +29,12 @@ class Contract(NamedTuple):
 
 
 class Prunable(NamedTuple):
-    """A backbone's groups.
+    """What of a backbone is pruned.
 
-    ``every``: all that were found, or that the zoo lists. ``groups``: those that are pruned. ``cost``: of the latter.
+    Attributes:
+        every: all groups that were found, or that the zoo lists.
+        groups: the groups that are pruned.
+        cost: parameters and MACs of the backbone for any masks of ``groups``.
     """
 
     every: Groups

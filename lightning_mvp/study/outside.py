@@ -25,7 +25,6 @@ class TorchPruningCutter:
         pruning: ratio, rounds and power of the schedule.
         example: a batch of images.
         batches: for the gradients of each decision.
-        options: of the optimizer, for the smaller module.
     """
 
     masks = None  # it does not tell
@@ -37,9 +36,8 @@ class TorchPruningCutter:
         pruning: PruningSettings,
         example: Tensor,
         batches: Iterator[tuple[Tensor, Tensor]],
-        options: dict[str, object],
     ) -> None:
-        self.net, self.batches, self.options = nn.Sequential(module.backbone, module.head), batches, options
+        self.net, self.batches = nn.Sequential(module.backbone, module.head), batches
         schedule = pruning.schedule(pruning.warmup_steps + pruning.rounds)
         kept = [schedule.kept_fraction(round_) for round_ in range(1, pruning.rounds + 1)]
         self.pruner = reference_pruner(self.net, example, kept, [module.head])
@@ -56,7 +54,7 @@ class TorchPruningCutter:
         self.net.zero_grad()
         moments.clear()  # it makes new parameters, and its examples new optimizers
         backbone, head = self.net[0], self.net[1]
-        smaller = TaskModule.for_task(backbone, module.facts, **self.options)
+        smaller = TaskModule.for_task(backbone, module.facts, **module.training_options)
         assert isinstance(head, nn.Linear)
         smaller.head = head
         return smaller

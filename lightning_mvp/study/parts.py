@@ -197,7 +197,7 @@ class Workshop:
         module = TaskModule.for_task(self.theta0.build(), data.facts, **options)
         module.initialise_head(data)
         module.take_teacher(module.backbone, data, seed=self.settings.seed)
-        cutter = OwnCutter(self.theta0.pruned, self.theta0.cost, pruning, options)
+        cutter = OwnCutter(self.theta0.pruned, self.theta0.cost, pruning)
         module = self._cut(module, data, cutter, pruning, steps, self.settings)
         save_weights(module.backbone, self.folder / "parent.safetensors", overwrite=True)
         return {
@@ -320,9 +320,9 @@ class Workshop:
         origin = self.theta0
         if method == "torch_pruning":
             pruning = self.scratch_settings(settings)
-            return TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim), pruning
+            return TorchPruningCutter(module, pruning, origin.example, endless(data)), pruning
         pruning = self.scratch_settings(settings, criterion=method)
-        return OwnCutter(origin.pruned, origin.cost, pruning, settings.optim), pruning
+        return OwnCutter(origin.pruned, origin.cost, pruning), pruning
 
     def _prune_while_training(
         self,
@@ -340,7 +340,7 @@ class Workshop:
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
             pruning = self.scratch_settings(settings, **one)
             present = origin.pruned_of(module.backbone)
-            cutter: Cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim, masks, present)
+            cutter: Cutter = OwnCutter(origin.pruned, origin.cost, pruning, masks, present)
         else:
             cutter, pruning = self.cutter_of(trial.method, module, data, settings)
         module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)

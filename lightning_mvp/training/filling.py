@@ -69,7 +69,7 @@ def prune_into_zoo(
     prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
 
     own = module.training_options
-    cutter = OwnCutter(prunable.groups, prunable.cost, settings, own)
+    cutter = OwnCutter(prunable.groups, prunable.cost, settings)
     start = time.perf_counter()
     if once is None:
         small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)

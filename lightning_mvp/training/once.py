@@ -88,7 +88,7 @@ def prune_once(
     settings = PruningSettings.among({**locals(), **ONE_ROUND})
     module = TaskModule.for_task(detached_copy(backbone), data.facts, **options)
     prunable = find_prunable(module.backbone, (module.example,), settings)
-    cutter = OwnCutter(prunable.groups, prunable.cost, settings, module.training_options)
+    cutter = OwnCutter(prunable.groups, prunable.cost, settings)
     start = time.perf_counter()
     small = cut_once(module, data, cutter, images)
     seconds = time.perf_counter() - start

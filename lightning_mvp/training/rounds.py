@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_mvp.agreement import close_process_group_at_exit, require_equal_on_all_ranks
-from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.regroup import groups_left
@@ -59,28 +58,7 @@ class Cutter(Protocol):
 
 
 class OwnCutter(Engine):
-    """Rounds by our engine, whose removed units are cut out.
-
-    Args:
-        groups: of what is pruned; the backbone's other groups stay whole.
-        cost: of the same backbone and groups.
-        settings: how to prune.
-        options: arguments of :class:`TaskModule` for the smaller modules, such as those of the optimizer.
-        masks: the units that are there in the beginning; None: all.
-        present: the groups of the backbone as it is, where it was cut by ``masks``; None: ``groups``.
-    """
-
-    def __init__(
-        self,
-        groups: Groups,
-        cost: CostModel,
-        settings: PruningSettings,
-        options: dict[str, Any],
-        masks: Masks | None = None,
-        present: Groups | None = None,
-    ) -> None:
-        super().__init__(groups, cost, settings, masks, present)
-        self.options = options
+    """Rounds by our engine, whose removed units are cut out."""
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
         """One round.
@@ -91,7 +69,7 @@ class OwnCutter(Engine):
         before = self.decide(module.backbone, self.round + 1, kept_fraction)
         left = Masks({name: mask[before[name]] for name, mask in self.masks.items()})
         small = shrink(module.backbone, self.groups, left)
-        smaller = TaskModule.for_task(small, module.facts, **self.options)
+        smaller = TaskModule.for_task(small, module.facts, **module.training_options)
         smaller.head = small_head(module.head, self.groups, left)
         features = torch.as_tensor(self.groups.kept_features(left, module.head.in_features))
         for named in moments.values():

@@ -70,7 +70,7 @@ def test_zeroing_cutting_and_pruning_at_once_ask_the_same_criterion(data: ImageD
     fit_quietly(modules[0], task(data, "abc", "one"), 5, [zeroing], precision="32-true")
     settings = PruningSettings(**options)
     found = find_prunable(modules[1].backbone, (modules[1].example,), settings)
-    cutter = OwnCutter(found.groups, found.cost, settings, {"learning_rate": 0.01})
+    cutter = OwnCutter(found.groups, found.cost, settings)
     prune_and_cut(modules[1], task(data, "abc", "one"), cutter, settings, 5, precision="32-true")
     assert zeroing.masks == cutter.masks
     assert not hasattr(options["criterion"], "taylor"), "each run has a copy"
@@ -171,8 +171,8 @@ def test_the_page_about_a_criterion_does_what_it_says(tmp_path: Path, monkeypatc
     pruned = callback(criterion=names["BatchNormScale"](), head="classifier", rounds=1, zoo="zoo", task=FACTS)
     module = UserModule()
     with torch.no_grad():
-        module.net.bn1.weight.copy_(torch.arange(8.0) + 1)
+        module.net.layer1[0].bn1.weight.copy_(torch.arange(8.0) + 1)
     fit(module, pruned)
-    assert pruned.masks["conv1.2"].tolist() == [False] * 4 + [True] * 4
+    assert pruned.masks["layer1.0.conv1"].tolist() == [False] * 4 + [True] * 4
     (name,) = ModelZoo("zoo")
     assert ModelZoo("zoo")[name].config["criterion"] == {"_target_": "my_criterion.BatchNormScale", "power": 1.0}

@@ -142,8 +142,7 @@ def test_pruning_in_a_trainer_and_cutting_between_rounds_mimic_alike(data: Image
     zeroed = module()
     fit_quietly(zeroed, target, 8, [pruning], precision="32-true")
     groups = find_groups(backbone, target_example(target))
-    options = {"mimic": 2, "learning_rate": 0.01}
-    cutter = OwnCutter(groups, pruning.pruner.cost, pruning.settings, options)
+    cutter = OwnCutter(groups, pruning.pruner.cost, pruning.settings)
     cut = prune_and_cut(module(), target, cutter, pruning.settings, 8, precision="32-true")
     assert cutter.masks.fingerprint == pruning.masks.fingerprint
     assert zeroed.teacher is not None
@@ -162,7 +161,7 @@ def test_a_map_is_fitted_anew_when_features_are_cut(data: ImageData):
     module.take_teacher(wide, target)
     pruning = PruningSettings(rounds=2, pruning_ratio=0.5, steps_per_round=2)
     groups = find_groups(backbone, module.example)
-    cutter = OwnCutter(groups, CostModel(backbone, groups, module.example), pruning, module.training_options)
+    cutter = OwnCutter(groups, CostModel(backbone, groups, module.example), pruning)
     small = prune_and_cut(module, target, cutter, pruning, 6, precision="32-true")
     assert small.head.in_features < module.head.in_features
 

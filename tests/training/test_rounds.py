@@ -58,8 +58,7 @@ def cut_by_ours(
     example = module.example_input_array
     assert isinstance(example, Tensor)
     prunable = find_prunable(module.backbone, (example,), settings)
-    own = {name: module.hparams[name] for name in ("learning_rate", "optimizer", "weight_decay", "schedule")}
-    cutter = cutter_class(prunable.groups, prunable.cost, settings, own)
+    cutter = cutter_class(prunable.groups, prunable.cost, settings)
     return prune_and_cut(module, data, cutter, settings, steps, **options), cutter
 
 
