@@ -13,12 +13,12 @@ from lightning_mvp.apps.job import command
 from lightning_mvp.apps.runtime import console, data_arguments, plain, split_arguments, trainer_of
 
 if TYPE_CHECKING:
-    from lightning_mvp.study.settings import StudySettings
+    from lightning_mvp.study.study_settings import StudySettings
 
 
 def settings_of(config: DictConfig) -> StudySettings:
     """The study that a configuration describes."""
-    from lightning_mvp.study.settings import StudySettings
+    from lightning_mvp.study.study_settings import StudySettings
 
     return StudySettings(
         data=data_arguments(config),
@@ -57,7 +57,7 @@ def settings_of(config: DictConfig) -> StudySettings:
 
 def run(config: DictConfig) -> float:
     """Run what is not done yet of the stages asked for, write the report, return MVP's mean accuracy."""
-    from lightning_mvp.study.compare import run_study
+    from lightning_mvp.study.run_study import run_study
 
     if config.reports:
         return page(config)
@@ -90,7 +90,7 @@ def refuse_other_devices(config: DictConfig) -> None:
 
 def page(config: DictConfig) -> float:
     """Write one page over reports that are there already; return MVP's mean accuracy in the first."""
-    from lightning_mvp.study.page import write_page
+    from lightning_mvp.study.summary_page import write_page
 
     out, reports = Path(config.folder), [Path(folder) for folder in config.reports]
     sections = write_page(out, reports, note=config.note, command=words(config), learned=learned(config))
@@ -111,9 +111,9 @@ def words(config: DictConfig) -> str:
 
 def report(config: DictConfig, folder: Path, pool: list[Path]) -> float:
     """Write the report of one study, or of several that are pooled."""
-    from lightning_mvp.study.paragraphs import results_table, verdicts
-    from lightning_mvp.study.pool import Study
-    from lightning_mvp.study.report import write_report
+    from lightning_mvp.study.finished_study import Study
+    from lightning_mvp.study.report_paragraphs import results_table, verdicts
+    from lightning_mvp.study.study_report import write_report
 
     studies = [Study.read(other) for other in pool or [folder]]
     rows = write_report(folder, studies, note=config.note, command=words(config), learned=learned(config))

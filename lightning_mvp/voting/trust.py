@@ -82,7 +82,7 @@ class Rule:
 
 
 # By how many times the vote's steps are spent from scratch, by iterative Taylor. Fitted on the study's targets, 100
-# steps of 32 images (benchmarks/cifar100/report.md); tests/study/test_trust.py computes them again.
+# steps of 32 images (benchmarks/cifar100/report.md); tests/test_readme.py computes them again.
 RULES = {1: Rule(-1.518, 11.895), 3: Rule(-0.135), 10: Rule(-2.631)}
 
 

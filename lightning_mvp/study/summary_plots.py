@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_mvp.study.plots import COLOURS, MARKS
+from lightning_mvp.study.report_plots import COLOURS, MARKS
 from lightning_mvp.study.results import Difference
 from lightning_mvp.study.trials import TrialResult
-from lightning_mvp.study.trust import Case, calibration, left_out_predictions
+from lightning_mvp.study.trust_rules import Case, calibration, left_out_predictions
 
 # A difference of accuracies that would hide all others in one picture.
 FAR = 0.15

@@ -262,3 +262,30 @@ def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     return figure
+
+
+def accuracy_against_entries(runs: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Mean accuracy against the number of a grown zoo's entries, a line for each growth, number of steps and weight.
+
+    Args:
+        runs: of variants; those without ``vote.entries`` are left out, and targets that not all points have.
+    """
+    points: dict[tuple[str, int, float], dict[int, dict[str, float]]] = {}
+    for run in runs:
+        changes = run["changes"]
+        if "vote.entries" in changes:
+            line = (changes.get("vote.growth", "independent"), run["steps"], changes.get("optim.mimic", 0))
+            points.setdefault(line, {}).setdefault(changes["vote.entries"], {})[run["task"]] = 100 * run["accuracy"]
+    found = [set(tasks) for by_entries in points.values() for tasks in by_entries.values()]
+    if not found:
+        return None
+    common = set.intersection(*found) or set.union(*found)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (growth, steps, weight), by_entries in sorted(points.items()):
+        entries = sorted(by_entries)
+        means = [fmean(value for task, value in by_entries[n].items() if task in common) for n in entries]
+        axes.plot(entries, means, marker="o", label=f"{growth}, {steps} steps" + (", mimicking" if weight else ""))
+    axes.set(xlabel="entries in the zoo", ylabel="test accuracy, %", title=f"{len(common)} targets")
+    axes.legend(fontsize="small")
+    return figure

@@ -15,18 +15,19 @@ from matplotlib.figure import Figure
 
 import lightning_mvp
 from lightning_mvp.files import write_json, write_whole
+from lightning_mvp.study.finished_study import Study, by_label, ratios, runs_at
+from lightning_mvp.study.markdown import indented, write_markdown
 from lightning_mvp.study.overlap import OverlapRow
-from lightning_mvp.study.paragraphs import about, operating_point, overlap, trials, zoos
-from lightning_mvp.study.plots import (
+from lightning_mvp.study.report_paragraphs import about, operating_point, overlap, trials, variants, zoos
+from lightning_mvp.study.report_plots import (
+    accuracy_against_entries,
     accuracy_against_steps,
     accuracy_and_size,
     overlap_by_group,
     similarity_against_shared_classes,
     widths_per_group,
 )
-from lightning_mvp.study.pool import Study, by_label, ratios, runs_at
 from lightning_mvp.study.results import Row, hubs, summarise
-from lightning_mvp.study.variants import accuracy_against_entries, variants
 
 
 def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str, learned: str = "") -> list[Row]:
@@ -54,61 +55,35 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
     tables = {section: summarise(runs) for section, runs in sections.items()}
     out.mkdir(parents=True, exist_ok=True)
-    overlaps = {study.folder.name: found for study in studies if (found := _overlap_of(study))}
+    overlaps = {study.folder.name: found for study in studies if (found := study.overlap)}
     pictures = _draw(out, studies, sections, overlaps)
-    lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in _runs_of(study)]
-    write_whole(out / "results.jsonl", ("\n".join(lines) + "\n").encode(), overwrite=True)
-    write_json(
-        out / "results.json",
-        {
-            "command": command,
-            "settings": {study.folder.name: study.settings.to_dict() for study in studies},
-            "versions": {
-                "lightning_mvp": lightning_mvp.__version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-            },
-            "pretrain": {study.folder.name: study.beginning("pretrain") for study in studies},
-            "summary": {
-                f"{label} {ratio}".strip(): [asdict(row) for row in rows] for (label, ratio), rows in tables.items()
-            },
-            "break_even_tasks": {study.folder.name: study.break_even for study in studies},
-            "hubs": {study.folder.name: dict(hubs(study.runs)) for study in studies},
-            "overlap": {name: [asdict(row) for row in rows] for name, rows in overlaps.items()},
-        },
-        overwrite=True,
-    )
-    paragraphs = ["# Meta-Vote Pruning against pruning from scratch", note, *([learned] if learned else [])]
-    paragraphs += about(studies)
+    # Masks are long, and of no use outside their own study's folder.
+    lean = ({key: value for key, value in run.items() if key != "masks"} for study in studies for run in study.all_runs)
+    lines = "\n".join(json.dumps(run, sort_keys=True) for run in lean)
+    write_whole(out / "results.jsonl", f"{lines}\n".encode(), overwrite=True)
+    by_name = {study.folder.name: study for study in studies}
+    results = {
+        "command": command,
+        "settings": {name: study.settings.to_dict() for name, study in by_name.items()},
+        "versions": {module.__name__: module.__version__ for module in (lightning_mvp, torch, timm)},
+        "pretrain": {name: study.beginning("pretrain") for name, study in by_name.items()},
+        "summary": {f"{label} {ratio}".strip(): list(map(asdict, rows)) for (label, ratio), rows in tables.items()},
+        "break_even_tasks": {name: study.break_even for name, study in by_name.items()},
+        "hubs": {name: dict(hubs(study.runs)) for name, study in by_name.items()},
+        "overlap": {name: list(map(asdict, rows)) for name, rows in overlaps.items()},
+    }
+    write_json(out / "results.json", results, overwrite=True)
+    paragraphs = list(about(studies))
     for (label, ratio), rows in tables.items():
         paragraphs += operating_point(ratio, rows, sections[label, ratio], label)
     paragraphs += [*zoos(studies), *overlap(overlaps), *variants(studies), *trials(studies)]
     paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures)]
     paragraphs.append(
-        f"## Again\n\n{_indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
+        f"## Again\n\n{indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
         f"{datetime.now(timezone.utc):%Y-%m-%d} by lightning-mvp {lightning_mvp.__version__}."
     )
-    write_whole(out / "report.md", ("\n\n".join(paragraphs) + "\n").encode(), overwrite=True)
+    write_markdown(out / "report.md", "Meta-Vote Pruning against pruning from scratch", note, learned, paragraphs)
     return next(iter(tables.values()), [])
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def _runs_of(study: Study) -> list[dict[str, Any]]:
-    """The records of all runs on targets and development tasks, and of each entry by which a zoo grew."""
-    return [*study.runs, *study.varied, *study.trials, *(entry for grown in study.grown.values() for entry in grown)]
-
-
-def _lean(run: dict[str, Any]) -> dict[str, Any]:
-    """A run without its masks, which are long and of no use outside their own study's folder."""
-    return {key: value for key, value in run.items() if key != "masks"}
-
-
-def _overlap_of(study: Study) -> list[OverlapRow]:
-    record = study.record("overlap")
-    return [] if record is None else [OverlapRow(**row) for row in record["rows"]]
 
 
 def _draw(

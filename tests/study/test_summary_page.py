@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lightning_mvp.study.page import Report, write_page
+from lightning_mvp.study.summary_page import Report, write_page
 
-from .workshop import settings
+from .small_study import settings
 
 
 def run_on(task: str, method: str, accuracy: float, steps: int = 100, **more: Any) -> dict[str, Any]:

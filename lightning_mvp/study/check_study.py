@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
-from lightning_mvp.study.growth import refuse_bad_growths, require_growth
 from lightning_mvp.study.methods import METHODS, ORACLE
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
@@ -42,8 +42,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     _refuse_bad_vote(settings)
     pruning = PruningSettings(**settings.pruning)
     require_time_for(pruning.schedule(settings.source_steps), settings.source_steps)
-    refuse_bad_growths(settings)
-    for trial in (*settings.compared(), *settings.tried(), *settings.varied()):
+    for trial in (*settings.measured(), *settings.tried()):
         own = settings.changed(trial.changes)
         _refuse_bad_vote(own)
         if trial.method == "grown":
@@ -92,4 +91,27 @@ def _refuse_bad_sizes(settings: StudySettings) -> None:
         raise ValueError(
             f"Expected `vote.pruning_ratio` to be null, but got {vote['pruning_ratio']!r}: voted models would be of "
             "another size than those they are compared with. Set `pruning.pruning_ratio`, which holds for all."
+        )
+
+
+def require_growth(trial: str, vote: Mapping[str, Any], settings: StudySettings) -> None:
+    """Refuse a run from a grown zoo that does not say which one, or wants more entries than it will have.
+
+    Args:
+        trial: name of the run.
+        vote: its settings of a vote.
+        settings: of the study.
+
+    Raises:
+        ValueError: what was expected, and what it got.
+    """
+    name, entries = vote.get("growth"), vote.get("entries")
+    if name not in settings.growths:
+        raise ValueError(f"Expected {trial} to have `vote.growth` out of {list(settings.growths)}, but got {name!r}.")
+    growth = settings.growth(name)
+    most = growth.seeds + growth.tasks
+    if not isinstance(entries, int) or not growth.seeds <= entries <= most:
+        raise ValueError(
+            f"Expected {trial} to have `vote.entries` from {growth.seeds} to {most}, the seeds of growth {name} and "
+            f"with all its tasks, but got {entries!r}."
         )
