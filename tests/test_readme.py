@@ -18,7 +18,7 @@ from lightning_mvp.study.summary_page import (
     one_choice_at_a_time,
     when_to_trust,
 )
-from lightning_mvp.study.trials import compare_variants
+from lightning_mvp.study.trials import compare_trials
 from lightning_mvp.study.trust_rules import believable
 from lightning_mvp.voting.trust import RULES
 
@@ -82,9 +82,8 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
     runs = [run for run in map(json.loads, lines) if "trial" in run and run["task"].startswith("target")]
     computed = []
     for variant, reference in GROWN:
-        minus = next(line.minus for line in compare_variants(runs, reference) if line.name == variant)
-        assert minus is not None
-        computed.append(plain(format_points(minus)))
+        found = {result.name: result for result in compare_trials(runs, reference)}
+        computed.append(plain(format_points(found[variant].difference)))
     learned = plain((STUDY / "grown" / "learned.md").read_text())
     for figure in computed:
         assert figure in learned

@@ -27,7 +27,7 @@ from lightning_mvp.study.results import (
     verdict,
 )
 from lightning_mvp.study.study_settings import StudySettings
-from lightning_mvp.study.trials import TrialResult, VariantResult, compare_trials, compare_variants, split_order
+from lightning_mvp.study.trials import TrialResult, compare_trials, split_order
 from lightning_mvp.study.zoo_fingerprints import read_fingerprints
 
 # What correlates with the overlap of masks, as a table calls it; OverlapRow has the same names in small letters.
@@ -280,14 +280,16 @@ def trials(studies: Sequence[Study]) -> Iterator[str]:
         yield f"{kind}, {max(trial.tasks for trial in found)} tasks:"
         yield markdown_table(
             ("trial", "method", "changes", "accuracy, %", "difference, points", "MACs"),
-            [_trial_cells(trial, "" if trial is found[0] else format_points(trial.difference)) for trial in found],
+            [_trial_cells(trial, trial is found[0]) for trial in found],
             "lllrrr",
         )
 
 
-def _trial_cells(trial: TrialResult, difference: str) -> tuple[str, ...]:
+def _trial_cells(trial: TrialResult, is_reference: bool) -> list[str]:
     changes = ", ".join(f"{key} {value}" for key, value in trial.changes.items())
-    return trial.name, trial.method, changes, f"{100 * trial.accuracy:.1f}", difference, f"{trial.macs / 1e6:.2f} M"
+    difference = "" if is_reference else format_points(trial.difference)
+    numbers = [f"{100 * trial.accuracy.mean:.1f}", difference, f"{trial.macs / 1e6:.2f} M"]
+    return [trial.name, trial.method, changes, *numbers]
 
 
 def variants(studies: Sequence[Study]) -> Iterator[str]:
@@ -295,12 +297,12 @@ def variants(studies: Sequence[Study]) -> Iterator[str]:
     for study in studies:
         if not study.varied:
             continue
-        found = compare_variants(study.varied, split_order(next(iter(study.settings.variants)))[0])
+        found = compare_trials(study.varied, split_order(next(iter(study.settings.variants)))[0])
         minus = f"minus `{found[0].name}`"
         yield f"## Variants, {study.settings.label or study.folder.name}"
         yield markdown_table(
             ("variant", "steps", "targets", "before", "accuracy", minus, "by order of growth", "seconds"),
-            map(_variant_cells, found),
+            [_variant_cells(variant, variant is found[0]) for variant in found],
             "lrrrrrlr",
         )
         if study.grown:
@@ -314,12 +316,13 @@ def variants(studies: Sequence[Study]) -> Iterator[str]:
             yield f"Fingerprints of the zoos, the same before the targets and after: {values}."
 
 
-def _variant_cells(result: VariantResult) -> list[str]:
-    half = "" if math.isnan(result.accuracy.half) else f" ± {100 * result.accuracy.half:.1f}"
-    cells = [f"`{result.name}`", str(result.steps), str(result.targets), f"{100 * result.start:.1f}"]
-    cells += [f"{100 * result.accuracy.mean:.1f}{half}", "" if result.minus is None else format_points(result.minus)]
-    orders = ", ".join(f"{order} {100 * mean:.1f}" for order, mean in result.orders.items())
-    return [*cells, orders, f"{result.seconds:.1f}"]
+def _variant_cells(variant: TrialResult, is_reference: bool) -> list[str]:
+    mean, half, steps = variant.accuracy.mean, variant.accuracy.half, variant.method.partition("@")[2]
+    accuracy = f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    difference = "" if is_reference or math.isnan(variant.difference.mean) else format_points(variant.difference)
+    orders = ", ".join(f"{order} {100 * mean:.1f}" for order, mean in variant.orders.items())
+    counts = [f"`{variant.name}`", steps, str(variant.tasks), f"{100 * variant.start:.1f}"]
+    return [*counts, accuracy, difference, orders, f"{variant.seconds:.1f}"]
 
 
 def sizes_differ(rows: Sequence[Row]) -> list[str]:

@@ -206,7 +206,7 @@ def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
     first = trials[0]
     yield "## One choice at a time"
     yield (
-        f"Against the default ({100 * first.accuracy:.1f} % on validation images of {first.tasks} development tasks, "
+        f"Against the default ({100 * first.accuracy.mean:.1f} % on validation images of {first.tasks} development tasks, "
         f"{first.macs / 1e6:.1f} M MACs): points of accuracy, paired, with 95 % intervals; **bold** where the interval "
         "excludes 0; MACs where they are others."
     )

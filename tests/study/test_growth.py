@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.plan import plan
 from lightning_mvp.study.records import read_record, record_path
-from lightning_mvp.study.trials import compare_variants
+from lightning_mvp.study.trials import compare_trials
 from lightning_mvp.study.zoo_fingerprints import keep_fingerprints, read_fingerprints, zoo_fingerprints
 from lightning_mvp.zoo.lineage import lineage
 
@@ -86,19 +85,18 @@ def test_a_grown_method_says_of_which_growth():
 
 
 def test_orders_are_averaged_in_each_target_and_the_reference_is_paired():
-    base = {"steps": 1, "start_seconds": 1.0, "fit_seconds": 1.0, "curve": [(0, 0.2), (1, 0.5)]}
+    base = {"method": "grown", "steps": 1, "changes": {}, "macs": 1, "start_seconds": 1.0, "fit_seconds": 1.0}
+    base |= {"curve": [(0, 0.2), (1, 0.5)]}
     runs = [
         {**base, "trial": trial, "task": task, "accuracy": accuracy}
         for trial, values in {"a.A@1": (0.5, 0.6), "a.B@1": (0.7, 0.8), "b@1": (0.5, 0.4)}.items()
         for task, accuracy in zip("xy", values, strict=True)
     ]
-    ours, other = compare_variants(runs, "a@1")
-    assert ours.minus is None
-    assert (ours.targets, ours.start) == (2, pytest.approx(0.2))
-    assert other.minus is not None
-    assert other.minus.mean == pytest.approx(-0.2)
-    assert other.minus.low == pytest.approx(-0.3)
-    assert replace(ours, minus=None).orders == pytest.approx({"A": 0.55, "B": 0.75})
+    ours, other = compare_trials(runs, "a@1")
+    assert (ours.tasks, ours.start, ours.difference.mean) == (2, pytest.approx(0.2), 0)
+    assert other.difference.mean == pytest.approx(-0.2)
+    assert other.difference.low == pytest.approx(-0.3)
+    assert ours.orders == pytest.approx({"A": 0.55, "B": 0.75})
 
 
 def test_a_first_wave_of_as_many_as_vote_freezes_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -39,6 +39,9 @@ def trial(task: str, name: str, accuracy: float, macs: int = 2_000_000) -> dict[
         "steps": 100,
         "changes": {},
         "accuracy": accuracy,
+        "curve": [[0, 0.5], [100, accuracy]],
+        "start_seconds": 1.0,
+        "fit_seconds": 1.0,
         "macs": macs,
     }
 
