@@ -34,6 +34,7 @@ from lightning_mvp.modules import meta_vote
 from lightning_mvp.modules.cutting import prune_and_cut
 from lightning_mvp.modules.meta_vote import MetaVoteModule
 from lightning_mvp.modules.task import TaskModule
+from lightning_mvp.study.methods import Trial
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.starting_points import StartingPoints
 from lightning_mvp.study.study_settings import StudySettings
@@ -214,7 +215,7 @@ def from_scratch(study: Path, settings: StudySettings, task: int, rival: str, st
     with clock.part("ridge head"):
         module.initialise_head(data)
     with clock.part("steps"):
-        cutter, pruning = runner.make_cutter(rival, module, data, settings)
+        cutter, pruning = runner.make_cutter(Trial(rival, steps), module, data, settings, None)
         options = {"clip": settings.gradient_clip, "precision": settings.precision}
         module = prune_and_cut(module, data, cutter, pruning, steps, **options)
     with clock.part("evaluate"):

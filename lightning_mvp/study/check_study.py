@@ -16,6 +16,7 @@ from lightning_mvp.callbacks.guards import require_time_for
 from lightning_mvp.callbacks.settings import PruningSettings
 from lightning_mvp.modules.task import TaskModule
 from lightning_mvp.pruning.choose import require_choice
+from lightning_mvp.study.growth import require_count
 from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.data import load_data
@@ -38,8 +39,8 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     if settings.targets < 1:
         name = "held_out_targets" if settings.target_kind == "heldout" else "targets"
         raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.targets}.")
-    _refuse_bad_sizes(settings)
     _refuse_bad_vote(settings)
+    _refuse_bad_sizes(settings)
     pruning = PruningSettings(**settings.pruning)
     require_time_for(pruning.schedule(settings.source_steps), settings.source_steps)
     for trial in (*settings.measured(), *settings.tried()):
@@ -72,16 +73,14 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
         require_choice("vote.similarity", vote.get("similarity", "leep"), Similarity)
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
     require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
-    neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")
-    if not isinstance(neighbours, int) or neighbours < 1:
-        raise ValueError(f"Expected `vote.neighbours` to be an integer of at least 1, but got {neighbours!r}.")
-    require_temperature(temperature)
+    require_count(vote.get("neighbours", 8), "`vote.neighbours`")
+    require_temperature(vote.get("temperature"))
 
 
 def _refuse_bad_sizes(settings: StudySettings) -> None:
     """What would make the models of a comparison of other sizes than it says."""
     vote, neighbours = settings.vote, settings.vote.get("neighbours", 8)
-    if settings.zoo_of is None and isinstance(neighbours, int) and neighbours > settings.split["sources"]:
+    if settings.zoo_of is None and neighbours > settings.split["sources"]:
         warnings.warn(
             f"Expected at least `vote.neighbours`={neighbours} source tasks to vote, but `split.sources` is "
             f"{settings.split['sources']}: all of them vote.",

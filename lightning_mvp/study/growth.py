@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 
-def require_counts(values: object, names: Iterable[str], called: str) -> None:
-    """Refuse attributes that are not integers of at least 1.
+def require_count(value: object, called: str) -> None:
+    """Refuse what is not an integer of at least 1.
 
     Args:
-        values: has the attributes.
-        names: of the attributes.
-        called: what a message calls each of them, with ``{}`` in place of its name.
+        value: what was given.
+        called: its name in the message.
 
-    Raises:
-        ValueError: the first such attribute, with its value.
+    Example:
+        >>> require_count(0, "`steps`")
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected `steps` to be an integer of at least 1, but got 0.
     """
-    for name in names:
-        value = getattr(values, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected {called.format(name)} to be an integer of at least 1, but got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected {called} to be an integer of at least 1, but got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class Growth:
     first_wave: int = 1
 
     def __post_init__(self) -> None:
-        require_counts(self, ("seeds", "tasks", "neighbours", "steps", "first_wave"), "`growths.….{}`")
+        for name in ("seeds", "tasks", "neighbours", "steps", "first_wave"):
+            require_count(getattr(self, name), f"`growths.….{name}`")
 
     def wave(self, index: int) -> int:
         """The wave of the task that joins after ``index`` others.

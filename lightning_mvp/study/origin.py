@@ -25,7 +25,7 @@ class Origin:
         weights: its safetensors file.
         image_shape: ``(C, H, W)``.
         include: the groups to prune, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: all.
-        exclude: the groups to leave whole, likewise.
+        exclude: the groups to leave whole, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: none.
     """
 
     def __init__(

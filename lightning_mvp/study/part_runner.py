@@ -205,7 +205,9 @@ class PartRunner(StudyContext):
         curve.evaluate(module, 0)
         notes = dict(start.notes)
         if METHODS[method].kind == "rounds" or method == "mvp_refine":
-            notes |= self._prune_while_training(module, data, trial, settings, curve, start.masks)
+            cutter, pruning = self.make_cutter(trial, module, data, settings, start.masks)
+            module = self._cut(module, data, cutter, pruning, steps, settings, curve)
+            notes |= _measure(module, cutter, start.origin)
         else:
             self.fit(module, data, steps, curve, gradient_clip_val=settings.gradient_clip)
         fitted = time.perf_counter() - ready - curve.seconds
@@ -234,39 +236,28 @@ class PartRunner(StudyContext):
         module.take_teacher(origin.build(), data, origin.groups, masks, settings.seed)
 
     def make_cutter(
-        self, method: str, module: TaskModule, data: TaskDataModule, settings: StudySettings
+        self, trial: Trial, module: TaskModule, data: TaskDataModule, settings: StudySettings, masks: Masks | None
     ) -> tuple[Cutter, PruningSettings]:
-        """How a method without a zoo prunes θ⁰ while it trains: Torch-Pruning's way, or by a criterion of ours."""
+        """How a method prunes while it trains: Torch-Pruning's way, by a criterion of ours, or a vote once more.
+
+        Args:
+            trial: the method with its steps.
+            module: where it starts.
+            data: of the task.
+            settings: of the study, with the trial's changes.
+            masks: what a vote left, for ``mvp_refine``.
+        """
         origin = self.theta0
-        if method == "torch_pruning":
+        if trial.method == "torch_pruning":
             pruning = self.scratch_settings(settings)
             return TorchPruningCutter(module, pruning, origin.example, endless(data), settings.optim), pruning
-        pruning = self.scratch_settings(settings, criterion=method)
-        return OwnCutter(origin.pruned, origin.cost, pruning, settings.optim), pruning
-
-    def _prune_while_training(
-        self,
-        module: TaskModule,
-        data: TaskDataModule,
-        trial: Trial,
-        settings: StudySettings,
-        curve: AccuracyCurve,
-        masks: Masks | None,
-    ) -> dict[str, Any]:
-        origin = self.theta0
         if trial.method == "mvp_refine":
-            assert masks is not None
             origin, steps = self.zoo_origin, settings.vote.get("refine_after", trial.steps // 4)
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
             pruning, present = self.scratch_settings(settings, **one), origin.find_pruned(module.backbone)
-            cutter: Cutter = OwnCutter(origin.pruned, origin.cost, pruning, settings.optim, masks, present)
-        else:
-            cutter, pruning = self.make_cutter(trial.method, module, data, settings)
-        module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)
-        if cutter.masks is None:
-            small = module.backbone
-            return {"parameters": count_parameters(small), "macs": count_macs(small, origin.example)}
-        return {"masks": units_kept(cutter.masks), **origin.measure(cutter.masks)}
+            return OwnCutter(origin.pruned, origin.cost, pruning, settings.optim, masks, present), pruning
+        pruning = self.scratch_settings(settings, criterion=trial.method)
+        return OwnCutter(origin.pruned, origin.cost, pruning, settings.optim), pruning
 
     def _cut(
         self,
@@ -281,6 +272,13 @@ class PartRunner(StudyContext):
         probe = None if curve is None else lambda step, module: curve.evaluate(module, step)
         clip, precision = settings.gradient_clip, settings.precision
         return prune_and_cut(module, data, cutter, pruning, steps, clip=clip, precision=precision, probe=probe)
+
+
+def _measure(module: TaskModule, cutter: Cutter, origin: Origin) -> dict[str, Any]:
+    """What pruning left; Torch-Pruning does not tell its masks."""
+    if cutter.masks is None:
+        return {"parameters": count_parameters(module.backbone), "macs": count_macs(module.backbone, origin.example)}
+    return {"masks": units_kept(cutter.masks), **origin.measure(cutter.masks)}
 
 
 class RoundMasks(L.Callback):

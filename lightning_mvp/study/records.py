@@ -11,7 +11,7 @@ from lightning_mvp.files import write_json
 from lightning_mvp.study.methods import ORACLE, Trial
 from lightning_mvp.study.study_settings import StudySettings
 
-# A study may grow by these: each run's record says with what settings it was made.
+# These settings may change after a study has begun: each run's record says with which ones it was made.
 MAY_CHANGE = {"methods", "fewer", "trials", "variants", "growths", "tuned", "label"}
 
 

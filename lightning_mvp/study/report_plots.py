@@ -214,8 +214,8 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
         values = np.array([getattr(row, measure) for row in last])
         sure = np.array([getattr(row, f"{measure}_p") < 0.05 for row in last])
         below.plot(place, values, color=colour, lw=0.8, alpha=0.6)
-        for chosen, face, name in ((sure, colour, label), (~sure, "white", None)):
-            below.plot(place[chosen], values[chosen], label=name, color=colour, markerfacecolor=face, marker="o", ls="")
+        below.plot(place[sure], values[sure], label=label, color=colour, marker="o", ls="")
+        below.plot(place[~sure], values[~sure], color=colour, markerfacecolor="white", marker="o", ls="")
     below.axhline(0, color="black", lw=0.8)
     below.set(ylabel="correlation with IoU over pairs")
     below.set_xticks(place, groups, rotation=30, ha="right", fontsize=8)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
-from lightning_mvp.study.growth import Growth, require_counts
+from lightning_mvp.study.growth import Growth, require_count
 from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
 TargetKind = Literal["target", "heldout"]
@@ -103,7 +103,8 @@ class StudySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_counts(self, ("steps", "source_steps", "batch_size"), "argument `{}`")
+        for name in ("steps", "source_steps", "batch_size"):
+            require_count(getattr(self, name), f"argument `{name}`")
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
         for trial in (*self.measured(), *self.tried()):
@@ -218,7 +219,7 @@ class StudySettings:
         return self._trials(self.trials)
 
     def varied(self) -> list[Trial]:
-        """The variants on targets, likewise."""
+        """The variants on targets; a method's tuned settings hold unless the variant has others."""
         return self._trials(self.variants)
 
     def measured(self) -> list[Trial]:

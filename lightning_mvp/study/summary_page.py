@@ -203,10 +203,10 @@ def find_choices(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
 
 def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
     """Each trial against the default, a row for each question."""
-    first = trials[0]
+    first, accuracy = trials[0], 100 * trials[0].accuracy.mean
     yield "## One choice at a time"
     yield (
-        f"Against the default ({100 * first.accuracy.mean:.1f} % on validation images of {first.tasks} development tasks, "
+        f"Against the default ({accuracy:.1f} % on validation images of {first.tasks} development tasks, "
         f"{first.macs / 1e6:.1f} M MACs): points of accuracy, paired, with 95 % intervals; **bold** where the interval "
         "excludes 0; MACs where they are others."
     )

@@ -1,4 +1,4 @@
-"""Are a study's zoos the same after the last target as before the first? No target may add to what it starts from."""
+"""Whether a study's zoos stay the same while targets are measured: no target may add to the zoo that it starts from."""
 
 from __future__ import annotations
 

@@ -6,17 +6,19 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_mvp import ModelZoo
 from lightning_mvp.study import study_context
 from lightning_mvp.study.check_study import require_growth
-from lightning_mvp.study.grown_zoo import grown_zoo_folder
+from lightning_mvp.study.grown_zoo import grown_zoo_folder, with_permuted_labels
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.plan import plan
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.trials import compare_trials
 from lightning_mvp.study.zoo_fingerprints import keep_fingerprints, read_fingerprints, zoo_fingerprints
+from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.zoo.lineage import lineage
 
 from .small_study import images_of, in_memory, settings
@@ -125,3 +127,16 @@ def test_zoos_that_change_while_targets_are_measured_are_told(tmp_path: Path):
     entry.write_bytes(b"two")
     with pytest.raises(RuntimeError, match="but grown-A changed"):
         keep_fingerprints(tmp_path, before, zoo_fingerprints(tmp_path))
+
+
+def test_permuted_labels_are_those_of_the_task_and_the_data_stay_as_they_are():
+    data = in_memory(images_of(4, seed=1), images_of(6, seed=2))
+    task = TaskDataModule(data, ["c", "a"], "task", 4, seed=0, augment="none")
+    before = task.train_images()[1].clone()
+    permuted = with_permuted_labels(task, seed=3)
+    assert torch.equal(permuted.train_images()[0], task.train_images()[0])
+    assert not torch.equal(permuted.train_images()[1], before)
+    assert torch.equal(permuted.train_images()[1].bincount(), before.bincount())
+    assert torch.equal(permuted.val_images()[1], task.val_images()[1])
+    assert torch.equal(task.train_images()[1], before)
+    assert (permuted.facts, permuted.batch_size, permuted.augment) == (task.facts, 4, "none")
