@@ -141,7 +141,8 @@ class StartingPoints:
     ) -> StartingPoint:
         pruning, groups = self.study.scratch_settings(self.settings), origin.pruned
         backbone = origin.build() if backbone is None else backbone
-        masks = pruning.choose(scores, Masks.full(groups), 1 - ratio, groups, origin.cost)
+        own = {name: scores[name] for name in groups.names}
+        masks = pruning.choose(own, Masks.full(groups), 1 - ratio, groups, origin.cost)
         small = shrink(backbone, groups, masks)
         if images:
             facts = self.data.facts

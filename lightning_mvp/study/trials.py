@@ -74,7 +74,7 @@ def compare_trials(runs: Sequence[Run], reference: str | None = None) -> list[Tr
     """
     found: dict[str, dict[Target, list[Run]]] = {}
     for run in runs:
-        found.setdefault(split_order(run["trial"])[0], {}).setdefault(results.target_of(run), []).append(run)
+        found.setdefault(split_order(run["trial"])[0], {}).setdefault((None, run["task"]), []).append(run)
     means = {
         name: {task: fmean(run["accuracy"] for run in own) for task, own in on_task.items()}
         for name, on_task in found.items()

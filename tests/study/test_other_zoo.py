@@ -154,7 +154,8 @@ def test_groups_left_whole_stay_so_in_zoo_vote_and_pruning_from_scratch(first: P
         for group in whole:
             assert (record["widths"][group.name] == group.size) == (group.name in left), (part, group.name)
     data = runner.datamodule(runner.split.get("target", 0))
-    cut = StartingPoints(runner, own, data).make("parent_magnitude").notes["widths"]
-    assert {name for name, width in cut.items() if width == whole.sizes[name]} == left
+    for method in ("parent_magnitude", "oneshot_magnitude", "oneshot_taylor"):
+        widths = StartingPoints(runner, own, data).make(method).notes["widths"]
+        assert {name for name, width in widths.items() if width == whole.sizes[name]} == left, method
     for entry in ModelZoo(runner.folder / "zoo").entries():
         assert all(entry_masks(entry)[name].all() for name in left)
