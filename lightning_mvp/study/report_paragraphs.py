@@ -10,22 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
+from lightning_mvp.study import results
 from lightning_mvp.study.finished_study import Study, ratios
 from lightning_mvp.study.markdown import markdown_table, signed
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
-from lightning_mvp.study.results import (
-    Row,
-    Run,
-    Target,
-    accuracies,
-    by_target,
-    format_points,
-    hubs,
-    steps_to_reach,
-    summarise,
-    verdict,
-)
+from lightning_mvp.study.results import Row, Run, Target, format_points, verdict
 from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.study.trials import TrialResult, compare_trials, split_order
 from lightning_mvp.study.zoo_fingerprints import read_fingerprints
@@ -179,10 +169,11 @@ def _reach(runs: Sequence[Run]) -> Iterator[str]:
             continue
         curves = [[(steps, on_target[target]) for steps, on_target in own.items()] for target in common]
         for steps, on_target in goals.items():
-            found = steps_to_reach(curves, [on_target[target] for target in common])
+            found = results.steps_to_reach(curves, [on_target[target] for target in common])
             after, low, high = (_count(each, min(own), max(own)) for each in found)
             lines.append(f"- {name} reaches {other}'s accuracy at {steps:,} steps after {after} steps [{low}, {high}].")
-    best = next((row for row in summarise(runs, ("mvp", most)) if (row.method, row.steps) == ("taylor", longest)), None)
+    rows = results.summarise(runs, ("mvp", most))
+    best = next((row for row in rows if (row.method, row.steps) == ("taylor", longest)), None)
     if best is not None and best.mvp_minus is not None and most > 0:
         lines.append(f"- {verdict(best, f'MVP with {most:,} steps')}")
     if lines:
@@ -192,8 +183,9 @@ def _reach(runs: Sequence[Run]) -> Iterator[str]:
 
 def _by_steps(runs: Sequence[Run], method: str) -> dict[int, dict[Target, float]]:
     """Numbers of steps, ascending → target → accuracy of a method's runs."""
-    own = by_target([run for run in runs if run["method"] == method and not run["zoo"]], lambda run: run["steps"])
-    return {steps: accuracies(own[steps]) for steps in sorted(own)}
+    own = [run for run in runs if run["method"] == method and not run["zoo"]]
+    by_steps = results.by_target(own, lambda run: run["steps"])
+    return {steps: results.accuracies(by_steps[steps]) for steps in sorted(by_steps)}
 
 
 def _on_all(by_steps: dict[int, dict[Target, float]], targets: Sequence[Target]) -> dict[int, dict[Target, float]]:
@@ -214,7 +206,7 @@ def zoos(studies: Sequence[Study]) -> Iterator[str]:
         entries, split = study.sources, study.settings.split
         if not entries or not study.owns_zoo:
             continue
-        payback, chosen = study.break_even, hubs(study.runs)
+        payback, chosen = study.break_even, results.hubs(study.runs)
         kind = "from a shared parent" if study.shares_parent else "from θ⁰"
         minutes = f"{study.zoo_seconds / 60:.0f} minutes of one core"
         words = f"- `{study.folder.name}` ({kind}): {len(entries)} entries in {minutes}"

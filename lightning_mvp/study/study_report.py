@@ -15,18 +15,11 @@ from matplotlib.figure import Figure
 
 import lightning_mvp
 from lightning_mvp.files import write_json, write_whole
+from lightning_mvp.study import report_plots as plots
 from lightning_mvp.study.finished_study import Study, by_label, ratios, runs_at
 from lightning_mvp.study.markdown import indented, write_markdown
 from lightning_mvp.study.overlap import OverlapRow
 from lightning_mvp.study.report_paragraphs import about, operating_point, overlap, trials, variants, zoos
-from lightning_mvp.study.report_plots import (
-    accuracy_against_entries,
-    accuracy_against_steps,
-    accuracy_and_size,
-    overlap_by_group,
-    similarity_against_shared_classes,
-    widths_per_group,
-)
 from lightning_mvp.study.results import Row, hubs, summarise
 
 
@@ -100,25 +93,25 @@ def _draw(
         own = [run for run in runs if not run["zoo"]]
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
         caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed."
-        figures.append((name, caption, accuracy_against_steps(own)))
+        figures.append((name, caption, plots.accuracy_against_steps(own)))
     if len(by_ratio) > 1:
         caption = "Test accuracy against size at the operating points."
-        figures.append(("sizes.png", caption, accuracy_and_size(by_ratio, studies[0].settings.steps)))
+        figures.append(("sizes.png", caption, plots.accuracy_and_size(by_ratio, studies[0].settings.steps)))
     similarity = studies[0].settings.vote.get("similarity", "leep")
     measure = f"Similarity ({similarity})" if similarity == "prototypes" else "LEEP"
     if rankings := [ranking for study in studies for ranking in study.rankings]:
         what = "Share of the labels' entropy that LEEP explains, 1 + LEEP / H(y)," if measure == "LEEP" else measure
         caption = f"{what} of each zoo task on each target against the number of classes they share."
-        figures.append(("leep.png", caption, similarity_against_shared_classes(rankings, measure)))
-    if figure := accuracy_against_entries([run for study in studies for run in study.varied]):
+        figures.append(("leep.png", caption, plots.similarity_against_shared_classes(rankings, measure)))
+    if figure := plots.accuracy_against_entries([run for study in studies for run in study.varied]):
         figures.append(("growth.png", "Test accuracy against the entries of a zoo that grows by use.", figure))
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."
-        figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, overlap_by_group(rows)))
+        figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, plots.overlap_by_group(rows)))
     runs = by_ratio[max(by_ratio)] if by_ratio else []
     if any(run["method"] == "mvp" for run in runs):
         caption = "Units per group: dense, iterative Taylor, voted."
-        figures.append(("widths.png", caption, widths_per_group([run for run in runs if not run["zoo"]])))
+        figures.append(("widths.png", caption, plots.widths_per_group([run for run in runs if not run["zoo"]])))
     for name, _, figure in figures:
         figure.savefig(out / name, dpi=130)
     return [(name, caption) for name, caption, _ in figures]
