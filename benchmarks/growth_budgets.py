@@ -25,11 +25,11 @@ from studies import study_settings
 
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.pruning.settings import PruningSettings
+from lightning_mvp.study.finished_study import Study
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.origin import Origin
-from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.pool import Study
+from lightning_mvp.study.part_runner import PartRunner
 
 TERA = 1e12
 UNITS = ("tera-MACs", "steps", "seconds")
@@ -60,12 +60,12 @@ class Costs:
     """The costs of one study's parts.
 
     Args:
-        shop: its data and backbones.
+        runner: its data and backbones.
         study: its records.
     """
 
-    def __init__(self, shop: Workshop, study: Study) -> None:
-        self.shop, self.study, self.settings = shop, study, shop.settings
+    def __init__(self, runner: PartRunner, study: Study) -> None:
+        self.runner, self.study, self.settings = runner, study, runner.settings
 
     def training(self, net: int, steps: int, batch: int | None = None, teacher: int = 0) -> float:
         """Tera-MACs of so many steps of a net, and of the forward passes of its teacher."""
@@ -90,7 +90,7 @@ class Costs:
 
     def theta0(self) -> Budget:
         record, options = self.record("pretrain"), {"batch_size": 128, **self.settings.pretrain}
-        dense = self.shop.theta0.size_of(None)["macs"]
+        dense = self.runner.theta0.size_of(None)["macs"]
         macs = self.training(dense, record["steps"], options["batch_size"])
         return Budget(macs, record["steps"], record["seconds"])
 
@@ -99,23 +99,23 @@ class Costs:
             return Budget(0.0, 0, 0.0)
         record, parent = self.record("parent"), self.settings.parent
         batch = parent.get("batch_size", self.settings.batch_size)
-        pruning = self.shop.scratch_settings(
+        pruning = self.runner.scratch_settings(
             self.settings, pruning_ratio=parent["pruning_ratio"], rounds=parent.get("rounds", 8)
         )
         return Budget(
-            self.shrinking(self.shop.theta0, pruning, record["steps"], batch), record["steps"], record["seconds"]
+            self.shrinking(self.runner.theta0, pruning, record["steps"], batch), record["steps"], record["seconds"]
         )
 
     def seeds(self, count: int) -> Budget:
         records = [self.record(name) for name in self.settings.sources[:count]]
-        net = self.shop.root.size_of(None)["macs"]  # it is zeroed, not cut, while it trains
+        net = self.runner.zoo_origin.size_of(None)["macs"]  # it is zeroed, not cut, while it trains
         steps = sum(record["steps"] for record in records)
         return Budget(self.training(net, steps), steps, sum(record["seconds"] for record in records))
 
     def grown(self, name: str, entries: int) -> Budget:
         growth = Growth(**self.settings.growths[name])
         records = [self.record(f"grow-{name}-{index:03d}") for index in range(entries - growth.seeds)]
-        net, teacher = self.small, self.shop.root.size_of(None)["macs"]
+        net, teacher = self.small, self.runner.zoo_origin.size_of(None)["macs"]
         macs = sum(self.training(net, record["steps"], teacher=teacher) for record in records)
         return Budget(macs, sum(r["steps"] for r in records), sum(r["seconds"] for r in records))
 
@@ -126,7 +126,7 @@ class Costs:
 
     def generic_zoo(self) -> Budget:
         record = self.record("generic_zoo")
-        net = self.shop.theta0.size_of(None)["macs"]
+        net = self.runner.theta0.size_of(None)["macs"]
         return Budget(self.training(net, record["steps"]), record["steps"], record["seconds"])
 
     def target(self, runs: Sequence[Mapping[str, Any]]) -> Budget:
@@ -134,12 +134,14 @@ class Costs:
         run = runs[0]
         settings = self.settings.changed(run["changes"])
         kind, steps = METHODS[run["method"]].kind, run["steps"]
-        dense = self.shop.theta0.size_of(None)["macs"]
+        dense = self.runner.theta0.size_of(None)["macs"]
         of_theta0 = kind in ("once", "rounds", "dense") or run["method"] in ("generic", "generic_zoo")
-        teacher = (dense if of_theta0 else self.shop.root.size_of(None)["macs"]) if settings.optim.get("mimic") else 0
+        teacher = (
+            (dense if of_theta0 else self.runner.zoo_origin.size_of(None)["macs"]) if settings.optim.get("mimic") else 0
+        )
         if kind == "rounds":
-            pruning = self.shop.scratch_settings(settings)
-            macs = self.shrinking(self.shop.theta0, pruning, steps, settings.batch_size, teacher)
+            pruning = self.runner.scratch_settings(settings)
+            macs = self.shrinking(self.runner.theta0, pruning, steps, settings.batch_size, teacher)
         else:
             macs = self.training(run["macs"], steps, teacher=teacher)
         return Budget(macs, steps, median(run["start_seconds"] + run["fit_seconds"] for run in runs))
@@ -175,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--entries", type=int, default=50, help="of the grown zoo")
     given = parser.parse_args(argv)
     settings = study_settings(given.study, given.data)
-    costs = Costs(Workshop(given.study, settings), Study(given.study, settings))
+    costs = Costs(PartRunner(given.study, settings), Study(given.study, settings))
     growth = Growth(**settings.growths["A"])
     joined = given.entries - growth.seeds
     before = {

@@ -29,9 +29,9 @@ from studies import study_settings
 
 from lightning_mvp.fitting.fit import fit_quietly, quiet_lightning
 from lightning_mvp.fitting.growing import grow, start_accuracy, start_of_growth
-from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.records import read_record
-from lightning_mvp.study.results import paired_bootstrap, points_of
+from lightning_mvp.study.grown_zoo import copy_entries
+from lightning_mvp.study.part_runner import PartRunner
+from lightning_mvp.study.results import format_points, paired_bootstrap
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.zoo.kinship import mask_overlap
@@ -45,49 +45,49 @@ class Bench:
     """One study's data and seeds, and how much is grown from them.
 
     Args:
-        shop: the study's data and backbones.
+        runner: the study's data and backbones.
         steps: of each entry and of each measurement.
         mimic: weight of the mimicking loss.
     """
 
-    shop: Workshop
+    runner: PartRunner
     steps: int = 100
     mimic: float = 2.0
 
     def drawn(self, classes: Sequence[str], seed: int) -> list[str]:
         """As many of these classes as the study's tasks have."""
-        count = self.shop.settings.split["classes_per_task"]
+        count = self.runner.settings.split["classes_per_task"]
         return sorted(np.random.default_rng(seed).choice(list(classes), count, replace=False).tolist())
 
     def task(self, name: str, classes: Sequence[str], seed: int, new: bool) -> TaskDataModule:
         """A task of some of these classes: of images that zoos may learn from, or of new ones."""
         chosen = sorted(
             np.random.default_rng(seed)
-            .choice(list(classes), self.shop.settings.split["classes_per_task"], replace=False)
+            .choice(list(classes), self.runner.settings.split["classes_per_task"], replace=False)
             .tolist()
         )
-        settings = self.shop.settings
+        settings = self.runner.settings
         return TaskDataModule(
-            self.shop.halves[new], chosen, name, batch_size=settings.batch_size, augment="none", seed=settings.seed
+            self.runner.halves[new], chosen, name, batch_size=settings.batch_size, augment="none", seed=settings.seed
         )
 
     def glyphs(self, name: str, seed: int) -> TaskDataModule:
         """A task of rendered characters: another domain."""
-        size = self.shop.data.train.images.shape[-1]
+        size = self.runner.data.train.images.shape[-1]
         data = load_data("glyphs", image_size=size, per_class_train=64, per_class_val=16)
         chosen = sorted(
             np.random.default_rng(seed)
-            .choice(list(data.classes), self.shop.settings.split["classes_per_task"], replace=False)
+            .choice(list(data.classes), self.runner.settings.split["classes_per_task"], replace=False)
             .tolist()
         )
-        return TaskDataModule(data, chosen, name, batch_size=self.shop.settings.batch_size, augment="none")
+        return TaskDataModule(data, chosen, name, batch_size=self.runner.settings.batch_size, augment="none")
 
     def options(self) -> dict[str, Any]:
-        return {"mimic": self.mimic, **self.shop.settings.optim}
+        return {"mimic": self.mimic, **self.runner.settings.optim}
 
     def grow(self, zoo: ModelZoo, data: TaskDataModule, wave: int | None = None) -> None:
-        L.seed_everything(self.shop.settings.seed, verbose=False)
-        settings = self.shop.settings
+        L.seed_everything(self.runner.settings.seed, verbose=False)
+        settings = self.runner.settings
         precision = settings.precision
         grow(zoo, data, steps=self.steps, wave=wave, keep_worse=True, precision=precision, **self.options())
 
@@ -95,26 +95,21 @@ class Bench:
         """Accuracies of targets that start from this zoo's latest eight entries and do not join it."""
         before, after = [], []
         for data in targets:
-            L.seed_everything(self.shop.settings.seed, verbose=False)
+            L.seed_everything(self.runner.settings.seed, verbose=False)
             module = start_of_growth(zoo, data, family_members(zoo)[1], **self.options())
             before.append(start_accuracy(module, data))
-            fit_quietly(module, data, self.steps, precision=self.shop.settings.precision)
+            fit_quietly(module, data, self.steps, precision=self.runner.settings.precision)
             after.append(module.accuracy_on(*data.val_images()))
         return {"before": before, "after": after}
 
     def seeds(self, folder: Path) -> ModelZoo:
         """A zoo of the study's first eight entries alone."""
-        shutil.copytree(self.shop.folder / "zoo", folder, ignore=shutil.ignore_patterns("catalogue*"))
-        zoo, names = ModelZoo(folder), self.shop.settings.sources[:8]
-        kept = {record["entry"] for name in names if (record := read_record(self.shop.folder, name)) is not None}
-        for name in [name for name in zoo.names if name not in kept]:
-            zoo.remove(name)
-        return zoo
+        return copy_entries(self.runner.folder, self.runner.settings.sources[:8], folder)
 
 
 def drift(bench: Bench, folder: Path, entries: int, targets: int) -> dict[str, Any]:
     """First half of the entries of 40 classes, second half of the 40 others: are tasks of the first 40 still served?"""
-    seen = np.random.default_rng(1).permutation(bench.shop.split.seen).tolist()
+    seen = np.random.default_rng(1).permutation(bench.runner.split.seen).tolist()
     halves = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     aims = [
         [bench.task(f"aim-{half}-{i}", halves[half], 100 * half + i, new=True) for i in range(targets)]
@@ -132,7 +127,7 @@ def drift(bench: Bench, folder: Path, entries: int, targets: int) -> dict[str, A
 
 def domain(bench: Bench, folder: Path, entries: int, targets: int) -> dict[str, Any]:
     """Photographs, then characters, then photographs again: what do photographs start from?"""
-    seen = bench.shop.split.seen
+    seen = bench.runner.split.seen
     photographs = [bench.task(f"aim-{i}", seen, 300 + i, new=True) for i in range(targets)]
     characters = [bench.glyphs(f"characters-{i}", 300 + i) for i in range(targets)]
     zoo, found = bench.seeds(folder), {}
@@ -154,22 +149,22 @@ def domain(bench: Bench, folder: Path, entries: int, targets: int) -> dict[str, 
 
 def renewal(bench: Bench, folder: Path, targets: int, most: int | None) -> dict[str, Any]:
     """All grown entries of the study's zoo A once more, in one wave, from the vote of its latest eight."""
-    shutil.copytree(bench.shop.folder / "grown-A", folder)
+    shutil.copytree(bench.runner.folder / "grown-A", folder)
     zoo = ModelZoo(folder)
     grown = [member for member in lineage(zoo) if member.wave][:most]
-    aims = [bench.task(f"aim-{i}", bench.shop.split.seen, 300 + i, new=True) for i in range(targets)]
+    aims = [bench.task(f"aim-{i}", bench.runner.split.seen, 300 + i, new=True) for i in range(targets)]
     found = {f"{len(zoo.names)} entries": {"targets": bench.measure(zoo, aims)}}
     wave = 1 + max(member.wave for member in grown)
     for member in grown:
-        task = bench.shop.task(member.task)
-        bench.grow(zoo, bench.shop.datamodule(task, augment="none"), wave=wave)
+        task = bench.runner.task(member.task)
+        bench.grow(zoo, bench.runner.datamodule(task, augment="none"), wave=wave)
     found[f"and {len(grown)} renewed"] = {"targets": bench.measure(zoo, aims)}
     return found
 
 
 def masks_by_generation(bench: Bench, width: int = 10) -> list[dict[str, Any]]:
     """IoU of the masks of each ten waves of zoo A with the seeds', and among themselves."""
-    zoo = ModelZoo(bench.shop.folder / "grown-A")
+    zoo = ModelZoo(bench.runner.folder / "grown-A")
     members = lineage(zoo)
     masks = {member.name: zoo[member.name].masks for member in members}
     seeds = [masks[member.name] for member in members if not member.wave]
@@ -204,7 +199,7 @@ def shown(found: dict[str, Any], masks: list[dict[str, Any]], console: Console) 
                 after = accuracies["after"]
                 base = first.setdefault(kind, after)
                 minus = paired_bootstrap([a - b for a, b in zip(after, base, strict=True)])
-                change = "" if base is after else points_of(minus)
+                change = "" if base is after else format_points(minus)
                 cells = [f"{100 * fmean(accuracies[when]):.1f}" for when in ("before", "after")]
                 printed.add_row(state, kind, *cells, change)
         console.print(printed)
@@ -227,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     quiet_lightning()
     rank_zero_module.log.setLevel(logging.WARNING)  # a table for each vote of hundreds
-    bench = Bench(Workshop(given.study, study_settings(given.study, given.data)), given.steps)
+    bench = Bench(PartRunner(given.study, study_settings(given.study, given.data)), given.steps)
     with tempfile.TemporaryDirectory() as folder:
         home, few = Path(folder), max(2, given.entries // 4)
         found = {

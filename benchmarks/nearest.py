@@ -30,8 +30,8 @@ from lightning_mvp import ModelZoo, create_backbone, find_groups
 from lightning_mvp.backbones import random_masks, shrink
 from lightning_mvp.backbones.create import recipe_of
 from lightning_mvp.fitting.fit import fit_quietly
-from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.part_runner import PartRunner
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.ranking import SHORTLIST, Ranking, rank_neighbours
@@ -85,13 +85,13 @@ def of_study(
     study: Path, settings: StudySettings, targets: int, steps: int, seed: int
 ) -> tuple[list[Table], dict[str, Any]]:
     """Recall of the shortlist on a study's zoo, and accuracy of the vote with it and with all entries scored."""
-    shop, zoo = Workshop(study, settings), ModelZoo(study / "zoo")
+    runner, zoo = PartRunner(study, settings), ModelZoo(study / "zoo")
     dense, k = dense_backbone(zoo), min(NEIGHBOURS, settings.vote.get("neighbours", NEIGHBOURS))
-    groups = shop.root.groups
+    groups = runner.zoo_origin.groups
     found: list[dict[str, Any]] = []
     for index in track(range(min(targets, settings.targets)), study.name, transient=True):
         tuned = settings.changed(settings.tuned_for("mvp", steps))
-        data = shop.datamodule(shop.split.get(settings.target_kind, index), augment=tuned.augment)
+        data = runner.datamodule(runner.split.get(settings.target_kind, index), augment=tuned.augment)
         images, labels = data.scoring_images(seed=settings.seed)
         begin = time.perf_counter()
         promising = recalled(TargetData(zoo, images, labels, dense, groups, zoo.names))

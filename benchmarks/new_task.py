@@ -30,9 +30,10 @@ from omegaconf import DictConfig, open_dict
 from studies import small_study, study_settings
 
 from lightning_mvp.apps import runtime, vote
-from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.settings import StudySettings
-from lightning_mvp.study.starts import Starts
+from lightning_mvp.study.methods import Trial
+from lightning_mvp.study.part_runner import PartRunner
+from lightning_mvp.study.starting_points import StartingPoints
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks import data as tasks_data
 from lightning_mvp.training import meta_vote
 from lightning_mvp.training.meta_vote import MetaVoteModule
@@ -206,15 +207,15 @@ def from_scratch(study: Path, settings: StudySettings, task: int, rival: str, st
     forget_data()
     clock = Clock()
     L.seed_everything(settings.seed, verbose=False)
-    shop = Workshop(study, settings)
+    runner = PartRunner(study, settings)
     with clock.part("decode the data"):
-        data = shop.datamodule(shop.split.get(settings.target_kind, task))
-    begin = Starts(shop, settings).of(rival, data)
+        data = runner.datamodule(runner.split.get(settings.target_kind, task))
+    begin = StartingPoints(runner, settings, data).make(rival)
     module = TaskModule.for_task(begin.backbone, data.facts, **settings.optim)
     with clock.part("ridge head"):
         module.initialise_head(data)
     with clock.part("steps"):
-        cutter, pruning = shop.cutter_of(rival, module, data, settings)
+        cutter, pruning = runner.make_cutter(Trial(rival, steps), module, data, settings, None)
         options = {"clip": settings.gradient_clip, "precision": settings.precision}
         module = prune_and_cut(module, data, cutter, pruning, steps, **options)
     with clock.part("evaluate"):

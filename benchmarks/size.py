@@ -24,9 +24,9 @@ from studies import TINY, small_study, study_settings
 from lightning_mvp import ModelZoo, ZooEntry, create_backbone, find_groups
 from lightning_mvp.backbones import random_masks, shrink
 from lightning_mvp.study.methods import Trial
-from lightning_mvp.study.parts import Workshop
+from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.records import record_path
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo import entry_id, read_entry, write_entry
 from lightning_mvp.zoo.entry_file import Storage
@@ -249,15 +249,15 @@ def measure_accuracy(
     """Test accuracy of the vote from either zoo on the same tasks, before the first step and after all."""
     names = [settings.target(index) for index in range(min(targets, settings.targets))]
     trial = Trial("mvp", steps, settings.tuned_for("mvp", steps), f"mvp@{steps}")
-    shops = {storage: Workshop(study_in(study, folder / storage, storage), settings) for storage in WIDTHS}
-    found: dict[Storage, list[dict[str, Any]]] = {storage: [] for storage in shops}
+    runners = {storage: PartRunner(study_in(study, folder / storage, storage), settings) for storage in WIDTHS}
+    found: dict[Storage, list[dict[str, Any]]] = {storage: [] for storage in runners}
     for index, name in enumerate(names):
-        for storage, shop in shops.items():
+        for storage, runner in runners.items():
             # As in a study of its own: each zoo is ranked by what it holds, and every part begins with this seed.
-            shop.run(f"rank--{name}")
+            runner.run(f"rank--{name}")
             L.seed_everything(settings.seed, verbose=False)
-            task = shop.split.get(settings.target_kind, index)
-            found[storage].append(shop.compare(task, trial, test=True))
+            task = runner.split.get(settings.target_kind, index)
+            found[storage].append(runner.compare(task, trial, test=True))
     shown_in = table(
         f"Test accuracy of the vote on {len(names)} tasks, in percent; the difference in points, paired",
         "steps",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_mvp.study.parts import Workshop
+from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.records import open_study, read_settings
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 
 TINY = {"model": "resnet18", "arguments": {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 24]}, "input_size": 32}
 
@@ -37,7 +37,7 @@ def small_study(folder: Path, sources: int, steps: int) -> Path:
         precision="32-true",
     )
     open_study(folder, settings)
-    shop = Workshop(folder, settings)
-    for part in ("pretrain", *(task.name for task in shop.split.source)):
-        shop.run(part)
+    runner = PartRunner(folder, settings)
+    for part in ("pretrain", *(task.name for task in runner.split.source)):
+        runner.run(part)
     return folder

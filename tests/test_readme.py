@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mvp.apps.vote import MIMIC
-from lightning_mvp.study.page import (
+from lightning_mvp.study.finished_study import ratios, runs_at
+from lightning_mvp.study.report_paragraphs import main_table, verdicts
+from lightning_mvp.study.results import format_points, summarise
+from lightning_mvp.study.summary_page import (
     Report,
     cases_by_rival,
-    choices_of,
     differences_table,
+    find_choices,
     one_choice_at_a_time,
     when_to_trust,
 )
-from lightning_mvp.study.paragraphs import markdown_table, verdicts
-from lightning_mvp.study.pool import ratios, runs_at
-from lightning_mvp.study.results import points_of, summarise
-from lightning_mvp.study.trust import believable
-from lightning_mvp.study.variants import lines_of
+from lightning_mvp.study.trials import compare_trials
+from lightning_mvp.study.trust_rules import believable
 from lightning_mvp.voting.trust import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def runs_of_the_study() -> list[dict[str, Any]]:
 
 def test_the_main_table_is_computed_from_the_committed_runs() -> None:
     runs = runs_of_the_study()
-    table = markdown_table(summarise(runs_at(runs, ratios(runs)[0])))
+    table = main_table(summarise(runs_at(runs, ratios(runs)[0])))
     text = (ROOT / "README.md").read_text()
     shown = [line for line in text.splitlines() if line.startswith("|") and " ± " in line]
     assert len(shown) >= 8
@@ -82,9 +82,8 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
     runs = [run for run in map(json.loads, lines) if "trial" in run and run["task"].startswith("target")]
     computed = []
     for variant, reference in GROWN:
-        minus = next(line.minus for line in lines_of(runs, reference) if line.name == variant)
-        assert minus is not None
-        computed.append(plain(points_of(minus)))
+        found = {result.name: result for result in compare_trials(runs, reference)}
+        computed.append(plain(format_points(found[variant].difference)))
     learned = plain((STUDY / "grown" / "learned.md").read_text())
     for figure in computed:
         assert figure in learned
@@ -101,7 +100,7 @@ def test_the_page_is_computed_from_the_committed_runs() -> None:
     runs = [run for report in REPORTS for run in report.runs]
     for paragraphs in (
         differences_table(sections),
-        one_choice_at_a_time(choices_of(REPORTS[-1].trials)),
+        one_choice_at_a_time(find_choices(REPORTS[-1].trials)),
         when_to_trust(cases_by_rival(runs)),
     ):
         for paragraph in paragraphs:

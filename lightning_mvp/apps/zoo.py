@@ -175,7 +175,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     """Overlap and similarity of the tasks of one config, as one page."""
     from lightning_mvp.apps.runtime import refuse_existing
     from lightning_mvp.files import write_whole
-    from lightning_mvp.study.zoo_picture import draw_relations, relations
+    from lightning_mvp.zoo.picture import draw_relations, relations
 
     output = Path(arguments.output or zoo.path / "picture.png")
     refuse_existing(output)

@@ -22,9 +22,9 @@ def mantel(a: np.ndarray, b: np.ndarray, permutations: int = 1999, seed: int = 0
     columns of `b`.
 
     Args:
-        a: ``(n, n)``, symmetric; its diagonal does not count.
-        b: likewise.
-        permutations: N.
+        a: ``(n, n)``, symmetric. Its diagonal does not count.
+        b: ``(n, n)``, symmetric. Its diagonal does not count.
+        permutations: the number of random permutations, N.
         seed: of the permutations.
 
     Returns:

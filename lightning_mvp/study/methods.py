@@ -11,10 +11,13 @@ Kind = Literal["zoo", "generic", "once", "rounds", "dense"]
 
 
 class Method(NamedTuple):
-    """What a method is called, in full and where a terminal has 80 columns, and what it needs.
+    """What a method is called, and where it starts.
 
-    ``kind``: ``"zoo"`` starts from the zoo's models, ``"generic"`` from one broad model, ``"once"`` from θ⁰ cut before
-    the first step, ``"rounds"`` prunes while it trains, ``"dense"`` never.
+    Args:
+        full: its name in reports.
+        short: its name in a terminal of 80 columns.
+        kind: ``"zoo"`` starts from the zoo's models, ``"generic"`` from one broad model, ``"once"`` from θ⁰ cut before
+            the first step; ``"rounds"`` prunes while it trains, ``"dense"`` never prunes.
     """
 
     full: str
@@ -62,10 +65,10 @@ class Trial:
 
     Args:
         method: a name out of :data:`METHODS`.
-        steps: optimizer steps on the target.
+        steps: the number of optimizer steps on the target.
         changes: dotted setting → value, for instance ``{"vote.temperature": 0.1}``.
-        name: part of the record's file name.
-        targets: on so many targets, the first ones; None: on all.
+        name: of the trial; the file of its record is named by it.
+        targets: the number of targets on which it is run, the first ones; None: on all.
     """
 
     method: str

@@ -14,6 +14,7 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.groups import Groups, find_groups
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.pruning.importance import Scores, magnitude_importance
 
 
 class Origin:
@@ -24,7 +25,7 @@ class Origin:
         weights: its safetensors file.
         image_shape: ``(C, H, W)``.
         include: the groups to prune, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: all.
-        exclude: the groups to leave whole, likewise.
+        exclude: the groups to leave whole, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: none.
     """
 
     def __init__(
@@ -52,19 +53,23 @@ class Origin:
 
     @cached_property
     def pruned(self) -> Groups:
-        """Those that lose units; the others stay whole."""
+        """The groups that lose units; the others stay whole."""
         return self.groups.select(self.include, self.exclude)
 
-    def pruned_of(self, smaller: nn.Module) -> Groups:
-        """The same in what is left of it after rounds."""
+    def find_pruned(self, smaller: nn.Module) -> Groups:
+        """The groups that lose units, in what earlier rounds have left of the backbone."""
         return find_groups(smaller, self.example, check=False).select(self.pruned.names)
 
     @cached_property
     def cost(self) -> CostModel:
         return CostModel(self.build(), self.groups, self.example)
 
-    def size_of(self, masks: Masks | None) -> dict[str, Any]:
-        """Widths, parameters and MACs of what masks leave of it; None leaves it whole, as groups without a mask are."""
+    def magnitudes(self) -> Scores:
+        """The L2 norm of each unit's weights."""
+        return magnitude_importance(self.build().state_dict(), self.groups)
+
+    def measure(self, masks: Masks | None) -> dict[str, Any]:
+        """Widths, parameters and MACs of what masks leave. None leaves all; groups without a mask stay whole."""
         masks = Masks.full(self.groups) if masks is None else masks
         return {
             "widths": {**self.groups.sizes, **masks.kept},

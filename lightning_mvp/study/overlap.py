@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from lightning_mvp.pruning.choose import top_units
-from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.study.mantel import mantel
 from lightning_mvp.study.origin import Origin
-from lightning_mvp.study.records import rank_part, read_record
+from lightning_mvp.study.records import rank_part, require_record
 from lightning_mvp.zoo.kinship import mask_overlap
 
 # A group of fewer units says little by itself: a unit more or less changes its IoU by more than tasks do.
@@ -32,14 +31,16 @@ class OverlapRow:
         depth: its place in the forward pass; -1 for several groups.
         units: of the group in the backbone.
         kept: mean number of units kept.
-        iou: mean over pairs, and
-        deviation: its standard deviation over pairs.
-        random: expected of random masks of these widths.
+        iou: mean over pairs of tasks.
+        deviation: standard deviation of the IoU over pairs.
+        random: IoU to be expected of random masks of these widths.
         magnitude: mean IoU of a task's mask with the backbone's own magnitude mask.
-        leep: correlation of IoU with LEEP (mean of both directions) over pairs, with Mantel's
-        leep_p: p-value; likewise
-        classes, classes_p: with the number of shared classes, and
-        superclasses, superclasses_p: with that of shared superclasses; NaN where they are not known.
+        leep: correlation over pairs of IoU and LEEP, the mean of both directions.
+        leep_p: p-value of that correlation by Mantel's test.
+        classes: correlation over pairs of IoU and the number of shared classes.
+        classes_p: p-value of that correlation by Mantel's test.
+        superclasses: correlation over pairs of IoU and the number of shared superclasses; NaN where they are not known.
+        superclasses_p: p-value of that correlation by Mantel's test; NaN where they are not known.
     """
 
     pruning_ratio: float
@@ -55,8 +56,8 @@ class OverlapRow:
     leep_p: float
     classes: float
     classes_p: float
-    superclasses: float
-    superclasses_p: float
+    superclasses: float = math.nan
+    superclasses_p: float = math.nan
 
 
 def shared(sets: Sequence[set[str]]) -> np.ndarray:
@@ -73,9 +74,7 @@ def leep_matrix(folder: Path, tasks: Sequence[str]) -> np.ndarray:
     """LEEP of each zoo task's model on each other's data, the mean of both directions, ``(n, n)``."""
     place, scores = {task: i for i, task in enumerate(tasks)}, np.zeros((len(tasks), len(tasks)))
     for task, row in place.items():
-        record = read_record(folder, rank_part(task, "leep"))
-        assert record is not None, "rankings of the sources are parts of this stage"
-        for neighbour in record["similarities"]:
+        for neighbour in require_record(folder, rank_part(task, "leep"))["similarities"]:
             column = place.get(neighbour["name"].rpartition("--")[0])
             if column is not None and column != row:
                 scores[row, column] = neighbour["score"]
@@ -100,42 +99,42 @@ def study_overlap(
     beside = {"leep": leep, "classes": shared(classes)}
     if superclass_of is not None:
         beside["superclasses"] = shared([{superclass_of[name] for name in each} for each in classes])
-    magnitudes, sizes = magnitude_importance(origin.build().state_dict(), origin.groups), origin.groups.sizes
-    together_with = {"all": list(sizes)}
+    magnitudes, sizes, rounds = origin.magnitudes(), origin.groups.sizes, len(sources[0]["rounds"])
     kinds = dict.fromkeys(group.kind for group in origin.groups)
-    if len(kinds) > 1:
-        of_kind = {f"all {kind}": [group.name for group in origin.groups if group.kind == kind] for kind in kinds}
-        together_with = of_kind | together_with
-    rounds, rows = len(sources[0]["rounds"]), []
+    several = {f"all {kind}": [group.name for group in origin.groups if group.kind == kind] for kind in kinds}
+    together = (several if len(kinds) > 1 else {}) | {"all": list(sizes)}
+    rows = []
     for number in sorted({math.ceil(rounds * third / 3) - 1 for third in (1, 2, 3)}):
         masks = [_flags(record["rounds"][number]["kept"], sizes) for record in sources]
-        ratio = sources[0]["rounds"][number]["pruning_ratio"]
         own = top_units(magnitudes, {group: int(mask.sum()) for group, mask in masks[0].items()})
         theirs = {group: mask.numpy() for group, mask in own.items()}
-        for depth, group in enumerate([*sizes, *together_with]):
-            chosen = together_with.get(group, [group])
-            part = [{name: mask[name] for name in chosen} for mask in masks]
-            iou, random = mask_overlap(part, part)
-            pairs = np.triu_indices(len(part), 1)
-            found = {name: mantel(iou, matrix) for name, matrix in beside.items()}
-            together: dict[str, float] = {"superclasses": math.nan, "superclasses_p": math.nan}
-            for name, test in found.items():
-                together |= {name: test.correlation, f"{name}_p": test.p}
+        for depth, (group, names) in enumerate(({name: [name] for name in sizes} | together).items()):
+            part = [{name: mask[name] for name in names} for mask in masks]
             rows.append(
                 OverlapRow(
-                    pruning_ratio=ratio,
+                    pruning_ratio=sources[0]["rounds"][number]["pruning_ratio"],
                     group=group,
-                    depth=-1 if group in together_with else depth,
-                    units=sum(sizes[name] for name in chosen),
-                    kept=float(np.mean([sum(mask[name].sum() for name in chosen) for mask in masks])),
-                    iou=float(iou[pairs].mean()),
-                    deviation=float(iou[pairs].std()),
-                    random=float(random[pairs].mean()),
-                    magnitude=float(mask_overlap(part, [{name: theirs[name] for name in chosen}])[0].mean()),
-                    **together,
+                    depth=-1 if group in together else depth,
+                    units=sum(sizes[name] for name in names),
+                    magnitude=float(mask_overlap(part, [{name: theirs[name] for name in names}])[0].mean()),
+                    **_over_pairs(part, beside),
                 )
             )
     return rows
+
+
+def _over_pairs(masks: Sequence[Mapping[str, np.ndarray]], beside: Mapping[str, np.ndarray]) -> dict[str, float]:
+    iou, random = mask_overlap(masks, masks)
+    pairs = np.triu_indices(len(masks), 1)
+    tests = {name: mantel(iou, matrix) for name, matrix in beside.items()}
+    return {
+        "kept": float(np.mean([sum(own.sum() for own in mask.values()) for mask in masks])),
+        "iou": float(iou[pairs].mean()),
+        "deviation": float(iou[pairs].std()),
+        "random": float(random[pairs].mean()),
+        **{name: test.correlation for name, test in tests.items()},
+        **{f"{name}_p": test.p for name, test in tests.items()},
+    }
 
 
 def _flags(kept: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_mvp.files import write_json
 from lightning_mvp.study.methods import ORACLE, Trial
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 
-# A study may grow by these: each run's record says with what settings it was made.
+# These settings may change after a study has begun: each run's record says with which ones it was made.
 MAY_CHANGE = {"methods", "fewer", "trials", "variants", "growths", "tuned", "label"}
 
 
@@ -86,6 +86,18 @@ def read_record(folder: Path, part: str) -> dict[str, Any] | None:
     """A finished part's record, or None if it has yet to be done."""
     path = record_path(folder, part)
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def require_record(folder: Path, part: str) -> dict[str, Any]:
+    """The record of a part that is done before whoever asks for it."""
+    record = read_record(folder, part)
+    assert record is not None, f"{part} is made before what needs it"
+    return record
+
+
+def read_records(folder: Path, parts: Iterable[str]) -> list[dict[str, Any]]:
+    """The records of those parts that are finished, in their order."""
+    return [record for part in parts if (record := read_record(folder, part)) is not None]
 
 
 def write_record(folder: Path, part: str, record: Mapping[str, Any]) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
 
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.records import read_record
-from lightning_mvp.study.settings import StudySettings
 
 RESAMPLES = 10_000
+
+# A record of one method on one target, as `results.jsonl` has it.
+Run = Mapping[str, Any]
+# The draw of the zoo, and the name of the task.
+Target = tuple[object, str]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,6 @@ class Interval:
 
     mean: float
     half: float
-
-    @property
-    def low(self) -> float:
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -101,20 +96,38 @@ class Row:
     zoo: str = ""
 
 
-def load_runs(folder: Path, settings: StudySettings) -> list[dict[str, Any]]:
-    """The records of all methods on all targets that are done."""
-    names = [
-        f"{settings.target(index)}--{trial.name}" for trial in settings.compared() for index in range(settings.targets)
-    ]
-    return [record for name in names if (record := read_record(folder, name)) is not None]
-
-
-def target_of(run: dict[str, Any]) -> tuple[object, str]:
+def target_of(run: Run) -> Target:
     """What pairs the runs of several methods: the draw of the zoo and the task."""
     return run.get("draw"), run["task"]
 
 
-def summarise(runs: Sequence[dict[str, Any]], reference: tuple[str, int] | None = None) -> list[Row]:
+def by_target(runs: Iterable[Run], kind: Callable[[Run], Key]) -> dict[Key, dict[Target, Run]]:
+    """The runs of each kind, by their target; both in the order in which they come first."""
+    found: dict[Key, dict[Target, Run]] = {}
+    for run in runs:
+        found.setdefault(kind(run), {})[target_of(run)] = run
+    return found
+
+
+def accuracies(on_target: Mapping[Target, Run]) -> dict[Target, float]:
+    """Target → accuracy."""
+    return {target: run["accuracy"] for target, run in on_target.items()}
+
+
+def paired_difference(ours: Mapping[Target, float], theirs: Mapping[Target, float]) -> Difference | None:
+    """The mean of ours minus theirs over the targets that both have; None where they have none in common."""
+    both = [target for target in ours if target in theirs]
+    if not both:
+        return None
+    return paired_bootstrap([ours[target] - theirs[target] for target in both], [draw for draw, _ in both])
+
+
+def seconds_of_task(run: Run) -> float:
+    """From the task's images in memory to the trained model, evaluation apart."""
+    return run["start_seconds"] + run["fit_seconds"]
+
+
+def summarise(runs: Sequence[Run], reference: tuple[str, int] | None = None) -> list[Row]:
     """A row for each method and number of steps, in the order of the runs.
 
     Args:
@@ -122,30 +135,24 @@ def summarise(runs: Sequence[dict[str, Any]], reference: tuple[str, int] | None 
         reference: method and steps that the others are set against, over the targets both have; None takes MVP with
             the steps of its first run.
     """
-    by_method: dict[tuple[str, int, str], dict[tuple[object, str], dict[str, Any]]] = {}
-    for run in runs:
-        by_method.setdefault((run["method"], run["steps"], run.get("zoo", "")), {})[target_of(run)] = run
+    by_method = by_target(runs, lambda run: (run["method"], run["steps"], run.get("zoo", "")))
     mvp = next((key[:2] for key in by_method if key[0] == "mvp"), ("mvp", 0)) if reference is None else reference
-    ours = by_method.get((*mvp, ""), {})
+    ours = accuracies(by_method.get((*mvp, ""), {}))
     rows = []
-    for key, on_target in by_method.items():
-        own = list(on_target.values())
-        pairs = [target for target in on_target if target in ours]
-        paired = [ours[target]["accuracy"] - on_target[target]["accuracy"] for target in pairs]
+    for (method, steps, zoo), on_target in by_method.items():
+        own, theirs = list(on_target.values()), accuracies(on_target)
         rows.append(
             Row(
-                method=key[0],
-                label=METHODS[key[0]].full + (", entries from θ⁰" if key[2] == "theta0" else ""),
-                steps=key[1],
-                accuracy=interval([run["accuracy"] for run in own]),
-                seconds=median(run["start_seconds"] + run["fit_seconds"] for run in own),
+                method=method,
+                label=METHODS[method].full + (", entries from θ⁰" if zoo == "theta0" else ""),
+                steps=steps,
+                accuracy=interval(list(theirs.values())),
+                seconds=median(map(seconds_of_task, own)),
                 parameters=round(fmean(run["parameters"] for run in own)),
                 macs=round(fmean(run["macs"] for run in own)),
-                mvp_minus=paired_bootstrap(paired, [draw for draw, _ in pairs])
-                if pairs and key != (*mvp, "")
-                else None,
+                mvp_minus=None if (method, steps, zoo) == (*mvp, "") else paired_difference(ours, theirs),
                 targets=len(own),
-                zoo=key[2],
+                zoo=zoo,
             )
         )
     return rows
@@ -160,21 +167,18 @@ def verdict(row: Row, ours: str = "MVP") -> str:
         >>> verdict(row)
         'MVP does not win against dense fine-tuning, 40 steps: −5.0 points [−7.0, −3.0].'
     """
-    assert row.mvp_minus is not None
     difference = row.mvp_minus
-    figures = points_of(difference, " points")
-    if difference.low > 0:
-        return f"{ours} wins against {row.label}, {row.steps:,} steps: {figures}."
-    if difference.high < 0:
-        return f"{ours} does not win against {row.label}, {row.steps:,} steps: {figures}."
-    return f"No clear difference of {ours} to {row.label}, {row.steps:,} steps: {figures}."
+    assert difference is not None
+    clear = "wins against" if difference.low > 0 else "does not win against" if difference.high < 0 else None
+    words = f"No clear difference of {ours} to" if clear is None else f"{ours} {clear}"
+    return f"{words} {row.label}, {row.steps:,} steps: {format_points(difference, ' points')}."
 
 
-def points_of(difference: Difference, unit: str = "") -> str:
+def format_points(difference: Difference, unit: str = "") -> str:
     """A difference of accuracies in points, with its interval.
 
     Example:
-        >>> points_of(Difference(0.012, 0.004, 0.021))
+        >>> format_points(Difference(0.012, 0.004, 0.021))
         '+1.2 [+0.4, +2.1]'
     """
     return f"{_points(difference.mean)}{unit} [{_points(difference.low)}, {_points(difference.high)}]"
@@ -184,7 +188,7 @@ def _points(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def break_even(zoo_seconds: float, runs: Sequence[dict[str, Any]]) -> float | None:
+def break_even(zoo_seconds: float, runs: Sequence[Run]) -> float | None:
     """New tasks after which a zoo's seconds are repaid, against iterative Taylor with its most steps.
 
     None where MVP saves no seconds there, or one of the two was not run.
@@ -197,8 +201,7 @@ def break_even(zoo_seconds: float, runs: Sequence[dict[str, Any]]) -> float | No
     return zoo_seconds / (theirs.seconds - ours.seconds)
 
 
-@dataclass(frozen=True)
-class Reach:
+class Reach(NamedTuple):
     """The steps at which a rival's mean curve reaches an accuracy: an estimate and its 95 % bootstrap interval.
 
     ``inf`` where the curve stays below up to its last point.
@@ -241,7 +244,7 @@ def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequenc
     return Reach(reach(np.arange(n)), found[25], found[974])
 
 
-def hubs(runs: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+def hubs(runs: Sequence[Run]) -> list[tuple[str, int]]:
     """How often each zoo entry was among MVP's neighbours, the most chosen first.
 
     Example:

@@ -1,4 +1,4 @@
-"""A worker process of a comparison: it holds one workshop and runs the parts it is handed."""
+"""A worker process of a comparison: it runs the parts it is handed, one after the other."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 from lightning_mvp.fitting.fit import quiet_lightning
-from lightning_mvp.study.parts import Workshop
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.part_runner import PartRunner
+from lightning_mvp.study.study_settings import StudySettings
 
-_workshop: Workshop | None = None
+_runner: PartRunner | None = None
 
 
 def start_worker(folder: str, settings: dict[str, Any]) -> None:
-    """Make this process a worker: one thread, one workshop."""
-    global _workshop
+    """Make this process a worker: one thread, one runner of parts."""
+    global _runner
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     quiet_lightning()
-    rank_zero_module.log.setLevel(logging.WARNING)  # a table for each vote of hundreds
-    _workshop = Workshop(Path(folder), StudySettings.from_dict(settings))
+    rank_zero_module.log.setLevel(logging.WARNING)  # each of hundreds of votes would show a table
+    _runner = PartRunner(Path(folder), StudySettings.from_dict(settings))
 
 
 def _end_with_parent() -> None:
@@ -39,6 +39,6 @@ def _end_with_parent() -> None:
 
 def run_part(part: str) -> str:
     """Run one part in a worker process started by :func:`start_worker`."""
-    assert _workshop is not None, "start_worker comes first"
-    _workshop.run(part)
+    assert _runner is not None, "start_worker comes first"
+    _runner.run(part)
     return part

@@ -84,7 +84,7 @@ class Rule:
 
 # One rule for each rival, which is iterative Taylor pruning from scratch in so many times the vote's steps. They were
 # fitted on the study's targets with votes of 100 steps of 32 images (benchmarks/cifar100/report.md);
-# tests/study/test_trust.py computes them again.
+# tests/test_readme.py computes them again.
 RULES = {1: Rule(-1.518, 11.895), 3: Rule(-0.135), 10: Rule(-2.631)}
 
 

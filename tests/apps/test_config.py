@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from lightning_mvp.apps.compare import settings_of
+from lightning_mvp.apps.compare import build_settings
 from lightning_mvp.apps.runtime import trainer_options
 from lightning_mvp.fitting.fit import make_trainer
 
@@ -97,7 +97,7 @@ def test_each_experiment_composes(option: str) -> None:
     chosen = compose_for("compare", f"experiment={option}", "data.root=nowhere")
     assert (chosen["steps"], chosen["note"]) == (own.steps, own.note)
     assert chosen["pruning"]["pruning_ratio"] == own.get("pruning", {}).get("pruning_ratio", 0.7)
-    assert settings_of(OmegaConf.create(chosen)).compared(), "its methods, trials and tuned settings are sound"
+    assert build_settings(OmegaConf.create(chosen)).compared(), "its methods, trials and tuned settings are sound"
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -176,7 +176,7 @@ def test_every_command_of_the_studys_scripts_is_a_study_or_a_report(script: str,
     for overrides in commands:
         config = compose_for("compare", *overrides)
         if not config["reports"]:
-            settings_of(OmegaConf.create(config))
+            build_settings(OmegaConf.create(config))
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mvp.study.compare import plan
-from lightning_mvp.study.parts import Workshop
+from lightning_mvp.study.part_runner import PartRunner
+from lightning_mvp.study.plan import plan
 from lightning_mvp.study.records import open_study
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -46,12 +46,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     open_study(folder, settings)
-    shop = Workshop(folder, settings)
+    runner = PartRunner(folder, settings)
     stages = plan(replace(settings, methods=("grown@2",), tuned={"grown": {"vote.growth": "A", "vote.entries": 5}}))
     for part in chain(*(wave for stage in ("pretrain", "zoo", "grow") for wave in stages[stage])):
-        shop.run(part.name)
+        runner.run(part.name)
     for name in settings.variants:
-        shop.run(f"target-000--{name}")
+        runner.run(f"target-000--{name}")
     return folder
 
 
@@ -65,11 +65,11 @@ def test_budgets_count_what_each_step_passes(study: Path, script: None, tmp_path
 
     assert growth_budgets.main([str(study), "--out", str(tmp_path), "--entries", "5"]) == 0
     found = json.loads((tmp_path / "budgets.json").read_text())
-    shop = Workshop(study, growth_budgets.study_settings(study, None))
-    parent = shop.root.size_of(None)["macs"]
+    runner = PartRunner(study, growth_budgets.study_settings(study, None))
+    parent = runner.zoo_origin.size_of(None)["macs"]
     own = json.loads((study / "runs" / "target-000--grown-5.A@2.json").read_text())["macs"]
     assert found["targets"]["grown-5.A@2"]["macs"] * 1e12 == pytest.approx(2 * 10 * (3 * own + parent))
-    dense = 4 * 10 * 4 * shop.theta0.size_of(None)["macs"]
+    dense = 4 * 10 * 4 * runner.theta0.size_of(None)["macs"]
     assert 0 < found["targets"]["taylor-mimic@1000"]["macs"] * 1e12 < dense
     assert found["before"]["the parent"]["steps"] == 4
 

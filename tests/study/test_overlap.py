@@ -15,8 +15,8 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.study.origin import Origin
 from lightning_mvp.study.overlap import leep_matrix, study_overlap
-from lightning_mvp.study.plots import overlap_by_group
 from lightning_mvp.study.records import rank_part, write_record
+from lightning_mvp.study.report_plots import overlap_by_group
 from lightning_mvp.zoo.chance import expected_random_iou
 
 from ..backbones.recipes import recipe

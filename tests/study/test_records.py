@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mvp.study.compare import _of_shard, plan
-from lightning_mvp.study.parts import curve_steps
+from lightning_mvp.study.part_runner import curve_steps
+from lightning_mvp.study.plan import parts_of_shard, plan
 from lightning_mvp.study.records import open_study, read_record, record_path, write_record
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 
-from .workshop import settings
+from .small_study import settings
 
 
 def test_a_record_reads_back_and_the_first_one_stays(tmp_path: Path) -> None:
@@ -107,14 +107,13 @@ def test_a_trial_with_another_similarity_has_a_ranking_of_its_own() -> None:
 def test_the_shards_of_a_stage_have_each_part_once_and_a_task_whole() -> None:
     waves = plan(settings(split={"sources": 5, "targets": 4}, methods=("mvp", "dense@40")))["compare"]
     for wave in waves:
-        shards = [{part.name for part in _of_shard(wave, shard, 3)} for shard in range(3)]
+        shards = [{part.name for part in parts_of_shard(wave, shard, 3)} for shard in range(3)]
         assert set().union(*shards) == {part.name for part in wave}
         assert sum(map(len, shards)) == len(wave)
-    tasks = [{part.name.split("-")[-1] for part in _of_shard(waves[0], shard, 3)} for shard in range(3)]
-    own = [
-        {part.name.partition("--")[0].split("-")[-1] for part in _of_shard(waves[1], shard, 3)} for shard in range(3)
-    ]
-    assert tasks == own
+    for shard in range(3):
+        ranks, runs = (parts_of_shard(wave, shard, 3) for wave in waves)
+        tasks = {part.name.split("-")[-1] for part in ranks}
+        assert tasks == {part.name.partition("--")[0].split("-")[-1] for part in runs}
 
 
 def test_an_entry_removes_of_its_parent_what_the_parent_has_left_over() -> None:

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from lightning_mvp.study.finished_study import Study
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.paragraphs import results_table, sizes_differ, verdicts
-from lightning_mvp.study.pool import Study
 from lightning_mvp.study.records import write_record
+from lightning_mvp.study.report_paragraphs import results_table, sizes_differ, verdicts
 from lightning_mvp.study.results import (
     Difference,
     Interval,
@@ -24,14 +24,13 @@ from lightning_mvp.study.results import (
     break_even,
     hubs,
     interval,
-    load_runs,
     paired_bootstrap,
     steps_to_reach,
     summarise,
     verdict,
 )
 
-from .workshop import settings
+from .small_study import settings
 
 
 def run_of(method: str, target: int, accuracy: float, seconds: float = 2.0) -> dict[str, Any]:
@@ -56,13 +55,13 @@ def test_the_interval_is_scipys_student_t() -> None:
     values = [0.61, 0.7, 0.58, 0.66, 0.9]
     low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / 5, scale=stats.sem(values))
     found = interval(values)
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_the_interval_covers_the_mean_in_95_of_100_samples() -> None:
     draw = random.Random(0)
     found = [interval([draw.gauss(3.0, 2.0) for _ in range(4)]) for _ in range(1000)]
-    assert 0.93 < sum(one.low <= 3.0 <= one.high for one in found) / 1000 < 0.97
+    assert 0.93 < sum(abs(one.mean - 3.0) <= one.half for one in found) / 1000 < 0.97
 
 
 def test_a_single_target_has_a_mean_and_no_interval() -> None:
@@ -206,5 +205,5 @@ def test_runs_are_loaded_in_the_order_of_methods_and_only_where_done(tmp_path: P
     for method, target in (("dense", 0), ("mvp", 1)):
         write_record(tmp_path, f"target-{target:03d}--{method}@4", run_of(method, target, 0.5))
     split = {"classes_per_task": 3, "sources": 3, "targets": 2, "held_out_fraction": 0.0}
-    runs = load_runs(tmp_path, settings(split=split, methods=("mvp", "dense")))
+    runs = Study(tmp_path, settings(split=split, methods=("mvp", "dense"))).runs
     assert [(run["method"], run["task"]) for run in runs] == [("mvp", "target-001"), ("dense", "target-000")]

@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.study import parts
-from lightning_mvp.study.compare import plan
+from lightning_mvp.study import study_context
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.parts import Workshop
+from lightning_mvp.study.part_runner import PartRunner
+from lightning_mvp.study.plan import plan
 from lightning_mvp.study.records import read_record
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.partition import Part
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.zoo.zoo import ModelZoo
 
-from .workshop import images_of, in_memory, noise, settings
+from .small_study import images_of, in_memory, noise, settings
 
 MEASURED = {"accuracy", "curve", "val_accuracy", "start_accuracy"}
 TIMED = {"seconds", "start_seconds", "fit_seconds", "stage_seconds"}
 
 
-class Watched(Workshop):
-    """A workshop that remembers the weights before and after every fit."""
+class Watched(PartRunner):
+    """A runner that remembers the weights before and after every fit."""
 
     def __init__(self, folder: Path) -> None:
         parent = {"pruning_ratio": 0.4, "steps": 4, "rounds": 2}
@@ -52,15 +52,15 @@ class Watched(Workshop):
 
 
 def study(folder: Path, val: Part, test: Part, patch: pytest.MonkeyPatch) -> Watched:
-    patch.setattr(parts, "load_data", lambda **_: in_memory(val, test))
-    workshop = Watched(folder)
-    for name in part_names(workshop):
-        workshop.run(name)
-    return workshop
+    patch.setattr(study_context, "load_data", lambda **_: in_memory(val, test))
+    runner = Watched(folder)
+    for name in part_names(runner):
+        runner.run(name)
+    return runner
 
 
-def part_names(workshop: Watched) -> list[str]:
-    return [part.name for stage in plan(workshop.settings).values() for wave in stage for part in wave]
+def part_names(runner: Watched) -> list[str]:
+    return [part.name for stage in plan(runner.settings).values() for wave in stage for part in wave]
 
 
 # Lightning's own, about its call of torch.
@@ -76,8 +76,8 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Watched, Watched]:
     return honest, poisoned
 
 
-def records(workshop: Watched) -> dict[str, dict[str, Any]]:
-    found = {name: read_record(workshop.folder, name) for name in part_names(workshop)}
+def records(runner: Watched) -> dict[str, dict[str, Any]]:
+    found = {name: read_record(runner.folder, name) for name in part_names(runner)}
     return {name: record for name, record in found.items() if record is not None}
 
 
@@ -90,13 +90,13 @@ def test_every_part_of_every_method_ran(twins: tuple[Watched, Watched]) -> None:
 
 
 def test_pre_training_gives_the_same_bytes(twins: tuple[Watched, Watched]) -> None:
-    honest, poisoned = (workshop.theta0_path.read_bytes() for workshop in twins)
+    honest, poisoned = (runner.theta0_path.read_bytes() for runner in twins)
     assert honest == poisoned
 
 
 @pytest.mark.parametrize("folder", ["zoo", "generic"])
 def test_zoo_entries_are_equal_bit_by_bit(twins: tuple[Watched, Watched], folder: str) -> None:
-    honest, poisoned = (ModelZoo(workshop.folder / folder) for workshop in twins)
+    honest, poisoned = (ModelZoo(runner.folder / folder) for runner in twins)
     assert honest.names == poisoned.names
     assert len(honest) == (3 if folder == "zoo" else 1)
     for name in honest:

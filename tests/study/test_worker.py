@@ -11,7 +11,7 @@ import pytest
 PARENT = """
 import multiprocessing, os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.study.worker import start_worker
 
 if __name__ == "__main__":

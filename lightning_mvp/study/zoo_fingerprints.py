@@ -1,4 +1,4 @@
-"""Are a study's zoos the same after the last target as before the first? No target may add to what it starts from."""
+"""Whether a study's zoos stay the same while targets are measured: no target may add to the zoo that it starts from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def keep_fingerprints(folder: Path, before: dict[str, str], after: dict[str, str
     write_json(record_path(folder, PART), {"part": PART, "before": before, "after": after}, overwrite=True)
 
 
-def fingerprints_of(folder: Path) -> dict[str, str]:
+def read_fingerprints(folder: Path) -> dict[str, str]:
     """What :func:`keep_fingerprints` wrote last; empty if it never did."""
     record = read_record(folder, PART)
     return {} if record is None else record["after"]

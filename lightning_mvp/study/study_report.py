@@ -14,18 +14,12 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_mvp.files import write_json, write_whole
+from lightning_mvp.study import report_plots as plots
+from lightning_mvp.study.finished_study import Study, by_label, ratios, runs_at
+from lightning_mvp.study.markdown import indented, write_markdown
 from lightning_mvp.study.overlap import OverlapRow
-from lightning_mvp.study.paragraphs import about, operating_point, overlap, trials, zoos
-from lightning_mvp.study.plots import (
-    accuracy_against_steps,
-    accuracy_and_size,
-    overlap_by_group,
-    similarity_against_shared_classes,
-    widths_per_group,
-)
-from lightning_mvp.study.pool import Study, by_label, ratios, runs_at
+from lightning_mvp.study.report_paragraphs import about, operating_point, overlap, trials, variants, zoos
 from lightning_mvp.study.results import Row, hubs, summarise
-from lightning_mvp.study.variants import accuracy_against_entries, variants
 from lightning_mvp.version import __version__
 
 
@@ -54,61 +48,35 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
         raise ValueError(f"Expected finished runs in {studies[0].folder / 'runs'}, but found none.")
     tables = {section: summarise(runs) for section, runs in sections.items()}
     out.mkdir(parents=True, exist_ok=True)
-    overlaps = {study.folder.name: found for study in studies if (found := _overlap_of(study))}
+    overlaps = {study.folder.name: found for study in studies if (found := study.overlap)}
     pictures = _draw(out, studies, sections, overlaps)
-    lines = [json.dumps(_lean(run), sort_keys=True) for study in studies for run in _runs_of(study)]
-    write_whole(out / "results.jsonl", ("\n".join(lines) + "\n").encode(), overwrite=True)
-    write_json(
-        out / "results.json",
-        {
-            "command": command,
-            "settings": {study.folder.name: study.settings.to_dict() for study in studies},
-            "versions": {
-                "lightning_mvp": __version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-            },
-            "pretrain": {study.folder.name: study.beginning("pretrain") for study in studies},
-            "summary": {
-                f"{label} {ratio}".strip(): [asdict(row) for row in rows] for (label, ratio), rows in tables.items()
-            },
-            "break_even_tasks": {study.folder.name: study.break_even for study in studies},
-            "hubs": {study.folder.name: dict(hubs(study.runs)) for study in studies},
-            "overlap": {name: [asdict(row) for row in rows] for name, rows in overlaps.items()},
-        },
-        overwrite=True,
-    )
-    paragraphs = ["# Meta-Vote Pruning against pruning from scratch", note, *([learned] if learned else [])]
-    paragraphs += about(studies)
+    # Masks are long, and of no use outside their own study's folder.
+    lean = ({key: value for key, value in run.items() if key != "masks"} for study in studies for run in study.all_runs)
+    lines = "\n".join(json.dumps(run, sort_keys=True) for run in lean)
+    write_whole(out / "results.jsonl", f"{lines}\n".encode(), overwrite=True)
+    by_name = {study.folder.name: study for study in studies}
+    results = {
+        "command": command,
+        "settings": {name: study.settings.to_dict() for name, study in by_name.items()},
+        "versions": {"lightning_mvp": __version__, "torch": torch.__version__, "timm": timm.__version__},
+        "pretrain": {name: study.beginning("pretrain") for name, study in by_name.items()},
+        "summary": {f"{label} {ratio}".strip(): list(map(asdict, rows)) for (label, ratio), rows in tables.items()},
+        "break_even_tasks": {name: study.break_even for name, study in by_name.items()},
+        "hubs": {name: dict(hubs(study.runs)) for name, study in by_name.items()},
+        "overlap": {name: list(map(asdict, rows)) for name, rows in overlaps.items()},
+    }
+    write_json(out / "results.json", results, overwrite=True)
+    paragraphs = list(about(studies))
     for (label, ratio), rows in tables.items():
         paragraphs += operating_point(ratio, rows, sections[label, ratio], label)
     paragraphs += [*zoos(studies), *overlap(overlaps), *variants(studies), *trials(studies)]
     paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures)]
     paragraphs.append(
-        f"## Again\n\n{_indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
+        f"## Again\n\n{indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
         f"{datetime.now(timezone.utc):%Y-%m-%d} by lightning-mvp {__version__}."
     )
-    write_whole(out / "report.md", ("\n\n".join(paragraphs) + "\n").encode(), overwrite=True)
+    write_markdown(out / "report.md", "Meta-Vote Pruning against pruning from scratch", note, learned, paragraphs)
     return next(iter(tables.values()), [])
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def _runs_of(study: Study) -> list[dict[str, Any]]:
-    """The records of all runs on targets and development tasks, and of each entry by which a zoo grew."""
-    return [*study.runs, *study.varied, *study.trials, *(entry for grown in study.grown.values() for entry in grown)]
-
-
-def _lean(run: dict[str, Any]) -> dict[str, Any]:
-    """A run without its masks, which are long and of no use outside their own study's folder."""
-    return {key: value for key, value in run.items() if key != "masks"}
-
-
-def _overlap_of(study: Study) -> list[OverlapRow]:
-    record = study.record("overlap")
-    return [] if record is None else [OverlapRow(**row) for row in record["rows"]]
 
 
 def _draw(
@@ -125,25 +93,25 @@ def _draw(
         own = [run for run in runs if not run["zoo"]]
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
         caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed."
-        figures.append((name, caption, accuracy_against_steps(own)))
+        figures.append((name, caption, plots.accuracy_against_steps(own)))
     if len(by_ratio) > 1:
         caption = "Test accuracy against size at the operating points."
-        figures.append(("sizes.png", caption, accuracy_and_size(by_ratio, studies[0].settings.steps)))
+        figures.append(("sizes.png", caption, plots.accuracy_and_size(by_ratio, studies[0].settings.steps)))
     similarity = studies[0].settings.vote.get("similarity", "leep")
     measure = f"Similarity ({similarity})" if similarity == "prototypes" else "LEEP"
     if rankings := [ranking for study in studies for ranking in study.rankings]:
         what = "Share of the labels' entropy that LEEP explains, 1 + LEEP / H(y)," if measure == "LEEP" else measure
         caption = f"{what} of each zoo task on each target against the number of classes they share."
-        figures.append(("leep.png", caption, similarity_against_shared_classes(rankings, measure)))
-    if figure := accuracy_against_entries([run for study in studies for run in study.varied]):
+        figures.append(("leep.png", caption, plots.similarity_against_shared_classes(rankings, measure)))
+    if figure := plots.accuracy_against_entries([run for study in studies for run in study.varied]):
         figures.append(("growth.png", "Test accuracy against the entries of a zoo that grows by use.", figure))
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."
-        figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, overlap_by_group(rows)))
+        figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, plots.overlap_by_group(rows)))
     runs = by_ratio[max(by_ratio)] if by_ratio else []
     if any(run["method"] == "mvp" for run in runs):
         caption = "Units per group: dense, iterative Taylor, voted."
-        figures.append(("widths.png", caption, widths_per_group([run for run in runs if not run["zoo"]])))
+        figures.append(("widths.png", caption, plots.widths_per_group([run for run in runs if not run["zoo"]])))
     for name, _, figure in figures:
         figure.savefig(out / name, dpi=130)
     return [(name, caption) for name, caption, _ in figures]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_mvp.study.trust import Case, believable, brier, calibration, cases, fit, left_out_predictions
+from lightning_mvp.study.trust_rules import Case, believable, brier, calibration, cases, fit, left_out_predictions
 from lightning_mvp.voting.trust import Evidence
 
 

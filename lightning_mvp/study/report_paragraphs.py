@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,26 +10,25 @@ from typing import Any
 
 from rich.table import Table
 
+from lightning_mvp.study import results
+from lightning_mvp.study.finished_study import Study, ratios
+from lightning_mvp.study.markdown import markdown_table, signed
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import FEW_UNITS, OverlapRow
-from lightning_mvp.study.pool import Study, ratios
-from lightning_mvp.study.results import Row, hubs, points_of, steps_to_reach, summarise, target_of, verdict
-from lightning_mvp.study.settings import StudySettings
-from lightning_mvp.study.trials import compare_trials
+from lightning_mvp.study.results import Row, Run, Target, format_points, verdict
+from lightning_mvp.study.study_settings import StudySettings
+from lightning_mvp.study.trials import TrialResult, compare_trials, split_order
+from lightning_mvp.study.zoo_fingerprints import read_fingerprints
 
+# What correlates with the overlap of masks, as a table calls it; OverlapRow has the same names in small letters.
+MEASURES = ("LEEP", "classes", "superclasses")
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
 
 
 def _cells(row: Row, label: str) -> tuple[str, ...]:
     half = "–" if math.isnan(row.accuracy.half) else f"{100 * row.accuracy.half:.1f}"
-    return (
-        label,
-        f"{row.steps:,}",
-        f"{row.seconds:.1f}",
-        f"{100 * row.accuracy.mean:.1f} ± {half}",
-        f"{row.parameters:,}",
-        f"{row.macs / 1e6:.2f} M",
-    )
+    accuracy, macs = f"{100 * row.accuracy.mean:.1f} ± {half}", f"{row.macs / 1e6:.2f} M"
+    return label, f"{row.steps:,}", f"{row.seconds:.1f}", accuracy, f"{row.parameters:,}", macs
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
@@ -42,41 +42,28 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def main_table(rows: Sequence[Row]) -> str:
     """The main table as Markdown, with the number of targets of each row."""
-    lines = ["| " + " | ".join((*HEADINGS, "targets")) + " |", "| --- |" + " ---: |" * len(HEADINGS)]
-    lines += ["| " + " | ".join((*_cells(row, row.label), str(row.targets))) + " |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table((*HEADINGS, "targets"), [(*_cells(row, row.label), str(row.targets)) for row in rows])
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """A sentence for each rival, those that MVP does not beat first."""
-    rivals = [row for row in rows if row.mvp_minus is not None and (row.method != "mvp" or row.zoo)]
-    return [verdict(row) for row in sorted(rivals, key=lambda row: row.mvp_minus.mean)]  # type: ignore[union-attr]
+    known = [(row.mvp_minus.mean, row) for row in rows if row.mvp_minus and (row.method != "mvp" or row.zoo)]
+    return [verdict(row) for _, row in sorted(known, key=lambda pair: pair[0])]
 
 
 def about(studies: Sequence[Study]) -> Iterator[str]:
     """What was compared, on what, and how it was measured."""
     first = next((study for study in studies if study.runs and study.owns_zoo), studies[0])
-    settings = first.settings
-    records = [record for study in studies if (record := study.beginning("pretrain")) is not None]
-    # Several studies begin with the weights that one of them made.
-    pretrain = next((record for record in records if "val_accuracy" in record), records[0] if records else {})
-    split, pruning, accuracy = settings.split, settings.pruning, pretrain.get("val_accuracy")
-    theta0 = (
-        f"pre-trained for {pretrain['steps']} steps on the {pretrain['classes']} classes that are not held out "
-        f"({100 * accuracy:.1f} % on validation images)"
-        if accuracy is not None
-        else f"weights: {pretrain.get('weights')}"
-    )
-    draws = len({study.draw for study in studies})
-    vote = settings.vote
+    settings, vote, pruning = first.settings, first.settings.vote, first.settings.pruning
+    draws, ratios = len({study.draw for study in studies}), _ratios(studies)
     yield (
-        f"Data: {_named(settings)}, {split['sources']} source and {split['targets']} target tasks of "
-        f"{split['classes_per_task']} classes"
+        f"Data: {_data_name(settings)}, {settings.split['sources']} source and {settings.split['targets']} target "
+        f"tasks of {settings.split['classes_per_task']} classes"
         + (f", drawn {draws} times" if draws > 1 else "")
-        + f". θ⁰: {theta0}. Pruning: {pruning['criterion']}, "
-        f"{' and '.join(f'{100 * ratio:.0f} %' for ratio in _ratios(studies))} of {pruning.get('ratio_of', 'units')} "
+        + f". θ⁰: {_theta0(studies)}. Pruning: {pruning['criterion']}, "
+        f"{' and '.join(f'{100 * ratio:.0f} %' for ratio in ratios)} of {pruning.get('ratio_of', 'units')} "
         f"removed in {pruning['rounds']} rounds; each zoo entry took {settings.source_steps} steps. "
         f"Vote: {vote.get('neighbours')} neighbours by {vote.get('similarity', 'leep')}, "
         f"temperature {vote.get('temperature')}. Every method starts from a ridge head, sees the same images in the "
@@ -84,15 +71,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
         f"{settings.optim.get('learning_rate')}" + _tuned(settings.tuned) + "."
     )
     yield from kinds_of_targets([study.settings for study in studies if study.runs])
-    if parents := [study for study in studies if study.shares_parent and study.runs]:
-        words = []
-        for ratio in _ratios(parents):
-            study = next(study for study in parents if study.ratio == ratio)
-            parent, record = study.settings.parent or {}, study.beginning("parent") or {}
-            words.append(
-                f"at {ratio:.0%} one pruned by {parent['pruning_ratio']:.0%} in {parent['steps']} steps of "
-                f"{parent.get('batch_size', settings.batch_size)} images ({record.get('seconds', 0):.0f} s)"
-            )
+    if words := list(_parents([study for study in studies if study.shares_parent and study.runs])):
         yield f"The zoo's entries share a parent, a mildly pruned model of all source classes: {'; '.join(words)}."
     yield (
         "Accuracy is the mean on test images of the targets ± its 95 % interval (Student's t over targets). Seconds "
@@ -104,24 +83,45 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
     )
 
 
+def _theta0(studies: Sequence[Study]) -> str:
+    """Where θ⁰ comes from. Several studies begin with the weights that one of them made."""
+    records = [record for study in studies if (record := study.beginning("pretrain")) is not None]
+    for record in records:
+        if "val_accuracy" in record:
+            return (
+                f"pre-trained for {record['steps']} steps on the {record['classes']} classes that are not held out "
+                f"({100 * record['val_accuracy']:.1f} % on validation images)"
+            )
+    return f"weights: {records[0].get('weights') if records else None}"
+
+
+def _parents(studies: Sequence[Study]) -> Iterator[str]:
+    """The parent of the zoo at each operating point."""
+    for ratio in _ratios(studies):
+        study = next(study for study in studies if study.ratio == ratio)
+        parent, record = study.settings.parent or {}, study.beginning("parent") or {}
+        images = parent.get("batch_size", study.settings.batch_size)
+        yield (
+            f"at {ratio:.0%} one pruned by {parent['pruning_ratio']:.0%} in {parent['steps']} steps of {images} images "
+            f"({record.get('seconds', 0):.0f} s)"
+        )
+
+
 def kinds_of_targets(settings: Sequence[StudySettings]) -> Iterator[str]:
     """What the targets of each kind of study are, by its label."""
     lines = {}
     for one in settings:
-        if one.label:
-            words = (
-                f"- **{one.label}**: {one.targets} tasks of {one.split['classes_per_task']} classes of {_named(one)}"
-            )
-            words += ", held out of pre-training and zoo" if one.target_kind == "heldout" else ""
-            if one.images_per_class is not None:
-                words += f", {one.images_per_class} training images of each class"
-            lines[one.label] = words + "."
+        classes = f"{one.split['classes_per_task']} classes of {_data_name(one)}"
+        held_out = ", held out of pre-training and zoo" if one.target_kind == "heldout" else ""
+        few = "" if one.images_per_class is None else f", {one.images_per_class} training images of each class"
+        lines[one.label] = f"- **{one.label}**: {one.targets} tasks of {classes}{held_out}{few}."
+    lines.pop("", None)
     if lines:
         yield "The targets:"
         yield "\n".join(lines.values())
 
 
-def _named(settings: StudySettings) -> str:
+def _data_name(settings: StudySettings) -> str:
     """The data set; a file's name says more than that it is one."""
     train = settings.data.get("train")
     return str(settings.data["name"]) if train is None else Path(train).stem.removesuffix("_train")
@@ -139,15 +139,13 @@ def _tuned(tuned: dict[str, dict[str, Any]]) -> str:
     return f"; tuned on validation images of other tasks: {'; '.join(words)}" if words else ", tuned for none"
 
 
-def operating_point(
-    ratio: float, rows: Sequence[Row], runs: Sequence[dict[str, Any]], label: str = ""
-) -> Iterator[str]:
+def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[Run], label: str = "") -> Iterator[str]:
     """The main table of one operating point (of one kind of study), who won, and steps to reach."""
     pruned = [row for row in rows if not row.method.startswith("dense")]
     dense = next((row for row in rows if row.method == "dense"), None)
     share = f", {pruned[0].macs / dense.macs:.0%} of MACs left" if pruned and dense else ""
     yield f"## {label}{': ' if label else ''}{ratio:.0%} of units removed{share}"
-    yield markdown_table(rows)
+    yield main_table(rows)
     yield from sizes_differ(rows)
     sentences = verdicts(rows)
     if sentences:
@@ -157,26 +155,25 @@ def operating_point(
     yield from _reach(runs)
 
 
-def _reach(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _reach(runs: Sequence[Run]) -> Iterator[str]:
     """How many steps iterative Taylor needs for what MVP reaches, and MVP for what Taylor reaches; then MVP's best."""
-    ours, theirs = (_curves(runs, method) for method in ("mvp", "taylor"))
-    most, longest = (max((step for curve in curves.values() for step in curve), default=0) for curves in (ours, theirs))
-    common = [target for target in ours if most in ours[target] and longest in theirs.get(target, {})]
+    ours, theirs = (_by_steps(runs, method) for method in ("mvp", "taylor"))
+    most, longest = max(ours, default=0), max(theirs, default=0)
+    common = [target for target in ours.get(most, {}) if target in theirs.get(longest, {})]
     if not common:
         return
     lines = []
-    names = {"iterative Taylor": _on_all(theirs, common), "MVP": _on_all(ours, common)}
-    for name, other in (("iterative Taylor", "MVP"), ("MVP", "iterative Taylor")):
-        own, goals = names[name], names[other]
+    both = {"iterative Taylor": _on_all(theirs, common), "MVP": _on_all(ours, common)}
+    for (name, own), (other, goals) in itertools.permutations(both.items()):
         if len(own) < 2:
             continue
-        curves = [[(step, own[step][index]) for step in own] for index in range(len(common))]
-        first, last = min(own), max(own)
-        for step, values in goals.items():
-            found = steps_to_reach(curves, values)
-            number, low, high = (_count(steps, first, last) for steps in (found.steps, found.low, found.high))
-            lines.append(f"- {name} reaches {other}'s accuracy at {step:,} steps after {number} steps [{low}, {high}].")
-    best = next((row for row in summarise(runs, ("mvp", most)) if (row.method, row.steps) == ("taylor", longest)), None)
+        curves = [[(steps, on_target[target]) for steps, on_target in own.items()] for target in common]
+        for steps, on_target in goals.items():
+            found = results.steps_to_reach(curves, [on_target[target] for target in common])
+            after, low, high = (_count(each, min(own), max(own)) for each in found)
+            lines.append(f"- {name} reaches {other}'s accuracy at {steps:,} steps after {after} steps [{low}, {high}].")
+    rows = results.summarise(runs, ("mvp", most))
+    best = next((row for row in rows if (row.method, row.steps) == ("taylor", longest)), None)
     if best is not None and best.mvp_minus is not None and most > 0:
         lines.append(f"- {verdict(best, f'MVP with {most:,} steps')}")
     if lines:
@@ -184,27 +181,22 @@ def _reach(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _on_all(
-    curves: dict[tuple[object, str], dict[int, float]], targets: Sequence[tuple[object, str]]
-) -> dict[int, list[float]]:
-    """The budgets above 0 that all targets were run with, each with their accuracies."""
-    shared = set.intersection(*(set(curves[target]) for target in targets)) - {0}
-    return {step: [curves[target][step] for target in targets] for step in sorted(shared)}
+def _by_steps(runs: Sequence[Run], method: str) -> dict[int, dict[Target, float]]:
+    """Numbers of steps, ascending → target → accuracy of a method's runs."""
+    own = [run for run in runs if run["method"] == method and not run["zoo"]]
+    by_steps = results.by_target(own, lambda run: run["steps"])
+    return {steps: results.accuracies(by_steps[steps]) for steps in sorted(by_steps)}
+
+
+def _on_all(by_steps: dict[int, dict[Target, float]], targets: Sequence[Target]) -> dict[int, dict[Target, float]]:
+    """The numbers of steps above 0 that all targets were run with."""
+    return {steps: own for steps, own in by_steps.items() if steps and set(targets) <= set(own)}
 
 
 def _count(steps: float, first: int, last: int) -> str:
     if math.isinf(steps):
         return f"more than {last:,}"
     return f"at most {first:,}" if steps <= first else f"{steps:,.0f}"
-
-
-def _curves(runs: Sequence[dict[str, Any]], method: str) -> dict[tuple[object, str], dict[int, float]]:
-    """Accuracy by steps of each target's runs with a method."""
-    curves: dict[tuple[object, str], dict[int, float]] = {}
-    for run in runs:
-        if run["method"] == method and not run["zoo"]:
-            curves.setdefault(target_of(run), {})[run["steps"]] = run["accuracy"]
-    return curves
 
 
 def zoos(studies: Sequence[Study]) -> Iterator[str]:
@@ -214,7 +206,7 @@ def zoos(studies: Sequence[Study]) -> Iterator[str]:
         entries, split = study.sources, study.settings.split
         if not entries or not study.owns_zoo:
             continue
-        payback, chosen = study.break_even, hubs(study.runs)
+        payback, chosen = study.break_even, results.hubs(study.runs)
         kind = "from a shared parent" if study.shares_parent else "from θ⁰"
         minutes = f"{study.zoo_seconds / 60:.0f} minutes of one core"
         words = f"- `{study.folder.name}` ({kind}): {len(entries)} entries in {minutes}"
@@ -245,19 +237,19 @@ def overlap(overlaps: dict[str, list[OverlapRow]]) -> Iterator[str]:
     )
     for name, rows in overlaps.items():
         yield f"`{name}`:"
-        lines = [
-            "| removed | group | units | IoU | random | magnitude | r LEEP (p) | r classes (p) | r superclasses (p) |",
-            "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for row in rows:
-            few = "†" if row.units < FEW_UNITS else ""
-            cells = [f"{row.pruning_ratio:.0%}", row.group + few, f"{row.kept:.0f} of {row.units}"]
-            cells += [f"{row.iou:.3f} ± {row.deviation:.3f}", f"{row.random:.3f}", f"{row.magnitude:.3f}"]
-            for measure in ("leep", "classes", "superclasses"):
-                value, p = getattr(row, measure), getattr(row, f"{measure}_p")
-                cells.append("–" if math.isnan(value) else f"{value:+.2f} ({p:.3f})".replace("-", "−"))
-            lines.append("| " + " | ".join(cells) + " |")
-        yield "\n".join(lines)
+        yield markdown_table(
+            ("removed", "group", "units", "IoU", "random", "magnitude", *(f"r {measure} (p)" for measure in MEASURES)),
+            map(_overlap_cells, rows),
+            "rlrrrrrrr",
+        )
+
+
+def _overlap_cells(row: OverlapRow) -> list[str]:
+    few = "†" if row.units < FEW_UNITS else ""
+    cells = [f"{row.pruning_ratio:.0%}", row.group + few, f"{row.kept:.0f} of {row.units}"]
+    cells += [f"{row.iou:.3f} ± {row.deviation:.3f}", f"{row.random:.3f}", f"{row.magnitude:.3f}"]
+    tests = [(getattr(row, measure.lower()), getattr(row, f"{measure.lower()}_p")) for measure in MEASURES]
+    return cells + ["–" if math.isnan(value) else f"{signed(value, 2)} ({p:.3f})" for value, p in tests]
 
 
 def trials(studies: Sequence[Study]) -> Iterator[str]:
@@ -277,17 +269,52 @@ def trials(studies: Sequence[Study]) -> Iterator[str]:
         )
     for kind, runs in kinds.items():
         found = compare_trials(runs)
-        lines = [
-            "| trial | method | changes | accuracy, % | difference, points | MACs |",
-            "| --- | --- | --- | ---: | ---: | ---: |",
-        ]
-        for trial in found:
-            changes = ", ".join(f"{key} {value}" for key, value in trial.changes.items())
-            difference = "" if trial is found[0] else points_of(trial.difference)
-            cells = (trial.name, trial.method, changes, f"{100 * trial.accuracy:.1f}", difference)
-            lines.append("| " + " | ".join((*cells, f"{trial.macs / 1e6:.2f} M")) + " |")
         yield f"{kind}, {max(trial.tasks for trial in found)} tasks:"
-        yield "\n".join(lines)
+        yield markdown_table(
+            ("trial", "method", "changes", "accuracy, %", "difference, points", "MACs"),
+            [_trial_cells(trial, trial is found[0]) for trial in found],
+            "lllrrr",
+        )
+
+
+def _trial_cells(trial: TrialResult, is_reference: bool) -> list[str]:
+    changes = ", ".join(f"{key} {value}" for key, value in trial.changes.items())
+    difference = "" if is_reference else format_points(trial.difference)
+    numbers = [f"{100 * trial.accuracy.mean:.1f}", difference, f"{trial.macs / 1e6:.2f} M"]
+    return [trial.name, trial.method, changes, *numbers]
+
+
+def variants(studies: Sequence[Study]) -> Iterator[str]:
+    """A section for each study that has variants: against the first one, which the settings thereby fix as primary."""
+    for study in studies:
+        if not study.varied:
+            continue
+        found = compare_trials(study.varied, split_order(next(iter(study.settings.variants)))[0])
+        minus = f"minus `{found[0].name}`"
+        yield f"## Variants, {study.settings.label or study.folder.name}"
+        yield markdown_table(
+            ("variant", "steps", "targets", "before", "accuracy", minus, "by order of growth", "seconds"),
+            [_variant_cells(variant, variant is found[0]) for variant in found],
+            "lrrrrrlr",
+        )
+        if study.grown:
+            grown = [
+                f"`{name}` {len(records)} entries, {sum(record['seconds'] for record in records):.0f} s"
+                for name, records in study.grown.items()
+            ]
+            yield f"Zoos that grew: {', '.join(grown)}."
+        if zoos := read_fingerprints(study.folder):
+            values = ", ".join(f"`{name}` {value}" for name, value in zoos.items())
+            yield f"Fingerprints of the zoos, the same before the targets and after: {values}."
+
+
+def _variant_cells(variant: TrialResult, is_reference: bool) -> list[str]:
+    mean, half, steps = variant.accuracy.mean, variant.accuracy.half, variant.method.partition("@")[2]
+    accuracy = f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    difference = "" if is_reference or math.isnan(variant.difference.mean) else format_points(variant.difference)
+    orders = ", ".join(f"{order} {100 * mean:.1f}" for order, mean in variant.orders.items())
+    counts = [f"`{variant.name}`", steps, str(variant.tasks), f"{100 * variant.start:.1f}"]
+    return [*counts, accuracy, difference, orders, f"{variant.seconds:.1f}"]
 
 
 def sizes_differ(rows: Sequence[Row]) -> list[str]:

@@ -1,14 +1,12 @@
-"""A comparison from start to end: plan its parts, run those not done yet in worker processes, show how far it is."""
+"""A comparison from start to end: run the parts that are not done yet in worker processes, show how far it is."""
 
 from __future__ import annotations
 
 import multiprocessing
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,124 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.layout import training_layout
-from lightning_mvp.study.check import refuse_bad_settings
-from lightning_mvp.study.frozen import keep_fingerprints, zoo_fingerprints
-from lightning_mvp.study.growth import Growth
-from lightning_mvp.study.methods import METHODS, Trial
-from lightning_mvp.study.records import open_study, rank_part, read_record, read_settings
-from lightning_mvp.study.settings import STAGES, StudySettings
+from lightning_mvp.study.check_study import refuse_bad_settings
+from lightning_mvp.study.plan import PlannedPart, Waves, generic_models, parts_of_shard, plan
+from lightning_mvp.study.records import open_study, read_record, read_settings
+from lightning_mvp.study.study_settings import STAGES, StudySettings
 from lightning_mvp.study.worker import run_part, start_worker
-
-# A step of a physically small model costs about this share of a dense one's, one of a model that is cut in rounds this.
-SMALL_STEP, CUT_STEP = 0.35, 0.6
-# What a part costs besides its steps (groups, ridge head, evaluation), in dense steps.
-OVERHEAD_STEPS = 40
-
-
-@dataclass(frozen=True)
-class Part:
-    """One unit of work; ``cost`` is in dense steps, for the display."""
-
-    name: str
-    cost: float
-
-
-def plan(settings: StudySettings) -> dict[str, list[list[Part]]]:
-    """The parts of each stage in waves; a wave needs those before it.
-
-    Example:
-        >>> settings = StudySettings({}, {"sources": 2, "targets": 1}, {}, methods=("mvp", "dense"))
-        >>> [[part.name for part in wave] for wave in plan(settings)["compare"]]
-        [['rank--target-000'], ['target-000--dense@100', 'target-000--mvp@100']]
-    """
-    pretrain = settings.pretrain.get("steps", 300) * settings.pretrain.get("batch_size", 128) / settings.batch_size
-    if settings.weights is not None or settings.pretrained:
-        pretrain = 1.0
-    first = [[Part("pretrain", pretrain)]]
-    entry: float = settings.source_steps
-    if settings.parent is not None:
-        share = settings.parent.get("batch_size", settings.batch_size) / settings.batch_size
-        first.append([Part("parent", CUT_STEP * settings.parent["steps"] * share + OVERHEAD_STEPS)])
-        entry *= CUT_STEP
-    sources = settings.sources
-    zoo = [Part(name, entry + OVERHEAD_STEPS) for name in sources]
-    budgets = {"generic": settings.source_steps, "generic_parent": entry, "generic_zoo": settings.zoo_steps}
-    zoo += [Part(name, budgets[name] + 4 * OVERHEAD_STEPS) for name in generic_models(settings)]
-    return {
-        "pretrain": [] if settings.home is not None else first,
-        "zoo": [] if settings.zoo_of is not None else [_longest_first(zoo)],
-        "grow": [] if settings.zoo_of is not None else _growth_waves(settings),
-        "overlap": []
-        if settings.zoo_of is not None
-        else [
-            [Part(rank_part(name, "leep"), 2.0 * len(sources)) for name in sources],
-            [Part("overlap", 2.0 * len(sources))],
-        ],
-        "compare": _runs(
-            settings.target_kind,
-            settings.targets,
-            [*settings.compared(), *settings.varied()],
-            settings,
-            settings.targets_of,
-        ),
-        "ablate": _runs("development", settings.split.get("development", 0), settings.tried(), settings),
-    }
-
-
-def _growth_waves(settings: StudySettings) -> list[list[Part]]:
-    """One task of each growing zoo after the other; those of several zoos go on side by side."""
-    growths = {name: Growth(**options) for name, options in settings.growths.items()}
-    longest = max((growth.tasks for growth in growths.values()), default=0)
-    return [
-        [
-            Part(f"grow-{name}-{index:03d}", SMALL_STEP * growth.steps + OVERHEAD_STEPS)
-            for name, growth in growths.items()
-            if index < growth.tasks
-        ]
-        for index in range(longest)
-    ]
-
-
-def generic_models(settings: StudySettings) -> list[str]:
-    """The broad models that methods or trials begin with."""
-    needed = {trial.method for trial in (*settings.compared(), *settings.tried(), *settings.varied())}
-    return [name for name in ("generic", "generic_parent", "generic_zoo") if name in needed]
-
-
-def _runs(
-    kind: str,
-    tasks: int,
-    trials: Sequence[Trial],
-    settings: StudySettings,
-    tasks_of: Callable[[Trial], int] | None = None,
-) -> list[list[Part]]:
-    ranks, runs = [], []
-    share = {"zoo": SMALL_STEP, "generic": SMALL_STEP, "once": SMALL_STEP, "rounds": CUT_STEP, "dense": 1.0}
-    for index in range(tasks):
-        name = f"{kind}-{index:03d}"
-        wanted = [trial for trial in trials if tasks_of is None or index < tasks_of(trial)]
-        needed = {
-            rank_part(name, settings.changed(trial.changes).vote.get("similarity", "leep"))
-            for trial in wanted
-            if METHODS[trial.method].kind == "zoo" and trial.method != "grown"
-        }
-        ranks += [Part(part, 2.0 * len(settings.sources)) for part in sorted(needed)]
-        for trial in wanted:
-            cost = share[METHODS[trial.method].kind] * trial.steps + OVERHEAD_STEPS
-            runs.append(Part(f"{name}--{trial.name}", cost))
-    return [wave for wave in (ranks, _longest_first(runs)) if wave]
-
-
-def _longest_first(parts: list[Part]) -> list[Part]:
-    """Workers then finish together."""
-    return sorted(parts, key=lambda part: (-part.cost, part.name))
-
-
-def _of_shard(parts: Sequence[Part], shard: int, shards: int) -> list[Part]:
-    """Those of one of several jobs: by task, so that a job's own rankings come before its own runs."""
-    tasks = [re.search(r"(?:source|target|heldout|development)-(\d+)", part.name) for part in parts]
-    numbers = [0 if task is None else int(task[1]) for task in tasks]
-    return [part for part, number in zip(parts, numbers, strict=True) if number % shards == shard]
+from lightning_mvp.study.zoo_fingerprints import keep_fingerprints, zoo_fingerprints
 
 
 def run_study(
@@ -154,7 +40,7 @@ def run_study(
         folder: of the study; holds ``settings.json``, ``theta0.safetensors``, ``zoo/``, ``generic/`` and ``runs/``.
         settings: of the study.
         workers: processes of one thread each.
-        stages: out of :data:`~lightning_mvp.study.settings.STAGES`; one that needs another's parts asks for it.
+        stages: out of :data:`~lightning_mvp.study.study_settings.STAGES`; one that needs another's parts asks for it.
         shard: which share of each stage's parts to do, in 0..shards-1, where several jobs work in one folder.
         shards: how many jobs there are.
         console: for the progress display.
@@ -175,15 +61,21 @@ def run_study(
     _require_forerunners(folder, settings, everything, stages, shards)
     open_study(folder, settings)
     staged = [(stage, wave) for stage in everything if stage in stages for wave in everything[stage]]
-    waves = [_of_shard(wave, shard, shards) for _, wave in staged]
-    todo = [[part for part in wave if read_record(folder, part.name) is None] for wave in waves]
+    shares = [(stage, parts_of_shard(wave, shard, shards)) for stage, wave in staged]
+    todo = [(stage, [part for part in wave if read_record(folder, part.name) is None]) for stage, wave in shares]
     console = console or Console()
-    every, left = sum(map(len, waves)), sum(map(len, todo))
+    every, left = (sum(len(wave) for _, wave in waves) for waves in (shares, todo))
     console.print(f"{every} parts in {folder} ({', '.join(stages)}): {every - left} done already; {workers} worker(s).")
-    if not left:
-        return
-    cost = sum(part.cost for wave in todo for part in wave)
-    seconds = cost * seconds_per_step(settings) / min(workers, max(map(len, todo)))
+    if left:
+        _run_waves(folder, settings, todo, workers, console)
+
+
+def _run_waves(
+    folder: Path, settings: StudySettings, todo: list[tuple[str, list[PlannedPart]]], workers: int, console: Console
+) -> None:
+    """Run the waves one after the other. No target may change the zoos, so they are compared before and after."""
+    cost, left = sum(part.cost for _, wave in todo for part in wave), sum(len(wave) for _, wave in todo)
+    seconds = cost * seconds_per_step(settings) / min(workers, max(len(wave) for _, wave in todo))
     console.print(f"About {_clock(seconds)} for the other {left} on this machine, by six timed steps.")
     columns = (
         TextColumn("{task.description:<32}"),
@@ -193,15 +85,13 @@ def run_study(
         TextColumn("left:"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=start_worker, initargs=(str(folder), settings.to_dict())
-    )
+    start, context = (str(folder), settings.to_dict()), multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=start)
     with Progress(*columns, console=console, speed_estimate_period=300) as progress:
         bar = progress.add_task("starting", total=cost, done=0, parts=left)
         done, zoos, before = 0, Path(settings.zoo_of or folder), None
         try:
-            for (stage, _), wave in zip(staged, todo, strict=True):
+            for stage, wave in todo:
                 if stage == "compare" and before is None:
                     before = zoo_fingerprints(zoos)
                 for part in _finish(pool, wave):
@@ -217,7 +107,7 @@ def run_study(
 
 
 def _require_forerunners(
-    folder: Path, settings: StudySettings, everything: dict[str, list[list[Part]]], stages: Sequence[str], shards: int
+    folder: Path, settings: StudySettings, everything: dict[str, Waves], stages: Sequence[str], shards: int
 ) -> None:
     """Refuse a stage that needs parts which neither exist nor are about to be made here."""
     order = ["pretrain", "zoo", "grow"]
@@ -234,7 +124,7 @@ def _require_forerunners(
         _require_other_study(Path(settings.home), settings)
 
 
-def _missing(folder: Path, waves: list[list[Part]]) -> list[str]:
+def _missing(folder: Path, waves: Waves) -> list[str]:
     return [part.name for wave in waves for part in wave if read_record(folder, part.name) is None]
 
 
@@ -293,9 +183,9 @@ def _clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _finish(pool: ProcessPoolExecutor, stage: list[Part]) -> Iterator[Part]:
+def _finish(pool: ProcessPoolExecutor, stage: list[PlannedPart]) -> Iterator[PlannedPart]:
     """Run a stage's parts, yielding each as it ends."""
-    running: dict[Future[Any], Part] = {pool.submit(run_part, part.name): part for part in stage}
+    running: dict[Future[Any], PlannedPart] = {pool.submit(run_part, part.name): part for part in stage}
     while running:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             part = running.pop(future)

@@ -10,26 +10,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_mvp.files import write_whole
-from lightning_mvp.study.page_plots import differences_of_choices, differences_of_sections, trust
-from lightning_mvp.study.paragraphs import kinds_of_targets
-from lightning_mvp.study.pool import by_label, ratios, runs_at
-from lightning_mvp.study.results import Difference, Row, points_of, summarise
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.finished_study import by_label, ratios, runs_at
+from lightning_mvp.study.markdown import indented, markdown_table, signed, write_markdown
+from lightning_mvp.study.report_paragraphs import kinds_of_targets
+from lightning_mvp.study.results import Difference, Row, format_points, summarise
+from lightning_mvp.study.study_settings import StudySettings
+from lightning_mvp.study.summary_plots import differences_of_choices, differences_of_sections, trust
 from lightning_mvp.study.trials import TrialResult, compare_trials
-from lightning_mvp.study.trust import Case, believable, brier, cases, left_out_predictions
+from lightning_mvp.study.trust_rules import Case, believable, brier, cases, left_out_predictions
 
 # Rivals in the order of the page's columns; iterative Taylor comes with MVP's steps and with more.
-RIVALS = (
-    ("nearest", "nearest model"),
-    ("random_vote", "random neighbours"),
-    ("all_vote", "all tasks"),
-    ("generic_parent", "generic from the parent"),
-    ("generic", "generic from θ⁰"),
-    ("taylor", "Taylor, as many steps"),
-    ("taylor@300", "Taylor, 300 steps"),
-    ("taylor@1000", "Taylor, 1,000 steps"),
-)
+RIVALS = {
+    "nearest": "nearest model",
+    "random_vote": "random neighbours",
+    "all_vote": "all tasks",
+    "generic_parent": "generic from the parent",
+    "generic": "generic from θ⁰",
+    "taylor": "Taylor, as many steps",
+    "taylor@300": "Taylor, 300 steps",
+    "taylor@1000": "Taylor, 1,000 steps",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Section:
     title: str
     mvp: Row
     rivals: dict[str, Row]
+
+    @property
+    def differences(self) -> dict[str, Difference]:
+        """MVP minus each rival."""
+        return {name: row.mvp_minus for name, row in self.rivals.items() if row.mvp_minus is not None}
 
 
 @dataclass(frozen=True)
@@ -84,22 +89,19 @@ class Report:
     def sections(self) -> Iterator[Section]:
         """Its kinds of study and operating points."""
         for label, own in by_label(self.runs).items():
-            points = ratios(own)
+            points, title = ratios(own), label or self.folder.name
             for ratio in points:
                 rows = [row for row in summarise(runs_at(own, ratio)) if not row.zoo]
                 ours = next((row for row in rows if row.method == "mvp"), None)
                 if ours is not None:
-                    title = label or self.folder.name
-                    yield Section(
-                        title if len(points) == 1 else f"{title}, {ratio:.0%} removed", ours, _rivals(rows, ours.steps)
-                    )
+                    name = title if len(points) == 1 else f"{title}, {ratio:.0%} removed"
+                    yield Section(name, ours, _rivals(rows, ours.steps))
 
 
 def _rivals(rows: Sequence[Row], steps: int) -> dict[str, Row]:
     """Those with as many steps by their names, and iterative Taylor with more as ``taylor@1000``."""
-    known = [row for row in rows if row.mvp_minus is not None]
-    more = {f"{row.method}@{row.steps}": row for row in known if row.method == "taylor" and row.steps > steps}
-    return {row.method: row for row in known if row.steps == steps} | more
+    more = {f"{row.method}@{row.steps}": row for row in rows if row.method == "taylor" and row.steps > steps}
+    return {row.method: row for row in rows if row.steps == steps} | more
 
 
 def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, learned: str = "") -> list[Section]:
@@ -120,36 +122,27 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
     sections = [section for report in found for section in report.sections()]
     if not sections:
         raise ValueError(f"Expected runs of MVP on targets in {', '.join(map(str, reports))}, but found none.")
-    choices = {report.folder.name: trials for report in found if (trials := choices_of(report.trials))}
+    choices = {report.folder.name: trials for report in found if (trials := find_choices(report.trials))}
     out.mkdir(parents=True, exist_ok=True)
-    differences_of_sections({section.title: _differences(section) for section in sections}, dict(RIVALS)).savefig(
+    differences_of_sections({section.title: section.differences for section in sections}, RIVALS).savefig(
         out / "differences.png", dpi=130
     )
-    paragraphs = ["# Meta-Vote Pruning: the study on one page", note, *([learned] if learned else [])]
     titles = {section.title for section in sections}
     shown = [settings for report in found for settings in report.settings if settings.label in titles]
-    paragraphs += [*differences_table(sections), *kinds_of_targets(shown), "![MVP minus its rivals](differences.png)"]
+    paragraphs = [*differences_table(sections), *kinds_of_targets(shown), "![MVP minus its rivals](differences.png)"]
     for name, trials in choices.items():
         differences_of_choices(trials).savefig(out / f"{name}.png", dpi=130)
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
     if found_cases := cases_by_rival([run for report in found for run in report.runs]):
         trust(found_cases).savefig(out / "trust.png", dpi=130)
         paragraphs += [*when_to_trust(found_cases), "![When to trust the vote](trust.png)"]
-    names = [f"[{report.folder.name}]({_inside(report.folder, out)}/report.md)" for report in found]
-    paragraphs.append(
-        f"## Every run\n\nReports with their tables, pictures and runs: {', '.join(names)}. All of it again:"
+    folders = [(report.folder.name, Path(os.path.relpath(report.folder, out)).as_posix()) for report in found]
+    names = ", ".join(f"[{name}]({folder}/report.md)" for name, folder in folders)
+    paragraphs.append(f"## Every run\n\nReports with their tables, pictures and runs: {names}. All of it again:")
+    write_markdown(
+        out / "report.md", "Meta-Vote Pruning: the study on one page", note, learned, [*paragraphs, indented(command)]
     )
-    paragraphs.append("\n".join(f"    {line}" for line in command.splitlines()))
-    write_whole(out / "report.md", ("\n\n".join(paragraphs) + "\n").encode(), overwrite=True)
     return sections
-
-
-def _differences(section: Section) -> dict[str, Difference]:
-    return {name: row.mvp_minus for name, row in section.rivals.items() if row.mvp_minus is not None}
-
-
-def _inside(folder: Path, out: Path) -> str:
-    return Path(os.path.relpath(folder, out)).as_posix()
 
 
 def cases_by_rival(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:
@@ -168,45 +161,41 @@ def when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
         "*other* kinds of target, predict whether the vote wins. Brier score: mean squared error of the probabilities; "
         "a rule is worth something where it is below that of the share of wins among the other kinds."
     )
-    lines = [
-        "| the vote against | targets | won | Brier score by: share of wins | explained | explained and lead | "
-        "what `mvp-vote` says: log-odds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for name, own in found.items():
-        won = [case.won for case in own]
-        cells = [name, str(len(own)), f"{sum(won) / len(won):.0%}"]
-        for features in ((), ("explained",), ("explained", "lead")):
-            cells.append(f"{brier(left_out_predictions(own, features), won):.3f}")
-        rule = believable(own)
-        words = f"{rule.intercept:+.2f}" + (f" {rule.explained:+.2f} · explained" if rule.explained else "")
-        lines.append("| " + " | ".join([*cells, words]).replace("-", "−") + " |")
-    yield "\n".join(lines)
+    scores = ("Brier score by: share of wins", "explained", "explained and lead")
+    headings = ("the vote against", "targets", "won", *scores, "what `mvp-vote` says: log-odds")
+    yield markdown_table(headings, [_trust_cells(name, own) for name, own in found.items()], "lrrrrrl")
+
+
+def _trust_cells(rival: str, own: Sequence[Case]) -> list[str]:
+    won, rule = [case.won for case in own], believable(own)
+    known: tuple[tuple[str, ...], ...] = ((), ("explained",), ("explained", "lead"))
+    scores = [f"{brier(left_out_predictions(own, features), won):.3f}" for features in known]
+    words = signed(rule.intercept, 2) + (f" {signed(rule.explained, 2)} · explained" if rule.explained else "")
+    return [rival, str(len(own)), f"{sum(won) / len(won):.0%}", *scores, words]
 
 
 def differences_table(sections: Sequence[Section]) -> Iterator[str]:
     """MVP minus each rival, a row for each kind of target."""
-    shown = [(name, words) for name, words in RIVALS if any(name in section.rivals for section in sections)]
+    shown = [name for name in RIVALS if any(name in section.differences for section in sections)]
     yield "## MVP minus its rivals"
     yield (
         "Points of test accuracy, paired over the same targets, with 95 % bootstrap intervals; positive where MVP is "
         "better. All with MVP's number of steps unless the heading says otherwise; in parentheses the number of "
         "targets, where the rival was not run on all."
     )
-    heads = ("targets of", "targets", "MACs", "MVP, %", *(words for _, words in shown))
-    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    rows = []
     for section in sections:
         ours = section.mvp
         cells = [section.title, str(ours.targets), f"{ours.macs / 1e6:.1f} M", f"{100 * ours.accuracy.mean:.1f}"]
-        differences = _differences(section)
-        for name, _ in shown:
+        differences = section.differences
+        for name in shown:
             fewer = f" ({row.targets})" if (row := section.rivals.get(name)) and row.targets < ours.targets else ""
-            cells.append(points_of(differences[name]) + fewer if name in differences else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    yield "\n".join(lines)
+            cells.append(format_points(differences[name]) + fewer if name in differences else "–")
+        rows.append(cells)
+    yield markdown_table(("targets of", "targets", "MACs", "MVP, %", *(RIVALS[name] for name in shown)), rows)
 
 
-def choices_of(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
+def find_choices(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
     """Trials against one called ``default``, whose names are questions with answers: ``neighbours.4``."""
     results = compare_trials(runs) if runs else []
     return results if results and results[0].name == "default" else []
@@ -214,24 +203,22 @@ def choices_of(runs: Sequence[dict[str, Any]]) -> list[TrialResult]:
 
 def one_choice_at_a_time(trials: Sequence[TrialResult]) -> Iterator[str]:
     """Each trial against the default, a row for each question."""
-    first = trials[0]
+    first, accuracy = trials[0], 100 * trials[0].accuracy.mean
     yield "## One choice at a time"
     yield (
-        f"Against the default ({100 * first.accuracy:.1f} % on validation images of {first.tasks} development tasks, "
+        f"Against the default ({accuracy:.1f} % on validation images of {first.tasks} development tasks, "
         f"{first.macs / 1e6:.1f} M MACs): points of accuracy, paired, with 95 % intervals; **bold** where the interval "
         "excludes 0; MACs where they are others."
     )
-    lines = ["| choice | difference to the default |", "| --- | --- |"]
     asked: dict[str, list[TrialResult]] = {}
     for trial in trials[1:]:
         asked.setdefault(trial.question, []).append(trial)
-    for name, own in asked.items():
-        lines.append(f"| {name} | " + "; ".join(_cell(trial, first) for trial in own) + " |")
-    yield "\n".join(lines)
+    rows = [(question, "; ".join(_answer(trial, first) for trial in own)) for question, own in asked.items()]
+    yield markdown_table(("choice", "difference to the default"), rows, "ll")
 
 
-def _cell(trial: TrialResult, first: TrialResult) -> str:
-    words = points_of(trial.difference)
+def _answer(trial: TrialResult, first: TrialResult) -> str:
+    words = format_points(trial.difference)
     words = f"**{words}**" if trial.difference.low > 0 or trial.difference.high < 0 else words
     other = "" if abs(trial.macs / first.macs - 1) < 0.02 else f" ({trial.macs / 1e6:.1f} M)"
     return f"{trial.answer}{other}: {words}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,9 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_time_for
 from lightning_mvp.pruning.settings import PruningSettings
-from lightning_mvp.study.growth import refuse_bad_growths, require_growth
+from lightning_mvp.study.growth import require_count
 from lightning_mvp.study.methods import METHODS, ORACLE
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
@@ -38,12 +39,11 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     if settings.targets < 1:
         name = "held_out_targets" if settings.target_kind == "heldout" else "targets"
         raise ValueError(f"Expected `split.{name}` to be at least 1, but got {settings.targets}.")
-    _refuse_bad_sizes(settings)
     _refuse_bad_vote(settings)
+    _refuse_bad_sizes(settings)
     pruning = PruningSettings(**settings.pruning)
     require_time_for(pruning.schedule(settings.source_steps), settings.source_steps)
-    refuse_bad_growths(settings)
-    for trial in (*settings.compared(), *settings.tried(), *settings.varied()):
+    for trial in (*settings.measured(), *settings.tried()):
         own = settings.changed(trial.changes)
         _refuse_bad_vote(own)
         if trial.method == "grown":
@@ -73,16 +73,14 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
         require_choice("vote.similarity", vote.get("similarity", "leep"), Literal[tuple(SIMILARITIES.known)])
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
     require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
-    neighbours, temperature = vote.get("neighbours", 8), vote.get("temperature")
-    if not isinstance(neighbours, int) or neighbours < 1:
-        raise ValueError(f"Expected `vote.neighbours` to be an integer of at least 1, but got {neighbours!r}.")
-    require_temperature(temperature)
+    require_count(vote.get("neighbours", 8), "`vote.neighbours`")
+    require_temperature(vote.get("temperature"))
 
 
 def _refuse_bad_sizes(settings: StudySettings) -> None:
     """What would make the models of a comparison of other sizes than it says."""
     vote, neighbours = settings.vote, settings.vote.get("neighbours", 8)
-    if settings.zoo_of is None and isinstance(neighbours, int) and neighbours > settings.split["sources"]:
+    if settings.zoo_of is None and neighbours > settings.split["sources"]:
         warnings.warn(
             f"Expected at least `vote.neighbours`={neighbours} source tasks to vote, but `split.sources` is "
             f"{settings.split['sources']}: all of them vote.",
@@ -92,4 +90,27 @@ def _refuse_bad_sizes(settings: StudySettings) -> None:
         raise ValueError(
             f"Expected `vote.pruning_ratio` to be null, but got {vote['pruning_ratio']!r}: voted models would be of "
             "another size than those they are compared with. Set `pruning.pruning_ratio`, which holds for all."
+        )
+
+
+def require_growth(trial: str, vote: Mapping[str, Any], settings: StudySettings) -> None:
+    """Refuse a run from a grown zoo that does not say which one, or wants more entries than it will have.
+
+    Args:
+        trial: name of the run.
+        vote: its settings of a vote.
+        settings: of the study.
+
+    Raises:
+        ValueError: what was expected, and what it got.
+    """
+    name, entries = vote.get("growth"), vote.get("entries")
+    if name not in settings.growths:
+        raise ValueError(f"Expected {trial} to have `vote.growth` out of {list(settings.growths)}, but got {name!r}.")
+    growth = settings.growth(name)
+    most = growth.seeds + growth.tasks
+    if not isinstance(entries, int) or not growth.seeds <= entries <= most:
+        raise ValueError(
+            f"Expected {trial} to have `vote.entries` from {growth.seeds} to {most}, the seeds of growth {name} and "
+            f"with all its tasks, but got {entries!r}."
         )

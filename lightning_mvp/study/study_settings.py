@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
+from lightning_mvp.study.growth import Growth, require_count
 from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
 TargetKind = Literal["target", "heldout"]
@@ -24,44 +25,49 @@ class StudySettings:
         data: arguments of :func:`~lightning_mvp.tasks.data.load_data`.
         split: arguments of :func:`~lightning_mvp.tasks.splits.split_tasks`.
         recipe: the backbone's recipe.
-        weights: safetensors of θ⁰; None pre-trains one on the split's seen classes.
-        pretrained: take timm's own weights instead.
+        weights: the safetensors file of θ⁰; None pre-trains a θ⁰ on the split's seen classes.
+        pretrained: take timm's own weights as θ⁰.
         pretrain: ``steps``, ``batch_size``, ``learning_rate`` (None: four times that of ``optim``), ``augment`` of
             pre-training.
         pruning: arguments of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` (criterion, ratio, rounds, ...).
         vote: ``neighbours``, ``similarity``, ``temperature``, ``missing``.
-        optim: of every fine-tuning and pruning run: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule``.
-        steps: J, the optimizer steps of MVP and of every method at the same steps.
-        source_steps: optimizer steps of each zoo entry, rounds included.
+        optim: ``learning_rate``, ``optimizer``, ``weight_decay``, ``schedule`` of every fine-tuning and pruning run.
+        steps: the optimizer steps of MVP, and of every method whose name gives no number of steps.
+        source_steps: the optimizer steps of each zoo entry, rounds included.
         batch_size: of every fine-tuning and pruning run.
-        augment: of every fine-tuning and pruning run.
+        augment: how the images of every fine-tuning and pruning run are augmented.
         methods: names out of :data:`~lightning_mvp.study.methods.METHODS`, each perhaps with its steps:
             ``"taylor@1000"``.
-        parent: None, or ``pruning_ratio``, ``rounds``, ``steps`` and ``batch_size`` of a mildly pruned model of all
-            source classes: the zoo's entries then begin with it, and not with θ⁰. What it removes is part of
-            ``pruning``'s ratio, so that models of all methods have one size.
+        parent: ``pruning_ratio``, ``rounds``, ``steps`` and ``batch_size`` of a mildly pruned model of all source
+            classes, with which the zoo's entries begin. What it removes is part of ``pruning``'s ratio, so that models
+            of all methods have one size. None: entries begin with θ⁰.
         tuned: method, perhaps with its steps → dotted settings that hold for it alone, for instance
             ``{"taylor@1000": {"optim.learning_rate": 0.1}}``.
         trials: name → ``method`` and dotted settings to try on validation images of the split's development tasks.
         precision: of the Trainer.
-        gradient_clip: largest gradient norm in every fine-tuning and pruning run; None for no limit.
-        fewer: method → number of targets, the first ones, where not all are wanted: ``{"dense@1000": 5}``.
-        superclasses: a JSON file that maps each class to its superclass, for the overlap study.
-        begins_with: folder of a finished study whose θ⁰ and parent this one takes instead of making its own.
-        zoo_of: folder of a finished study whose zoo and generic models serve, too: its targets may be of another data
-            set, class count or number of images.
+        gradient_clip: the largest gradient norm in every fine-tuning and pruning run; None for no limit.
+        fewer: method → number of targets on which it is run, the first ones: ``{"dense@1000": 5}``. A method that is
+            not named is run on all targets.
+        superclasses: a JSON file that maps each class to its superclass, for the overlap of masks.
+        begins_with: the folder of a finished study whose θ⁰ and parent this one takes instead of making its own.
+        zoo_of: the folder of a finished study whose zoo and generic models this one takes, with θ⁰ and parent. The
+            targets may be of another data set, class count or number of images.
         target_kind: ``"target"``, tasks over seen classes, or ``"heldout"``, over classes that nothing else has seen.
-        images_per_class: training images of each class of a target; None takes all.
-        new_images: half of each class's training images, drawn by ``seed``, make θ⁰, parent, zoo and generic models,
-            and the other half the targets and development tasks; else all make all.
+        images_per_class: the number of training images of each class of a target; None takes all.
+        new_images: divide each class's training images in two halves, drawn by ``seed``: θ⁰, parent, zoo and generic
+            models learn from one half, targets and development tasks from the other. Else all learn from all.
         entries: how many source tasks, the first ones, get an entry of their own; None: all.
         growths: name → how a zoo grows by use from some of those entries, see
             :class:`~lightning_mvp.study.growth.Growth`.
         variants: name → ``method`` and dotted settings of a run on each target (or on the first ``targets``), as
-            ``trials`` are of one on each development task, for instance
+            ``trials`` are on each development task, for instance
             ``{"grown.A@100": {"method": "grown@100", "vote.growth": "A", "vote.entries": 50}}``.
         label: what a report calls this study, where it shows several kinds.
         seed: of everything random.
+
+    Raises:
+        ValueError: a value out of its range, a method, setting or option that does not exist, or two settings that
+            exclude each other.
     """
 
     data: dict[str, Any]
@@ -98,12 +104,10 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "source_steps", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")
+            require_count(getattr(self, name), f"argument `{name}`")
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
-        for trial in (*self.compared(), *self.tried(), *self.varied()):
+        for trial in (*self.measured(), *self.tried()):
             if trial.steps == 0 and (METHODS[trial.method].kind == "rounds" or trial.method == "mvp_refine"):
                 raise ValueError(f"Expected {trial.method} to have steps, but got {trial.method}@0.")
             self.changed(trial.changes)
@@ -112,12 +116,10 @@ class StudySettings:
                     "Expected the name of a trial to be of letters, digits and single . + @ _ -, because a file is "
                     f"named by it, but got {trial.name!r}."
                 )
-        both = {trial.name for trial in self.compared()} & {trial.name for trial in self.varied()}
+        both = {trial.name for trial in self.compared()} & set(self.variants)
         if both:
             raise ValueError(f"Expected `variants` to have names of their own, but {sorted(both)} are methods, too.")
-        for method in self.tuned:
-            parse_method(method, self.steps)
-        for method in self.fewer:
+        for method in (*self.tuned, *self.fewer):
             parse_method(method, self.steps)
         require_choice("target_kind", self.target_kind, TargetKind)
         if self.zoo_of is not None and self.begins_with is not None:
@@ -125,6 +127,11 @@ class StudySettings:
                 f"Expected `zoo_of` without `begins_with`, whose θ⁰ comes with the zoo, but got {self.zoo_of!r} and "
                 f"{self.begins_with!r}."
             )
+        self._require_parent()
+        for name in self.growths:
+            self._require_growth(name)
+
+    def _require_parent(self) -> None:
         ratio = require_ratio(self.pruning_ratio)
         if self.parent is None:
             return
@@ -134,6 +141,20 @@ class StudySettings:
             raise ValueError(
                 f"Expected `parent.pruning_ratio` to be below `pruning.pruning_ratio`={ratio}, of which it is a part, "
                 f"but got {self.parent['pruning_ratio']}."
+            )
+
+    def _require_growth(self, name: str) -> None:
+        known = {field.name for field in fields(Growth)}
+        if unknown := sorted(set(self.growths[name]) - known):
+            raise ValueError(
+                f"Expected `growths.{name}` to have some of {', '.join(sorted(known))}, but got {unknown}."
+            )
+        growth = self.growth(name)
+        growth.sequence(self.split["sources"])
+        if growth.seeds > len(self.sources):
+            raise ValueError(
+                f"Expected `growths.{name}.seeds` to be at most {len(self.sources)}, the source tasks that get an "
+                f"entry, but got {growth.seeds}. Raise `entries`."
             )
 
     @property
@@ -174,6 +195,10 @@ class StudySettings:
         count = self.split["sources"]
         return [f"source-{index:03d}" for index in range(count if self.entries is None else min(count, self.entries))]
 
+    def growth(self, name: str) -> Growth:
+        """How a zoo grows."""
+        return Growth(**self.growths[name])
+
     def compared(self) -> list[Trial]:
         """The methods with their steps and what was tuned for them; names are those of the records."""
         pairs = dict.fromkeys(parse_method(method, self.steps) for method in self.methods)
@@ -183,7 +208,7 @@ class StudySettings:
         """What was tuned for a method, and for it with so many steps."""
         return {**self.tuned.get(method, {}), **self.tuned.get(f"{method}@{steps}", {})}
 
-    def targets_of(self, trial: Trial) -> int:
+    def number_of_targets(self, trial: Trial) -> int:
         """On how many targets a method is run."""
         wanted = {parse_method(name, self.steps): count for name, count in self.fewer.items()}
         most = wanted.get((trial.method, trial.steps), self.targets) if trial.targets is None else trial.targets
@@ -194,8 +219,12 @@ class StudySettings:
         return self._trials(self.trials)
 
     def varied(self) -> list[Trial]:
-        """The variants on targets, likewise."""
+        """The variants on targets; a method's tuned settings hold unless the variant has others."""
         return self._trials(self.variants)
+
+    def measured(self) -> list[Trial]:
+        """All that is measured on test images of targets: methods, then variants."""
+        return [*self.compared(), *self.varied()]
 
     def _trials(self, options_of: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
         trials = []

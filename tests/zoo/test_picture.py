@@ -9,8 +9,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_mvp.study.zoo_picture import MOST_LABELS, Relations, draw_relations, relations
 from lightning_mvp.zoo import ZooEntry, entry_id
+from lightning_mvp.zoo.picture import MOST_LABELS, Relations, draw_relations, relations
 
 
 def families(count: int, of: int = 3) -> list[ZooEntry]:

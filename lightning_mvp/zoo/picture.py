@@ -28,12 +28,12 @@ class Relations:
     """Tasks by tasks, in an order that puts similar ones side by side.
 
     Args:
-        names: of the entries, and
-        tasks: of their tasks.
-        iou: of their masks ``(n, n)``, see :func:`~lightning_mvp.zoo.kinship.mask_overlap`, and
-        random_iou: what random masks of the same widths would have.
-        similarity: ``(n, n)``, by
-        measure: "prototypes" or "shared classes".
+        names: the names of the entries.
+        tasks: the names of their tasks.
+        iou: IoU of their masks ``(n, n)``, see :func:`~lightning_mvp.zoo.kinship.mask_overlap`.
+        random_iou: the IoU to be expected of random masks of the same widths ``(n, n)``.
+        similarity: how alike the tasks are ``(n, n)``.
+        measure: what the similarity is: "prototypes" or "shared classes".
     """
 
     names: tuple[str, ...]

@@ -13,7 +13,7 @@ from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training.rounds import Moments
 from lightning_mvp.training.task import TaskModule
 
-# Gradients for one decision are added up over so many batches, as its examples do.
+# The number of batches over which gradients are added up for one decision, as in Torch-Pruning's examples.
 SCORING_BATCHES = 10
 
 
@@ -27,7 +27,7 @@ class TorchPruningCutter:
         batches: for the gradients of each decision.
     """
 
-    masks = None  # it does not tell
+    masks = None  # Torch-Pruning does not say which units it removed.
     origin = Groups(())
 
     def __init__(

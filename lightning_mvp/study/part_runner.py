@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,17 @@ from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.fitting.fit import AccuracyCurve, fit_quietly
 from lightning_mvp.pruning.settings import PruningSettings
-from lightning_mvp.study.growth import Growth, grow_one, growing_zoo
+from lightning_mvp.study.grown_zoo import grow_one, open_grown_zoo
 from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.origin import Origin
-from lightning_mvp.study.outside import TorchPruningCutter
 from lightning_mvp.study.overlap import leep_matrix, study_overlap
-from lightning_mvp.study.records import rank_part, read_record, write_record
-from lightning_mvp.study.settings import StudySettings
-from lightning_mvp.study.starts import Start, Starts
-from lightning_mvp.tasks.data import ImageData, load_data
+from lightning_mvp.study.records import read_record, read_records, write_record
+from lightning_mvp.study.starting_points import StartingPoint, StartingPoints
+from lightning_mvp.study.study_context import StudyContext
+from lightning_mvp.study.study_settings import StudySettings
+from lightning_mvp.study.torch_pruning_cutter import TorchPruningCutter
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.tasks.partition import stratified_split
-from lightning_mvp.tasks.splits import TaskSpec, TaskSplit, split_tasks
+from lightning_mvp.tasks.splits import TaskSpec
 from lightning_mvp.training.rounds import Cutter, OwnCutter, endless, prune_and_cut
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.ranking import rank_neighbours
@@ -37,85 +35,8 @@ from lightning_mvp.zoo.entry import entry_id
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
-class Workshop:
-    """One process's share of a study: data, θ⁰ and groups are loaded once, each part is a method call.
-
-    Args:
-        folder: of the study.
-        settings: of the study.
-    """
-
-    def __init__(self, folder: Path, settings: StudySettings) -> None:
-        self.folder, self.settings = folder, settings
-
-    @cached_property
-    def data(self) -> ImageData:
-        return load_data(**self.settings.data)
-
-    @cached_property
-    def halves(self) -> tuple[ImageData, ImageData]:
-        """What models of the past learn from, and what new tasks bring: the same images unless settings part them."""
-        if not self.settings.new_images:
-            return self.data, self.data
-        train = self.data.train
-        past, new = (train[half] for half in stratified_split(train.labels, 0.5, self.settings.seed))
-        return replace(self.data, train=past), replace(self.data, train=new)
-
-    @cached_property
-    def split(self) -> TaskSplit:
-        return split_tasks(self.data.classes, **self.settings.split)
-
-    @property
-    def home(self) -> Path:
-        """The folder of the study whose θ⁰ and parent are used."""
-        return Path(self.settings.home or self.folder)
-
-    @property
-    def zoo_home(self) -> Path:
-        """The folder of the study whose zoo and generic models are used."""
-        return Path(self.settings.zoo_of or self.folder)
-
-    @property
-    def theta0_path(self) -> Path:
-        return self.home / "theta0.safetensors"
-
-    @cached_property
-    def theta0(self) -> Origin:
-        """The pre-trained backbone."""
-        return self._origin(self.settings.recipe, self.theta0_path)
-
-    def _origin(self, recipe: dict[str, Any], weights: Path) -> Origin:
-        pruning = PruningSettings(**self.settings.pruning)
-        return Origin(recipe, weights, tuple(self.data.train.images.shape[1:]), pruning.include, pruning.exclude)
-
-    @cached_property
-    def root(self) -> Origin:
-        """What the zoo's entries begin with: θ⁰, or the parent that they share."""
-        if self.settings.parent is None:
-            return self.theta0
-        record = read_record(self.home, "parent")
-        assert record is not None, "the parent is pruned before any entry"
-        return self._origin(record["recipe"], self.home / "parent.safetensors")
-
-    def datamodule(self, task: TaskSpec, **options: Any) -> TaskDataModule:
-        options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}
-        if task.name.startswith(self.settings.target_kind):
-            options["images_per_class"] = self.settings.images_per_class
-        is_new = task.name.startswith((self.settings.target_kind, "development"))
-        return TaskDataModule(self.halves[is_new], task.classes, task.name, seed=self.settings.seed, **options)
-
-    def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: L.Callback, **options: Any) -> None:
-        options = {"gradient_clip_val": self.settings.gradient_clip, **options}
-        fit_quietly(module, data, steps, callbacks, precision=self.settings.precision, **options)
-
-    def pruner(self, **options: Any) -> MVPCallback:
-        return MVPCallback(**{**self.settings.pruning, "head": "head", "seed": self.settings.seed, **options})
-
-    def scratch_settings(self, settings: StudySettings, **changes: Any) -> PruningSettings:
-        """How methods without a zoo prune θ⁰."""
-        return PruningSettings(**{**settings.pruning, "seed": settings.seed, **changes})
-
-    # Parts ------------------------------------------------------------------------------------------------------------
+class PartRunner(StudyContext):
+    """Runs parts of a study in this process, one after the other."""
 
     def run(self, part: str) -> None:
         """Do one part, unless its record is there already.
@@ -134,36 +55,30 @@ class Workshop:
         write_record(self.folder, part, {"part": part, "seed": self.settings.seed, **seconds})
 
     def _make(self, part: str) -> dict[str, Any]:
-        settings, union = self.settings, TaskSpec("generic", self.split.seen)
-        if part == "pretrain":
-            return self.pretrain()
-        if part == "overlap":
-            return self.overlap()
-        if part == "parent":
-            return self.make_parent()
-        if part == "generic":
-            return self.prune(union, "generic", self.theta0, settings.source_steps, settings.pruning_ratio)
-        if part == "generic_parent":
-            return self.prune(union, "generic_parent", self.root, settings.source_steps, settings.entry_ratio)
-        if part == "generic_zoo":
-            return self.prune(union, "generic_zoo", self.theta0, settings.zoo_steps, settings.pruning_ratio)
+        settings = self.settings
+        alone = {"pretrain": self.pretrain, "parent": self.make_parent, "overlap": self.overlap}
+        if part in alone:
+            return alone[part]()
         if part.startswith("grow-"):
             name, _, index = part.removeprefix("grow-").rpartition("-")
             return self.grow(name, int(index))
+        if part.startswith("generic"):
+            from_parent, steps = part == "generic_parent", settings.source_steps
+            origin = self.zoo_origin if from_parent else self.theta0
+            ratio = settings.entry_ratio if from_parent else settings.pruning_ratio
+            union = TaskSpec("generic", self.split.seen)
+            return self.prune(union, part, origin, settings.zoo_steps if part == "generic_zoo" else steps, ratio)
         first, _, second = part.partition("--")
         if first.startswith("rank"):
             return self.rank(self.task(second), first.partition("-")[2] or "leep")
         if second:
-            measured = not first.startswith("development")
-            trials = (*settings.compared(), *settings.varied()) if measured else settings.tried()
+            on_target = not first.startswith("development")
+            trials = settings.measured() if on_target else settings.tried()
             trial = next(trial for trial in trials if trial.name == second)
-            return self.compare(self.task(first), trial, test=measured)
-        return self.prune(self.task(first), "zoo", self.root, settings.source_steps, settings.entry_ratio)
+            return self.compare(self.task(first), trial, test=on_target)
+        return self.prune(self.task(first), "zoo", self.zoo_origin, settings.source_steps, settings.entry_ratio)
 
-    def task(self, name: str) -> TaskSpec:
-        """The task of a name such as ``source-007``."""
-        kind, _, number = name.rpartition("-")
-        return self.split.get(kind, int(number))
+    # What targets begin with ------------------------------------------------------------------------------------------
 
     def pretrain(self) -> dict[str, Any]:
         """θ⁰: train the backbone on all seen classes, or take the weights that the settings name."""
@@ -175,9 +90,8 @@ class Workshop:
         if settings.weights is not None or settings.pretrained:
             save_weights(backbone, self.theta0_path, overwrite=True)
             return {"weights": settings.weights or "timm", "steps": 0}
-        data = self.datamodule(
-            TaskSpec("pretrain", self.split.seen), batch_size=options["batch_size"], augment=options["augment"]
-        )
+        task = TaskSpec("pretrain", self.split.seen)
+        data = self.datamodule(task, batch_size=options["batch_size"], augment=options["augment"])
         module = TaskModule.for_task(backbone, data.facts, **{**settings.optim, "learning_rate": rate})
         self.fit(module, data, options["steps"], gradient_clip_val=None)
         accuracy = module.accuracy_on(*data.val_images())
@@ -187,32 +101,29 @@ class Workshop:
 
     def make_parent(self) -> dict[str, Any]:
         """The zoo's parent: θ⁰ pruned mildly on all source classes, by cutting."""
-        parent = {"rounds": self.settings.pruning.get("rounds", 8), "batch_size": self.settings.batch_size}
-        parent |= self.settings.parent or {}
+        settings, origin = self.settings, self.theta0
+        parent = {"rounds": settings.pruning.get("rounds", 8), "batch_size": settings.batch_size}
+        parent |= settings.parent or {}
         steps, batch_size = parent.pop("steps"), parent.pop("batch_size")
-        rate = parent.pop("learning_rate", self.settings.optim.get("learning_rate", 0.05))
+        rate = parent.pop("learning_rate", settings.optim.get("learning_rate", 0.05))
+        options = {**settings.optim, "learning_rate": rate}
         data = self.datamodule(TaskSpec("parent", self.split.seen), batch_size=batch_size)
-        pruning = self.scratch_settings(self.settings, **parent)
-        options = {**self.settings.optim, "learning_rate": rate}
-        module = TaskModule.for_task(self.theta0.build(), data.facts, **options)
-        module.initialise_head(data)
-        module.take_teacher(module.backbone, data, seed=self.settings.seed)
-        cutter = OwnCutter(self.theta0.pruned, self.theta0.cost, pruning)
-        module = self._cut(module, data, cutter, pruning, steps, self.settings)
+        pruning = self.scratch_settings(settings, **parent)
+        module = self._with_head_and_teacher(origin, data, options)
+        cutter = OwnCutter(origin.pruned, origin.cost, pruning)
+        module = self._cut(module, data, cutter, pruning, steps, settings)
         save_weights(module.backbone, self.folder / "parent.safetensors", overwrite=True)
         return {
             "recipe": recipe_of(module.backbone),
             "steps": steps,
             "val_accuracy": module.accuracy_on(*data.val_images()),
-            **self.theta0.size_of(cutter.masks),
+            **origin.measure(cutter.masks),
         }
 
     def prune(self, task: TaskSpec, zoo_name: str, origin: Origin, steps: int, ratio: float) -> dict[str, Any]:
         """A zoo entry: ridge head, then iterative pruning in a Trainer."""
         data, zoo = self.datamodule(task), self.folder / zoo_name
-        module = TaskModule.for_task(origin.build(), data.facts, **self.settings.optim)
-        module.initialise_head(data)
-        module.take_teacher(module.backbone, data, seed=self.settings.seed)
+        module = self._with_head_and_teacher(origin, data, self.settings.optim)
         callback = self.pruner(pruning_ratio=ratio, task=data.facts, zoo=zoo)
         name = entry_id(task.name, callback.config(steps))
         if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
@@ -226,25 +137,40 @@ class Workshop:
             "steps": steps,
             "val_accuracy": module.accuracy_on(*data.val_images()),
             "rounds": rounds.found,
-            **origin.size_of(callback.masks),
+            **origin.measure(callback.masks),
         }
+
+    def _with_head_and_teacher(self, origin: Origin, data: TaskDataModule, options: dict[str, Any]) -> TaskModule:
+        module = TaskModule.for_task(origin.build(), data.facts, **options)
+        module.initialise_head(data)
+        module.take_teacher(module.backbone, data, seed=self.settings.seed)
+        return module
+
+    def pruner(self, **options: Any) -> MVPCallback:
+        return MVPCallback(**{**self.settings.pruning, "head": "head", "seed": self.settings.seed, **options})
+
+    def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: L.Callback, **options: Any) -> None:
+        options = {"gradient_clip_val": self.settings.gradient_clip, **options}
+        fit_quietly(module, data, steps, callbacks, precision=self.settings.precision, **options)
 
     def grow(self, name: str, index: int) -> dict[str, Any]:
         """One more entry of a zoo that grows."""
-        growth = Growth(**self.settings.growths[name])
+        growth = self.settings.growth(name)
         task = self.task(growth.sequence(self.settings.split["sources"])[index])
         data = self.datamodule(task, augment=growth.augment)
-        return grow_one(growing_zoo(self.folder, name, self.settings), data, growth, index, self.settings)
+        return grow_one(open_grown_zoo(self.folder, name, self.settings), data, growth, index, self.settings)
+
+    # What is measured -------------------------------------------------------------------------------------------------
 
     def rank(self, task: TaskSpec, similarity: Any) -> dict[str, Any]:
         """The similarity of every zoo entry to a task; methods that choose neighbours share it, and its seconds."""
         data, zoo = self.datamodule(task), ModelZoo(self.zoo_home / "zoo")
-        ready = self.root.groups  # found once in a process: no ranking's seconds
+        ready = self.zoo_origin.groups  # found once in a process: no ranking's seconds
         begin = time.perf_counter()
         ranked = rank_neighbours(
             zoo,
             *data.scoring_images(seed=self.settings.seed),
-            backbone=self.root.build(),
+            backbone=self.zoo_origin.build(),
             groups=ready,
             similarity=similarity,
             k=None,
@@ -255,18 +181,12 @@ class Workshop:
         found = {} if evidence is None else {"evidence": asdict(evidence)}
         return {"seconds": seconds, "similarities": [vars(neighbour) for neighbour in ranked], **found}
 
-    def ranking(self, task: str, similarity: str = "leep") -> dict[str, Any]:
-        """The record of a task's ranking."""
-        record = read_record(self.folder, rank_part(task, similarity))
-        assert record is not None, "rankings are made before the methods that use them"
-        return record
-
     def overlap(self) -> dict[str, Any]:
         """What the masks of all pairs of zoo tasks have in common."""
         path, names = self.settings.superclasses, self.settings.sources
-        sources = [record for name in names if (record := read_record(self.folder, name)) is not None]
         superclasses = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-        rows = study_overlap(sources, self.root, leep_matrix(self.folder, names), superclasses)
+        sources = read_records(self.folder, names)
+        rows = study_overlap(sources, self.zoo_origin, leep_matrix(self.folder, names), superclasses)
         return {"rows": [asdict(row) for row in rows]}
 
     def compare(self, task: TaskSpec, trial: Trial, *, test: bool) -> dict[str, Any]:
@@ -274,9 +194,9 @@ class Workshop:
         settings = self.settings.changed(trial.changes)
         data = self.datamodule(task, batch_size=settings.batch_size, augment=settings.augment)
         method, steps = trial.method, trial.steps
-        _ = self.root.cost, self.theta0.cost  # found once in a process: no method's seconds, whichever comes first
+        _ = self.zoo_origin.cost, self.theta0.cost  # found once in a process: no method's seconds, whichever is first
         begin = time.perf_counter()
-        start = Starts(self, settings).of(method, data)
+        start = StartingPoints(self, settings, data).make(method)
         module = TaskModule.for_task(start.backbone, data.facts, **settings.optim)
         module.initialise_head(data)
         self._mimic(module, data, settings, start)
@@ -285,12 +205,14 @@ class Workshop:
         curve.evaluate(module, 0)
         notes = dict(start.notes)
         if METHODS[method].kind == "rounds" or method == "mvp_refine":
-            notes |= self._prune_while_training(module, data, trial, settings, curve, start.masks)
+            cutter, pruning = self.make_cutter(trial, module, data, settings, start.masks)
+            module = self._cut(module, data, cutter, pruning, steps, settings, curve)
+            notes |= _measure(module, cutter, start.origin)
         else:
             self.fit(module, data, steps, curve, gradient_clip_val=settings.gradient_clip)
         fitted = time.perf_counter() - ready - curve.seconds
-        similarity = settings.vote.get("similarity", "leep")
         searched = METHODS[method].kind == "zoo" and method not in ("random_vote", "all_vote", "grown")
+        similarity = settings.vote.get("similarity", "leep")
         return {
             "task": task.name,
             "classes": list(task.classes),
@@ -305,7 +227,7 @@ class Workshop:
             **notes,
         }
 
-    def _mimic(self, module: TaskModule, data: TaskDataModule, settings: StudySettings, start: Start) -> None:
+    def _mimic(self, module: TaskModule, data: TaskDataModule, settings: StudySettings, start: StartingPoint) -> None:
         """Give the module its teacher, if it mimics: what it was cut from, or θ⁰ with ``vote.teacher``."""
         if not module.mimic:
             return
@@ -313,42 +235,29 @@ class Workshop:
         masks = start.masks if origin is start.origin else None
         module.take_teacher(origin.build(), data, origin.groups, masks, settings.seed)
 
-    def cutter_of(
-        self, method: str, module: TaskModule, data: TaskDataModule, settings: StudySettings
+    def make_cutter(
+        self, trial: Trial, module: TaskModule, data: TaskDataModule, settings: StudySettings, masks: Masks | None
     ) -> tuple[Cutter, PruningSettings]:
-        """How a method without a zoo prunes θ⁰ while it trains: Torch-Pruning's way, or by a criterion of ours."""
+        """How a method prunes while it trains: Torch-Pruning's way, by a criterion of ours, or a vote once more.
+
+        Args:
+            trial: the method with its steps.
+            module: where it starts.
+            data: of the task.
+            settings: of the study, with the trial's changes.
+            masks: what a vote left, for ``mvp_refine``.
+        """
         origin = self.theta0
-        if method == "torch_pruning":
+        if trial.method == "torch_pruning":
             pruning = self.scratch_settings(settings)
             return TorchPruningCutter(module, pruning, origin.example, endless(data)), pruning
-        pruning = self.scratch_settings(settings, criterion=method)
-        return OwnCutter(origin.pruned, origin.cost, pruning), pruning
-
-    def _prune_while_training(
-        self,
-        module: TaskModule,
-        data: TaskDataModule,
-        trial: Trial,
-        settings: StudySettings,
-        curve: AccuracyCurve,
-        masks: Masks | None,
-    ) -> dict[str, Any]:
-        origin = self.theta0
         if trial.method == "mvp_refine":
-            assert masks is not None
-            origin, steps = self.root, settings.vote.get("refine_after", trial.steps // 4)
+            origin, steps = self.zoo_origin, settings.vote.get("refine_after", trial.steps // 4)
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
-            pruning = self.scratch_settings(settings, **one)
-            present = origin.pruned_of(module.backbone)
-            cutter: Cutter = OwnCutter(origin.pruned, origin.cost, pruning, masks, present)
-        else:
-            cutter, pruning = self.cutter_of(trial.method, module, data, settings)
-        module = self._cut(module, data, cutter, pruning, trial.steps, settings, curve)
-        if cutter.masks is None:
-            small = module.backbone
-            return {"parameters": count_parameters(small), "macs": count_macs(small, origin.example)}
-        kept = {name: mask.nonzero()[:, 0].tolist() for name, mask in cutter.masks.items()}
-        return {"masks": kept, **origin.size_of(cutter.masks)}
+            pruning, present = self.scratch_settings(settings, **one), origin.find_pruned(module.backbone)
+            return OwnCutter(origin.pruned, origin.cost, pruning, masks, present), pruning
+        pruning = self.scratch_settings(settings, criterion=trial.method)
+        return OwnCutter(origin.pruned, origin.cost, pruning), pruning
 
     def _cut(
         self,
@@ -360,16 +269,16 @@ class Workshop:
         settings: StudySettings,
         curve: AccuracyCurve | None = None,
     ) -> TaskModule:
-        return prune_and_cut(
-            module,
-            data,
-            cutter,
-            pruning,
-            steps,
-            clip=settings.gradient_clip,
-            precision=settings.precision,
-            probe=None if curve is None else lambda step, module: curve.evaluate(module, step),
-        )
+        probe = None if curve is None else lambda step, module: curve.evaluate(module, step)
+        clip, precision = settings.gradient_clip, settings.precision
+        return prune_and_cut(module, data, cutter, pruning, steps, clip=clip, precision=precision, probe=probe)
+
+
+def _measure(module: TaskModule, cutter: Cutter, origin: Origin) -> dict[str, Any]:
+    """What pruning left; Torch-Pruning does not tell its masks."""
+    if cutter.masks is None:
+        return {"parameters": count_parameters(module.backbone), "macs": count_macs(module.backbone, origin.example)}
+    return {"masks": units_kept(cutter.masks), **origin.measure(cutter.masks)}
 
 
 class RoundMasks(L.Callback):
@@ -385,9 +294,13 @@ class RoundMasks(L.Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.pruning.rounds_done > len(self.found):
-            masks = self.pruning.masks
-            kept = {name: mask.nonzero()[:, 0].tolist() for name, mask in masks.items()}
-            self.found.append({"pruning_ratio": masks.pruning_ratio, "step": self.pruning.step, "kept": kept})
+            masks, step = self.pruning.masks, self.pruning.step
+            self.found.append({"pruning_ratio": masks.pruning_ratio, "step": step, "kept": units_kept(masks)})
+
+
+def units_kept(masks: Masks) -> dict[str, list[int]]:
+    """The numbers of the units that each group keeps, as JSON has them."""
+    return {name: mask.nonzero()[:, 0].tolist() for name, mask in masks.items()}
 
 
 def curve_steps(steps: int) -> list[int]:

@@ -1,18 +1,19 @@
-"""Can LEEP tell beforehand whether the vote will beat pruning from scratch? Fitted and checked on a study's targets."""
+"""Rules that predict from LEEP whether the vote will beat pruning from scratch, fitted and checked on a study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.special import expit
 
-from lightning_mvp.study.results import target_of
+from lightning_mvp.study.results import Run, target_of
 from lightning_mvp.voting.trust import Evidence, Rule
 
-# Of the logistic regression, in units of the standardised features: with few losses it keeps weights finite.
+# Weight of the squared slopes in the logistic regression, whose features are standardised. It keeps the slopes finite
+# where the vote almost always won or almost always lost.
 PENALTY = 1.0
 
 
@@ -35,7 +36,7 @@ class Case:
         return self.difference > 0
 
 
-def cases(runs: Sequence[dict[str, Any]], rival: tuple[str, int]) -> list[Case]:
+def cases(runs: Sequence[Run], rival: tuple[str, int]) -> list[Case]:
     """The targets of finished runs, those of MVP that know their evidence beside the rival's.
 
     MVP has the steps of its first run of each kind, as in :func:`~lightning_mvp.study.results.summarise`.
@@ -44,21 +45,18 @@ def cases(runs: Sequence[dict[str, Any]], rival: tuple[str, int]) -> list[Case]:
         runs: on targets, as in ``results.jsonl``.
         rival: method and steps, for instance ``("taylor", 1000)``.
     """
-
-    def key(run: dict[str, Any]) -> tuple[object, ...]:
-        return run.get("label", ""), run.get("pruning_ratio"), *target_of(run)
-
-    first: dict[str, int] = {}
-    for run in runs:
-        if run["method"] == "mvp":
-            first.setdefault(run.get("label", ""), run["steps"])
-    theirs = {key(run): run["accuracy"] for run in runs if (run["method"], run["steps"]) == rival}
-    ours = [run for run in runs if run["method"] == "mvp" and "evidence" in run and key(run) in theirs]
+    theirs = {_key(run): run["accuracy"] for run in runs if (run["method"], run["steps"]) == rival}
+    ours = [run for run in runs if run["method"] == "mvp"]
+    first = {run.get("label", ""): run["steps"] for run in reversed(ours)}
     return [
-        Case(run.get("label", ""), Evidence(**run["evidence"]), run["accuracy"] - theirs[key(run)])
+        Case(run.get("label", ""), Evidence(**run["evidence"]), run["accuracy"] - theirs[_key(run)])
         for run in ours
-        if run["steps"] == first[run.get("label", "")]
+        if "evidence" in run and _key(run) in theirs and run["steps"] == first[run.get("label", "")]
     ]
+
+
+def _key(run: Run) -> tuple[object, ...]:
+    return run.get("label", ""), run.get("pruning_ratio"), *target_of(run)
 
 
 def _fit(found: Sequence[Case], features: Sequence[str]) -> np.ndarray:
@@ -102,17 +100,16 @@ def left_out_predictions(found: Sequence[Case], features: Sequence[str] = ("expl
     """The probability of each case by a regression that was fitted without any case of its kind."""
     predictions = np.empty(len(found))
     for kind in {case.kind for case in found}:
-        weights = _fit([case for case in found if case.kind != kind], features)
         own = np.array([case.kind == kind for case in found])
-        logits = weights[0] + _values([case for case in found if case.kind == kind], features) @ weights[1:]
-        predictions[own] = 1 / (1 + np.exp(-logits))
+        weights = _fit([case for case in found if case.kind != kind], features)
+        predictions[own] = expit(weights[0] + _values(found, features)[own] @ weights[1:])
     return predictions
 
 
 def believable(found: Sequence[Case]) -> Rule:
-    """The rule to tell people: LEEP's where it predicts kinds of target that it has not seen, else the share of wins.
+    """The rule by LEEP where it predicts kinds of target that it has not seen, else the share of wins.
 
-    It does where the Brier score of left-out predictions is below that of left-out shares of wins.
+    It predicts them where the Brier score of its left-out predictions is below that of left-out shares of wins.
     """
     won = [case.won for case in found]
     by_leep, by_share = (brier(left_out_predictions(found, features), won) for features in (("explained",), ()))

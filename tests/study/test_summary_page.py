@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lightning_mvp.study.page import Report, write_page
+from lightning_mvp.study.summary_page import Report, write_page
 
-from .workshop import settings
+from .small_study import settings
 
 
 def run_on(task: str, method: str, accuracy: float, steps: int = 100, **more: Any) -> dict[str, Any]:
@@ -39,6 +39,9 @@ def trial(task: str, name: str, accuracy: float, macs: int = 2_000_000) -> dict[
         "steps": 100,
         "changes": {},
         "accuracy": accuracy,
+        "curve": [[0, 0.5], [100, accuracy]],
+        "start_seconds": 1.0,
+        "fit_seconds": 1.0,
         "macs": macs,
     }
 

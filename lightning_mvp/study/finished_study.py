@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_mvp.study.growth import Growth
-from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.records import rank_part, read_record, read_settings
-from lightning_mvp.study.results import break_even, load_runs
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.methods import METHODS, Trial
+from lightning_mvp.study.overlap import OverlapRow
+from lightning_mvp.study.records import rank_part, read_record, read_records, read_settings
+from lightning_mvp.study.results import break_even
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.zoo.entry import config_hash
 
 
@@ -60,7 +60,15 @@ class Study:
             "config": config_hash(self.settings.to_dict()),
             "label": self.settings.label,
         }
-        return [{**facts, **self._evidence(run), **run} for run in load_runs(self.folder, self.settings)]
+        return [{**facts, **self._evidence(run), **run} for run in self._on_targets(self.settings.compared())]
+
+    @cached_property
+    def varied(self) -> list[dict[str, Any]]:
+        """The runs of variants on targets that are done, variant by variant."""
+        return self._on_targets(self.settings.varied())
+
+    def _on_targets(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        return self.records(f"{target}--{trial.name}" for trial in trials for target in self.targets)
 
     def _evidence(self, run: dict[str, Any]) -> dict[str, Any]:
         """What LEEP said of the zoo before a vote, if it was asked."""
@@ -71,9 +79,18 @@ class Study:
         """The record of a part, if it is done."""
         return read_record(self.folder, part)
 
+    def records(self, parts: Iterable[str]) -> list[dict[str, Any]]:
+        """The records of those parts that are done."""
+        return read_records(self.folder, parts)
+
     def beginning(self, part: str) -> dict[str, Any] | None:
         """The record of its θ⁰ or parent, which may be another study's."""
         return read_record(Path(self.settings.home or self.folder), part)
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of its new tasks."""
+        return [self.settings.target(index) for index in range(self.settings.targets)]
 
     @property
     def break_even(self) -> float | None:
@@ -94,32 +111,26 @@ class Study:
     @property
     def sources(self) -> list[dict[str, Any]]:
         """The records of the zoo's entries that are done."""
-        return [record for name in self.settings.sources if (record := self.record(name)) is not None]
-
-    @cached_property
-    def varied(self) -> list[dict[str, Any]]:
-        """The runs of variants on targets that are done, variant by variant."""
-        names = [trial.name for trial in self.settings.varied()]
-        targets = [self.settings.target(index) for index in range(self.settings.targets)]
-        records = (self.record(f"{target}--{name}") for name in names for target in targets)
-        return [record for record in records if record is not None]
+        return self.records(self.settings.sources)
 
     @cached_property
     def grown(self) -> dict[str, list[dict[str, Any]]]:
         """Growth → the records of the entries that joined, in their order."""
-        found = {}
-        for name, options in self.settings.growths.items():
-            records = (self.record(f"grow-{name}-{index:03d}") for index in range(Growth(**options).tasks))
-            found[name] = [record for record in records if record is not None]
-        return found
+        tasks = {name: range(self.settings.growth(name).tasks) for name in self.settings.growths}
+        return {name: self.records(f"grow-{name}-{index:03d}" for index in every) for name, every in tasks.items()}
 
     @property
     def rankings(self) -> list[dict[str, Any]]:
         """The zoo's similarity to each target, and how many ``classes`` that has."""
-        similarity = self.settings.vote.get("similarity", "leep")
-        names = [rank_part(self.settings.target(index), similarity) for index in range(self.settings.targets)]
-        classes = self.settings.split["classes_per_task"]
-        return [{**record, "classes": classes} for name in names if (record := self.record(name)) is not None]
+        similarity, classes = self.settings.vote.get("similarity", "leep"), self.settings.split["classes_per_task"]
+        records = self.records(rank_part(target, similarity) for target in self.targets)
+        return [{**record, "classes": classes} for record in records]
+
+    @property
+    def overlap(self) -> list[OverlapRow]:
+        """What the masks of all pairs of zoo tasks have in common, if that is done."""
+        record = self.record("overlap")
+        return [] if record is None else [OverlapRow(**row) for row in record["rows"]]
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -127,6 +138,11 @@ class Study:
         place = {trial.name: number for number, trial in enumerate(self.settings.tried())}
         runs = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("development-*--*.json")]
         return sorted(runs, key=lambda run: (place.get(run["trial"], len(place)), run["trial"], run["task"]))
+
+    @property
+    def all_runs(self) -> list[dict[str, Any]]:
+        """The records of all runs on targets and development tasks, and of each entry by which a zoo grew."""
+        return [*self.runs, *self.varied, *self.trials, *(entry for grown in self.grown.values() for entry in grown)]
 
 
 def by_label(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

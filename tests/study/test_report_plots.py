@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_mvp.study.plots import correlation, similarity_against_shared_classes
+from lightning_mvp.study.report_plots import correlation, similarity_against_shared_classes
 
 GENERAL = Path(__file__).parents[2] / "benchmarks" / "cifar100" / "general"
 

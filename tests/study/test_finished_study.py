@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mvp.study.pool import Study, ratios, runs_at
+from lightning_mvp.study.finished_study import Study, ratios, runs_at
 from lightning_mvp.study.records import open_study, write_record
 
-from .workshop import settings
+from .small_study import settings
 
 
 def run_of(method: str, ratio: float, zoo: str = "parent", draw: int = 0, accuracy: float = 0.5) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.settings import StudySettings
+from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.partition import ImageData, Part
 
 from ..backbones.recipes import recipe
