@@ -90,7 +90,7 @@ class Costs:
 
     def theta0(self) -> Budget:
         record, options = self.record("pretrain"), {"batch_size": 128, **self.settings.pretrain}
-        dense = self.runner.theta0.size_of(None)["macs"]
+        dense = self.runner.theta0.measure(None)["macs"]
         macs = self.training(dense, record["steps"], options["batch_size"])
         return Budget(macs, record["steps"], record["seconds"])
 
@@ -108,14 +108,14 @@ class Costs:
 
     def seeds(self, count: int) -> Budget:
         records = [self.record(name) for name in self.settings.sources[:count]]
-        net = self.runner.zoo_origin.size_of(None)["macs"]  # it is zeroed, not cut, while it trains
+        net = self.runner.zoo_origin.measure(None)["macs"]  # it is zeroed, not cut, while it trains
         steps = sum(record["steps"] for record in records)
         return Budget(self.training(net, steps), steps, sum(record["seconds"] for record in records))
 
     def grown(self, name: str, entries: int) -> Budget:
         growth = Growth(**self.settings.growths[name])
         records = [self.record(f"grow-{name}-{index:03d}") for index in range(entries - growth.seeds)]
-        net, teacher = self.small, self.runner.zoo_origin.size_of(None)["macs"]
+        net, teacher = self.small, self.runner.zoo_origin.measure(None)["macs"]
         macs = sum(self.training(net, record["steps"], teacher=teacher) for record in records)
         return Budget(macs, sum(r["steps"] for r in records), sum(r["seconds"] for r in records))
 
@@ -126,7 +126,7 @@ class Costs:
 
     def generic_zoo(self) -> Budget:
         record = self.record("generic_zoo")
-        net = self.runner.theta0.size_of(None)["macs"]
+        net = self.runner.theta0.measure(None)["macs"]
         return Budget(self.training(net, record["steps"]), record["steps"], record["seconds"])
 
     def target(self, runs: Sequence[Mapping[str, Any]]) -> Budget:
@@ -134,10 +134,10 @@ class Costs:
         run = runs[0]
         settings = self.settings.changed(run["changes"])
         kind, steps = METHODS[run["method"]].kind, run["steps"]
-        dense = self.runner.theta0.size_of(None)["macs"]
+        dense = self.runner.theta0.measure(None)["macs"]
         of_theta0 = kind in ("once", "rounds", "dense") or run["method"] in ("generic", "generic_zoo")
         teacher = (
-            (dense if of_theta0 else self.runner.zoo_origin.size_of(None)["macs"]) if settings.optim.get("mimic") else 0
+            (dense if of_theta0 else self.runner.zoo_origin.measure(None)["macs"]) if settings.optim.get("mimic") else 0
         )
         if kind == "rounds":
             pruning = self.runner.scratch_settings(settings)

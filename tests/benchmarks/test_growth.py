@@ -66,10 +66,10 @@ def test_budgets_count_what_each_step_passes(study: Path, script: None, tmp_path
     assert growth_budgets.main([str(study), "--out", str(tmp_path), "--entries", "5"]) == 0
     found = json.loads((tmp_path / "budgets.json").read_text())
     runner = PartRunner(study, growth_budgets.study_settings(study, None))
-    parent = runner.zoo_origin.size_of(None)["macs"]
+    parent = runner.zoo_origin.measure(None)["macs"]
     own = json.loads((study / "runs" / "target-000--grown-5.A@2.json").read_text())["macs"]
     assert found["targets"]["grown-5.A@2"]["macs"] * 1e12 == pytest.approx(2 * 10 * (3 * own + parent))
-    dense = 4 * 10 * 4 * runner.theta0.size_of(None)["macs"]
+    dense = 4 * 10 * 4 * runner.theta0.measure(None)["macs"]
     assert 0 < found["targets"]["taylor-mimic@1000"]["macs"] * 1e12 < dense
     assert found["before"]["the parent"]["steps"] == 4
 
