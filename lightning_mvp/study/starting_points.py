@@ -28,7 +28,7 @@ from lightning_mvp.training.rounds import endless
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.latest import latest
 from lightning_mvp.voting.merge import merge
-from lightning_mvp.voting.similarity import Neighbour
+from lightning_mvp.voting.ranking import Neighbour
 from lightning_mvp.voting.target import REESTIMATION_BATCHES, Target, reestimation_batches
 from lightning_mvp.voting.vote import coefficients
 from lightning_mvp.voting.voted import VoteReport, voted_backbone

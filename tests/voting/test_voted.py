@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning_mvp.voting.similarity import rank_neighbours
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,6 +17,7 @@ from lightning_mvp.backbones.features import features_of
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting import voted
+from lightning_mvp.voting.ranking import rank_neighbours
 from lightning_mvp.voting.reading import balanced_subset
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ModelZoo, ZooEntry
