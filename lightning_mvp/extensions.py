@@ -122,7 +122,7 @@ class Choices(Generic[T]):
         try:
             made: T = instantiate(dict(choice), _convert_="all")
         except InstantiationException as error:
-            raise self._refusal(f"{dict(choice)!r}, which can't be made ({error})") from error
+            raise self._refusal(f"{dict(choice)!r}, which can't be made ({error.__cause__ or error})") from error
         return made
 
     def _refusal(self, got: str) -> ValueError:
