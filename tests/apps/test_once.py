@@ -73,3 +73,17 @@ def test_what_it_cannot_have_is_refused(override: str, words: str, tmp_path: Pat
     assert done.code == 1
     assert words in done.line
     assert not (tmp_path / "zoos").exists()
+
+
+def test_a_criterion_of_a_users_own_is_named_on_the_command_line(tmp_path: Path, run: Run) -> None:
+    own = "pruning.criterion={_target_: tests.pruning.test_criteria.GradientNorm, scale: 2.0}"
+    for way in ("once=true", "once=false"):
+        done = run(
+            "prune", *TINY, own, way, "pruning.rounds=2", "weights=null", f"zoo={tmp_path / 'zoo'}", home=tmp_path
+        )
+        assert done.code == 0, done.text
+    for entry in ModelZoo(tmp_path / "zoo").entries():
+        assert entry.config["criterion"] == {"_target_": "tests.pruning.test_criteria.GradientNorm", "scale": 2.0}
+    refused = run("prune", *TINY, "weights=null", "pruning.criterion={_target_: math.floor}", home=tmp_path)
+    assert refused.code == 1
+    assert "argument `criterion` to be one of ('taylor', 'magnitude', 'random')" in refused.line
