@@ -68,6 +68,17 @@ GROWN = [
     ("grown-50@100", "once-mimic@100"),
     ("mvp@100", "once-mimic@100"),
     ("taylor-mimic@1000", "taylor@1000"),
+    ("grown-100@100", "taylor-mimic@1000"),
+    ("grown-100@100", "taylor@1000"),
+    ("grown-100@100", "generic-zoo-mimic@100"),
+    ("frozen-50@100", "grown-50@100"),
+]
+HELD_OUT = [
+    ("grown-50@100", "taylor@1000"),
+    ("grown-50@300", "taylor@1000"),
+    ("taylor-mimic@1000", "taylor@1000"),
+    ("grown-50@100", "mvp@100"),
+    ("shuffled-50@100", "grown-50@100"),
 ]
 
 
@@ -79,11 +90,12 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
         return re.sub(r"\[([0-9.]+), ([0-9.]+)\]", lambda ends: f"[{', '.join(sorted(ends.groups()))}]", text)
 
     lines = (STUDY / "grown" / "results.jsonl").read_text().splitlines()
-    runs = [run for run in map(json.loads, lines) if "trial" in run and run["task"].startswith("target")]
     computed = []
-    for variant, reference in GROWN:
-        found = {result.name: result for result in compare_trials(runs, reference)}
-        computed.append(plain(format_points(found[variant].difference)))
+    for kind, pairs in (("target", GROWN), ("heldout", HELD_OUT)):
+        runs = [run for run in map(json.loads, lines) if "trial" in run and run["task"].startswith(kind)]
+        for variant, reference in pairs:
+            found = {result.name: result for result in compare_trials(runs, reference)}
+            computed.append(plain(format_points(found[variant].difference)))
     learned = plain((STUDY / "grown" / "learned.md").read_text())
     for figure in computed:
         assert figure in learned
