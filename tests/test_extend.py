@@ -14,8 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from lightning_mvp import ImageData, MetaVoteModule, TaskDataModule, VoteReport, voted_backbone
+from lightning_mvp import (
+    ImageData,
+    Masks,
+    MetaVoteModule,
+    TaskDataModule,
+    VoteReport,
+    apply_masks,
+    shrink,
+    voted_backbone,
+)
+from lightning_mvp.apps.runtime import data_of
+from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.data import Part
 from lightning_mvp.zoo import ModelZoo
 
@@ -58,7 +70,43 @@ def _merge(names: Names, commands: list[list[str]]) -> None:
     assert median.tolist() == [1.0, 2.0]
 
 
-CHECKS: dict[str, Callable[[Names, list[list[str]]], None]] = {"A similarity": _similarity, "A merge": _merge}
+def _criterion(names: Names, commands: list[list[str]]) -> None:
+    """Object and command say the same; tests/pruning/test_criteria.py prunes with it."""
+    ((command, *overrides),) = commands
+    assert command == "mvp-prune"
+    stored = PruningSettings(criterion=compose_for("prune", *overrides)["pruning"]["criterion"]).to_dict()["criterion"]
+    assert stored == names["callback"].settings.to_dict()["criterion"]
+    assert stored == {"_target_": "my_criterion.BatchNormScale", "power": 2.0}
+
+
+def _data_set(names: Names, commands: list[list[str]]) -> None:
+    module: TaskDataModule = names["module"]
+    assert module.facts.classes == ("every-2", "every-4")
+    ((command, *overrides),) = commands
+    assert command == "mvp-prune"
+    data = data_of(OmegaConf.create(compose_for("prune", *overrides)))
+    assert data.classes == ("every-2", "every-3", "every-4", "every-5")
+    assert len(data.train) > len(data.test) > 0
+
+
+def _kind_of_group(names: Names, commands: list[list[str]]) -> None:
+    groups, net = names["groups"], names["net"]
+    assert groups.sizes == {"4.hidden": 16}
+    masks = Masks({"4.hidden": torch.arange(16) % 2 == 0})
+    small = shrink(net, groups, masks)
+    assert small[4].up.shape == (8, 8)
+    images = torch.randn(2, 3, 8, 8)
+    apply_masks(net, groups, masks)
+    torch.testing.assert_close(small(images), net(images))
+
+
+CHECKS: dict[str, Callable[[Names, list[list[str]]], None]] = {
+    "A similarity": _similarity,
+    "A merge": _merge,
+    "A criterion": _criterion,
+    "A data set": _data_set,
+    "A kind of group": _kind_of_group,
+}
 
 
 @pytest.mark.parametrize("title", SECTIONS)
