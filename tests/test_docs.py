@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,3 +24,9 @@ def test_every_row_about_the_trainer_names_tests_that_exist() -> None:
         names = re.findall(r"`(\w+)`", named)
         assert names, row
         assert set(names) <= tests, set(names) - tests
+
+
+def test_each_fault_can_be_planted() -> None:
+    faults = yaml.safe_load((ROOT / "tests" / "faults" / "faults.yaml").read_text())
+    assert [fault["name"] for fault in faults if fault["old"] not in (ROOT / fault["file"]).read_text()] == []
+    assert [name for fault in faults for name in fault.get("tests", ()) if not (ROOT / name).exists()] == []
