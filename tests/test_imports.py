@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = ("", "tasks", "backbones", "pruning", "zoo", "voting", "callbacks", "training", "fitting", "export", "study")
 FOLDERS = (*ORDER, "apps")
 # The package's own names, and the old places of some: whoever asks for them gets what is anywhere.
-FRONTS = {"lightning_mvp", "lightning_mvp.training"}
+FRONTS = {"lightning_mvp", "lightning_mvp.modules"}
 
 
 def imports() -> dict[str, set[str]]:
@@ -71,5 +71,5 @@ def test_names_in_their_old_places_are_there_with_a_warning():
     from lightning_mvp import TaskModule
 
     with pytest.warns(DeprecationWarning, match=r"modules\.task has moved to lightning_mvp\.training\.task"):
-        from lightning_mvp.training.task import TaskModule as old
+        from lightning_mvp.modules.task import TaskModule as old
     assert old is TaskModule
