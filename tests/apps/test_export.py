@@ -88,7 +88,7 @@ def test_a_module_of_ones_own_is_made_of_its_checkpoint_and_cut(
     task: TaskFacts | None, kept: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(tmp_path)  # as `runtime.prepare` does, which the command runs
     monkeypatch.delitem(sys.modules, "my_own_code", raising=False)
     (tmp_path / "my_own_code.py").write_text(OWN.replace("KEPT", repr(list(kept))))
     made = runpy.run_path("my_own_code.py")["Own"](3, RECIPE)

@@ -33,7 +33,7 @@ def test_torch_prunings_model_is_as_small_as_ours(runner: PartRunner) -> None:
     module = TaskModule.for_task(runner.theta0.build(), data.facts)
     pruning = runner.scratch_settings(runner.settings)
     before = sum(parameter.numel() for parameter in module.parameters())
-    cutter = TorchPruningCutter(module, pruning, runner.theta0.example, endless(data), {})
+    cutter = TorchPruningCutter(module, pruning, runner.theta0.example, endless(data))
     small = prune_and_cut(module, data, cutter, pruning, STEPS, precision="32-true")
     left = sum(parameter.numel() for parameter in small.parameters()) / before
     assert 0.08 < left < 0.1  # 0.3 ** 2, and what is not quadratic

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.voting import Similarity, voted_backbone
+from lightning_mvp.voting import Similarity, rank_neighbours, voted_backbone
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.merges import MERGES, Mean
 from lightning_mvp.voting.options import VoteOptions, stored_options
@@ -83,7 +83,7 @@ def test_covering_voters_that_were_not_kept_are_read_again(made: ModelZoo, loade
 def test_a_ranking_brings_its_entries_and_a_list_of_neighbours_has_them_read(
     world: World, made: ModelZoo, loader: Any, reads: Reads, tmp_path: Any
 ) -> None:
-    ranking = made.nearest(*world.of(*"abc"), backbone=world.backbone, groups=world.groups, k=3)
+    ranking = rank_neighbours(made, *world.of(*"abc"), backbone=world.backbone, groups=world.groups, k=3)
     reads.counts.clear()
     small, report = voted_backbone(made, loader, neighbours=ranking)
     assert not reads.counts
