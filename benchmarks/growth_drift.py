@@ -156,10 +156,11 @@ def renewal(bench: Bench, folder: Path, targets: int, most: int | None) -> dict[
     """All grown entries of the study's zoo A once more, in one wave, from the vote of its latest eight."""
     shutil.copytree(bench.shop.folder / "grown-A", folder)
     zoo = ModelZoo(folder)
-    grown = [member for member in lineage(zoo) if member.wave][:most]
+    members = lineage(zoo)
+    grown = [member for member in members if member.wave][:most]
     aims = [bench.task(f"aim-{i}", bench.shop.split.seen, 300 + i, new=True) for i in range(targets)]
     found = {f"{len(zoo.names)} entries": {"targets": bench.measure(zoo, aims)}}
-    wave = 1 + max(member.wave for member in grown)
+    wave = 1 + max(member.wave for member in members)
     for member in grown:
         task = bench.shop.task(member.task)
         bench.grow(zoo, bench.shop.datamodule(task, augment="none"), wave=wave)
