@@ -151,10 +151,10 @@ def renewal(bench: Bench, folder: Path, targets: int, most: int | None) -> dict[
     """All grown entries of the study's zoo A once more, in one wave, from the vote of its latest eight."""
     shutil.copytree(bench.runner.folder / "grown-A", folder)
     zoo = ModelZoo(folder)
-    grown = [member for member in lineage(zoo) if member.wave][:most]
-    aims = [bench.task(f"aim-{i}", bench.runner.split.seen, 300 + i, new=True) for i in range(targets)]
+    members = lineage(zoo)
+    grown = [member for member in members if member.wave][:most]
     found = {f"{len(zoo.names)} entries": {"targets": bench.measure(zoo, aims)}}
-    wave = 1 + max(member.wave for member in grown)
+    wave = 1 + max(member.wave for member in members)
     for member in grown:
         task = bench.runner.task(member.task)
         bench.grow(zoo, bench.runner.datamodule(task, augment="none"), wave=wave)
