@@ -153,6 +153,7 @@ def renewal(bench: Bench, folder: Path, targets: int, most: int | None) -> dict[
     zoo = ModelZoo(folder)
     members = lineage(zoo)
     grown = [member for member in members if member.wave][:most]
+    aims = [bench.task(f"aim-{i}", bench.runner.split.seen, 300 + i, new=True) for i in range(targets)]
     found = {f"{len(zoo.names)} entries": {"targets": bench.measure(zoo, aims)}}
     wave = 1 + max(member.wave for member in members)
     for member in grown:
