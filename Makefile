@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(COVERAGE)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       install, then the whole method on rendered characters (5 to 8 minutes on two cores)"
+	@echo "make demo       install, then the whole method on rendered characters (4 to 6 minutes on two cores)"
 	@echo "make test       install, then lint, types, doctests and tests (under 10 minutes)"
 	@echo "make test-more  install, then the slow tests (under 30 minutes)"
 	@echo "make test-all   test and test-more, with coverage"
