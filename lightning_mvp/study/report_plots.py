@@ -256,6 +256,8 @@ def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
 def accuracy_against_entries(runs: Runs) -> Figure | None:
     """Mean accuracy against the number of a grown zoo's entries, a line for each growth, number of steps and weight.
 
+    A growth has its colour, a number of steps its marker, which is hollow without mimicking.
+
     Args:
         runs: of variants; those without ``vote.entries`` are left out, and targets that not all points have.
     """
@@ -268,11 +270,19 @@ def accuracy_against_entries(runs: Runs) -> Figure | None:
         points.setdefault(line, {}).setdefault(changes["vote.entries"], {})[run["task"]] = 100 * run["accuracy"]
     found = [set(tasks) for by_entries in points.values() for tasks in by_entries.values()]
     common = set.intersection(*found) or set.union(*found)
-    figure, axes = framed(7, 4.5, "entries in the zoo", "test accuracy, %")
+    figure, axes = framed(7, 5.5, "entries in the zoo", "test accuracy, %")
+    growths, budgets = (sorted({line[place] for line in points}) for place in (0, 1))  # type: ignore[type-var]
     for (growth, steps, weight), by_entries in sorted(points.items()):
         entries = sorted(by_entries)
         means = [fmean(value for task, value in by_entries[n].items() if task in common) for n in entries]
-        axes.plot(entries, means, marker="o", label=f"{growth}, {steps} steps" + (", mimicking" if weight else ""))
+        axes.plot(
+            entries,
+            means,
+            color=f"C{growths.index(growth)}",
+            marker="ovs^D"[budgets.index(steps) % 5],
+            fillstyle="full" if weight else "none",
+            label=f"{growth}, {steps} steps" + (", mimicking" if weight else ""),
+        )
     axes.set_title(f"{len(common)} targets", fontsize=11)
-    axes.legend(fontsize=8)
+    legend_below(figure, axes, columns=3)
     return figure
