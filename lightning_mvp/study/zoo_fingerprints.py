@@ -47,7 +47,9 @@ def keep_fingerprints(folder: Path, before: dict[str, str], after: dict[str, str
             f"Expected the zoos to stay as they were while targets were measured, but {', '.join(changed)} changed. "
             f"Remove the records of targets in {folder / 'runs'} that began with them, and run them again."
         )
-    write_json(record_path(folder, PART), {"part": PART, "before": before, "after": after}, overwrite=True)
+    record = {"part": PART, "before": before, "after": after}
+    if read_record(folder, PART) != record:
+        write_json(record_path(folder, PART), record, overwrite=True)
 
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
