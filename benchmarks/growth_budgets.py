@@ -9,19 +9,17 @@ told apart: θ⁰, the parent, the seeds. Evaluation and ridge heads are not cou
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from common import table
 from matplotlib.figure import Figure
 from rich.console import Console
-from studies import study_settings
+from studies import growth_parser, study_settings
 
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.pruning.settings import PruningSettings
@@ -170,10 +168,7 @@ def served(before: Budget, entries: Budget, joined: int, ours: Budget, theirs: B
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="folder of a finished study with a growth named A")
-    parser.add_argument("--data", type=Path, help="where the study's data are now; default: where they were")
-    parser.add_argument("--out", type=Path, required=True, help="folder for budgets.json, budgets.md and served.png")
+    parser = growth_parser(__doc__, "budgets.json, budgets.md and served.png")
     parser.add_argument("--entries", type=int, default=50, help="of the grown zoo")
     given = parser.parse_args(argv)
     settings = study_settings(given.study, given.data)

@@ -8,7 +8,6 @@ validation images of tasks that join no zoo: before the first step, and after as
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -25,7 +24,7 @@ import torch
 from common import table
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from rich.console import Console
-from studies import study_settings
+from studies import growth_parser, study_settings
 
 from lightning_mvp.fitting.fit import fit_quietly, quiet_lightning
 from lightning_mvp.fitting.growing import grow, start_accuracy, start_of_growth
@@ -35,9 +34,12 @@ from lightning_mvp.study.results import format_points, paired_bootstrap
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.zoo.kinship import mask_overlap
-from lightning_mvp.zoo.lineage import lineage
+from lightning_mvp.zoo.lineage import Member, lineage
 from lightning_mvp.zoo.waves import family_members
 from lightning_mvp.zoo.zoo import ModelZoo
+
+# Weight of the mimicking loss, as in the study.
+MIMIC = 2.0
 
 
 @dataclass
@@ -47,12 +49,10 @@ class Bench:
     Args:
         runner: the study's data and backbones.
         steps: of each entry and of each measurement.
-        mimic: weight of the mimicking loss.
     """
 
     runner: PartRunner
     steps: int = 100
-    mimic: float = 2.0
 
     def drawn(self, classes: Sequence[str], seed: int) -> list[str]:
         """As many of these classes as the study's tasks have."""
@@ -83,7 +83,7 @@ class Bench:
         return TaskDataModule(data, chosen, name, batch_size=self.runner.settings.batch_size, augment="none")
 
     def options(self) -> dict[str, Any]:
-        return {"mimic": self.mimic, **self.runner.settings.optim}
+        return {"mimic": MIMIC, **self.runner.settings.optim}
 
     def grow(self, zoo: ModelZoo, data: TaskDataModule, wave: int | None = None) -> None:
         L.seed_everything(self.runner.settings.seed, verbose=False)
@@ -147,7 +147,7 @@ def domain(bench: Bench, folder: Path, entries: int, targets: int) -> dict[str, 
     return found
 
 
-def renewal(bench: Bench, folder: Path, targets: int, most: int | None) -> dict[str, Any]:
+def renewal(bench: Bench, folder: Path, targets: int, most: int) -> dict[str, Any]:
     """All grown entries of the study's zoo A once more, in one wave, from the vote of its latest eight."""
     shutil.copytree(bench.runner.folder / "grown-A", folder)
     zoo = ModelZoo(folder)
@@ -168,25 +168,26 @@ def masks_by_generation(bench: Bench, width: int = 10) -> list[dict[str, Any]]:
     zoo = ModelZoo(bench.runner.folder / "grown-A")
     members = lineage(zoo)
     masks = {member.name: zoo[member.name].masks for member in members}
-    seeds = [masks[member.name] for member in members if not member.wave]
+    lots: dict[int, list[Member]] = {}
+    for member in members:
+        lots.setdefault(-(-member.wave // width), []).append(member)  # 0: the seeds, 1: the first ten waves
+    seeds = [masks[member.name] for member in lots[0]]
     rows = []
-    for first in range(0, 1 + max(member.wave for member in members), width):
-        lot = [m for m in members if (first < m.wave <= first + width if first else m.wave == 0)]
-        for some in [lot] if first else [lot, [m for m in members if 0 < m.wave <= width]]:
-            if len(some) < 2:
-                continue
-            own = [masks[member.name] for member in some]
-            among, chance = mask_overlap(own, own)
-            pairs = np.triu_indices(len(own), 1)
-            rows.append(
-                {
-                    "waves": "seeds" if not some[0].wave else f"{some[0].wave} to {some[-1].wave}",
-                    "generations": f"{min(m.generation for m in some)} to {max(m.generation for m in some)}",
-                    "with_seeds": float(mask_overlap(own, seeds)[0].mean()) if some[0].wave else None,
-                    "among": float(among[pairs].mean()),
-                    "chance": float(chance[pairs].mean()),
-                }
-            )
+    for number, some in lots.items():
+        if len(some) < 2:
+            continue
+        own = [masks[member.name] for member in some]
+        among, chance = mask_overlap(own, own)
+        pairs = np.triu_indices(len(own), 1)
+        rows.append(
+            {
+                "waves": f"{some[0].wave} to {some[-1].wave}" if number else "seeds",
+                "generations": f"{min(m.generation for m in some)} to {max(m.generation for m in some)}",
+                "with_seeds": float(mask_overlap(own, seeds)[0].mean()) if number else None,
+                "among": float(among[pairs].mean()),
+                "chance": float(chance[pairs].mean()),
+            }
+        )
     return rows
 
 
@@ -212,10 +213,7 @@ def shown(found: dict[str, Any], masks: list[dict[str, Any]], console: Console) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="folder of a finished study with a growth named A")
-    parser.add_argument("--data", type=Path, help="where the study's data are now; default: where they were")
-    parser.add_argument("--out", type=Path, required=True, help="folder for drift.json and drift.md")
+    parser = growth_parser(__doc__, "drift.json and drift.md")
     parser.add_argument("--entries", type=int, default=92, help="that join in the test of drift; the others: fewer")
     parser.add_argument("--steps", type=int, default=100, help="of each entry and each measurement")
     parser.add_argument("--targets", type=int, default=8, help="of each kind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,20 @@ def study_settings(study: Path, data: Path | None) -> StudySettings:
     if settings.zoo_of is not None:
         raise ValueError(f"Expected `--study` to have a zoo of its own, but its zoo is that of {settings.zoo_of}.")
     return settings if data is None else replace(settings, data={**settings.data, "root": str(data)})
+
+
+def growth_parser(about: str | None, files: str) -> argparse.ArgumentParser:
+    """Arguments of a benchmark of a study's grown zoos.
+
+    Args:
+        about: what it measures, its module's docstring.
+        files: those that it writes.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="folder of a finished study with a growth named A")
+    parser.add_argument("--data", type=Path, help="where the study's data are now; default: where they were")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder for {files}")
+    return parser
 
 
 def small_study(folder: Path, sources: int, steps: int) -> Path:

@@ -65,8 +65,8 @@ class Choices(Generic[T]):
         if isinstance(choice, Mapping):
             return self._made(choice)
         if not isinstance(choice, self.base):
-            what = "the class itself: " if isinstance(choice, type) and issubclass(choice, self.base) else ""
-            raise self._refusal(f"{what}{choice!r}")
+            is_class = isinstance(choice, type) and issubclass(choice, self.base)
+            raise self._refusal(f"{choice!r}" + (", a class; make an object of it" if is_class else ""))
         return choice
 
     def stored(self, choice: str | Mapping[str, Any] | T) -> Stored:

@@ -88,7 +88,7 @@ def logged_step(trainer: L.Trainer) -> int:
 
 
 def converts_batch_norms(trainer: L.Trainer) -> bool:
-    """Whether the Trainer has ``sync_batchnorm=True``, which it keeps nowhere public."""
+    """Whether the Trainer was made with ``sync_batchnorm=True``. It has no public attribute that says so."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 

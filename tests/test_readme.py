@@ -1,15 +1,17 @@
 """The numbers of README and of the study's page are those of the committed results, and the README's commands exist."""
 
 import json
+import math
 import re
 from configparser import ConfigParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightning_mvp.apps.vote import MIMIC
 from lightning_mvp.study.finished_study import ratios, runs_at
 from lightning_mvp.study.report_paragraphs import main_table, verdicts
-from lightning_mvp.study.results import format_points, summarise
+from lightning_mvp.study.results import format_points, paired_bootstrap, summarise
 from lightning_mvp.study.summary_page import (
     Report,
     cases_by_rival,
@@ -55,6 +57,7 @@ def test_the_differences_that_the_readme_names_are_computed_from_them() -> None:
 
 
 # What README, docs/zoo.md and the report say of zoos that grow: a variant, and what it is set against.
+GROWN_REPORT = STUDY / "grown"
 GROWN = [
     ("grown-50@100", "taylor-mimic@1000"),
     ("grown-50@100", "taylor@1000"),
@@ -104,6 +107,30 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
     told = re.findall(r"[0-9.]+ \[[^]]+\]", section) + re.findall(r"[0-9.]+ \[[0-9., ]+\]", plain(MIMIC))
     assert len(told) >= 8
     assert set(told) <= set(computed)
+
+
+def test_what_grown_zoos_cost_and_survive_is_computed_from_the_committed_measurements() -> None:
+    learned, readme = (" ".join(path.read_text().split()) for path in (GROWN_REPORT / "learned.md", ROOT / "README.md"))
+    drift = json.loads((GROWN_REPORT / "drift.json").read_text())
+
+    def change(title: str, kind: str, state: int) -> str:
+        after, before = (list(drift[title].values())[place][kind]["after"] for place in (state, 0))
+        return format_points(paired_bootstrap([a - b for a, b in zip(after, before, strict=True)]))
+
+    assert f"level ({change('another domain in between', 'photographs', 1)})" in learned
+    assert f"latest eight of 100: {change('renewal', 'targets', 1)}" in learned
+    assert {round(row["among"], 2) for row in drift["masks"][1:]} == {1.0}
+    last, middle = (100 * fmean(drift["drift"][f"{entries} entries"]["classes 1"]["after"]) for entries in (100, 54))
+    assert f"({last:.1f} against {middle:.1f} %)" in learned
+    paid = json.loads((GROWN_REPORT / "budgets.json").read_text())["break_even"]
+    tasks = {
+        unit: [math.ceil(paid[f"grown-50.A@{steps} against taylor-mimic@1000"][unit]) for steps in (100, 300)]
+        for unit in ("tera-MACs", "steps", "seconds")
+    }
+    assert "{} or {} tasks in multiply-accumulates".format(*tasks["tera-MACs"]) in learned
+    assert "{} or {} in steps, {} or {} in seconds".format(*tasks["steps"], *tasks["seconds"]) in learned
+    every = [count for counts in tasks.values() for count in counts]
+    assert f"Parent and seeds are paid after {min(every)} to {max(every)} tasks" in readme
 
 
 def test_the_page_is_computed_from_the_committed_runs() -> None:

@@ -121,7 +121,7 @@ def hooks_matter(backbone: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    # Half precision has three decimal digits.
+    # The backbone may compute in half precision, which is exact to about three digits, and its copy in float32.
     return one.shape == other.shape and bool((one.float() - other).abs().max() <= 0.02 * other.abs().max() + 1e-6)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def require_count(value: object, called: str) -> None:
+def require_positive(value: object, called: str) -> None:
     """Refuse what is not an integer of at least 1.
 
     Args:
@@ -15,7 +15,7 @@ def require_count(value: object, called: str) -> None:
         called: its name in the message.
 
     Example:
-        >>> require_count(0, "`steps`")
+        >>> require_positive(0, "`steps`")
         Traceback (most recent call last):
         ...
         ValueError: Expected `steps` to be an integer of at least 1, but got 0.
@@ -55,7 +55,7 @@ class Growth:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "tasks", "neighbours", "steps", "first_wave"):
-            require_count(getattr(self, name), f"`growths.….{name}`")
+            require_positive(getattr(self, name), f"`growths.….{name}`")
 
     def wave(self, index: int) -> int:
         """The wave of the task that joins after ``index`` others.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
-from lightning_mvp.study.growth import Growth, require_count
+from lightning_mvp.study.growth import Growth, require_positive
 from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
 TargetKind = Literal["target", "heldout"]
@@ -104,7 +104,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "source_steps", "batch_size"):
-            require_count(getattr(self, name), f"argument `{name}`")
+            require_positive(getattr(self, name), f"argument `{name}`")
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
         for trial in (*self.measured(), *self.tried()):

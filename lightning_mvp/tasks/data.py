@@ -31,7 +31,8 @@ def load_data(
     std: Sequence[float] | None = None,
     **options: Any,
 ) -> ImageData:
-    """Load a data set and its one train/val/test partition. The same arguments give the same object within a process.
+    """Load a data set and its one train/val/test partition. The same arguments give the same object within a process,
+    unless one of them is a list or a mapping.
 
     If the set ships a test part, that is the test part; otherwise `test_fraction` of it is drawn. Val is drawn from
     what is left unless shipped. Draws are stratified and seeded. Then train and val images that are byte-equal to a
@@ -72,7 +73,12 @@ def load_data(
         raise ValueError(f"Expected argument `image_size` to be a positive int or None, but got {image_size}.")
     folder = None if root is None else Path(root).expanduser().resolve()
     moments = tuple(None if values is None else tuple(values) for values in (mean, std))
-    return _load(name, folder, image_size, seed, download, val_fraction, moments, tuple(sorted(options.items())))
+    arguments = (name, folder, image_size, seed, download, val_fraction, moments, tuple(sorted(options.items())))
+    try:
+        hash(arguments)
+    except TypeError:  # a function of somebody's own may take lists or mappings, which can't be keys of a cache
+        return _load.__wrapped__(*arguments)
+    return _load(*arguments)
 
 
 @lru_cache(maxsize=4)
@@ -132,7 +138,7 @@ def _load_own(path: str, common: Mapping[str, Any], options: Mapping[str, Any]) 
     """What a user's function of this import path returns."""
     try:
         function = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"Expected argument `name` to be the import path of a function, but {path!r} can't be imported ({error}). "
             "Install its package, or start Python where it can be found."

@@ -65,7 +65,7 @@ def as_labels(labels: Any) -> Tensor:
 
 
 def require_content(labels: Tensor) -> None:
-    """Refuse labels of which LEEP would know nothing, whatever the images.
+    """Refuse labels for which every entry would have the same LEEP score, or too few images for a score.
 
     Args:
         labels: as :func:`as_labels` gives them.

@@ -104,9 +104,13 @@ class TargetData:
         """One copy of the backbone, which becomes the model of one entry after the other."""
         return copy.deepcopy(self.backbone).eval()
 
+    def _seen_by(self, facts: Mapping[str, Any]) -> str:
+        """What of these facts decides how a model sees the images: nothing, where they are preprocessed already."""
+        return "" if self.images.is_floating_point() else seen_by(facts)
+
     def inputs(self, facts: Mapping[str, Any]) -> Tensor:
         """The images float ``(n, C, H, W)`` as a model of these facts sees them, made once for each preprocessing."""
-        key = "inputs" if self.images.is_floating_point() else f"inputs {seen_by(facts)}"
+        key = f"inputs {self._seen_by(facts)}"
         if key not in self._made:
             prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
             self._made[key] = prepared.contiguous(memory_format=torch.channels_last)
@@ -114,7 +118,7 @@ class TargetData:
 
     def features(self, facts: Mapping[str, Any]) -> Tensor:
         """Features ``(n, D)`` by θ⁰ on these inputs, computed once for each preprocessing."""
-        key = f"features {seen_by(facts)}"
+        key = f"features {self._seen_by(facts)}"
         if key not in self._made:
             self._made[key] = features_of(self.dense, self.inputs(facts), self.batch_size)
         return self._made[key]

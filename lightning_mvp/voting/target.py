@@ -81,7 +81,7 @@ class Target:
         return cls(images[order], scoring_images, scoring_labels, facts, None if classes is None else tuple(classes))
 
     def first(self, facts: dict[str, Any], most: int) -> Tensor:
-        """At most so many of the training images that were read, preprocessed, in one tensor."""
+        """The first `most` training images, preprocessed, as one tensor; all of them if fewer were read."""
         return as_input(self.images[:most], facts)
 
     def batches(self, facts: dict[str, Any], most: int) -> Iterator[Tensor]:

@@ -57,7 +57,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the array that is read; a bfloat16 tensor takes half of that in the file."""
+        """Bytes in memory. A bfloat16 tensor is read as float32, so that its bytes in the file are half as many."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

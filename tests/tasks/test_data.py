@@ -192,3 +192,20 @@ def test_torchvision_sets_of_either_kind(dataset: type, tmp_path: Path, monkeypa
 def test_bad_requests_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_data(name, **arguments)
+
+
+def test_a_function_of_ones_own_may_take_lists_and_is_refused_by_name_where_it_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_set.py").write_text(
+        "import torch\nfrom lightning_mvp.tasks.data import Part, Source\n"
+        "def images(classes):\n"
+        "    labels = torch.arange(len(classes)).repeat_interleave(10)\n"
+        "    drawn = torch.randint(0, 256, (len(labels), 3, 8, 8), dtype=torch.uint8)\n"
+        "    return Source(tuple(classes), Part(drawn, labels))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_data("my_set.images", classes=["one", "two"]).classes == ("one", "two")
+    for name in ("my_set.nothing", "no_such.images", "my_set..images"):
+        with pytest.raises(ValueError, match="`name` to be the import path of a function"):
+            load_data(name, classes=["one", "two"])

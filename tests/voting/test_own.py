@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.voting import Similarity, rank_neighbours, voted_backbone
+from lightning_mvp.voting import Similarity, TargetData, rank_neighbours, sources, voted_backbone
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.merges import MERGES, Mean
 from lightning_mvp.voting.options import VoteOptions, stored_options
@@ -165,7 +165,7 @@ def test_a_merge_of_ones_own_takes_the_place_of_the_mean(world: World, made: Mod
     ("choice", "match"),
     [
         ("logme", r"`similarity` to be one of \('leep', .*but got 'logme'\."),
-        (Leep, "got the class itself: <class .*Leep"),
+        (Leep, "got <class .*Leep.*>, a class; make an object of it"),
         (7, "of a subclass of lightning_mvp.voting.similarities.Similarity, .*but got 7"),
         (First(), "but got <tests.voting.own.First"),
         ({"factor": 2}, "`_target_` None, which can't be imported"),
@@ -194,3 +194,19 @@ def test_what_has_no_plain_form_is_refused_where_it_would_be_stored(choice: Any,
     SIMILARITIES.resolve(choice)
     with pytest.raises(ValueError, match=match):
         stored_options({"similarity": choice})
+
+
+def test_images_that_are_preprocessed_pass_the_dense_backbone_once_whatever_the_entries_facts(
+    made: ModelZoo, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    monkeypatch.setattr(sources, "features_of", lambda net, images, *_: passes.append(1) or torch.zeros(len(images), 4))
+    images, labels = world.of(*"abc")
+    facts = made[made.names[0]].facts
+    for floating, expected in ((True, 1), (False, 2)):
+        passes.clear()
+        seen = images.float() if floating else images
+        target = TargetData(made, seen, labels, world.backbone, world.groups, made.names)
+        target.features(facts)
+        target.features({**facts, "mean": [0.1] * len(facts["mean"])})
+        assert len(passes) == expected
