@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -18,6 +18,8 @@ from lightning_mvp.tasks.partition import ImageData, Part
 from lightning_mvp.tasks.splits import TaskSpec
 
 __all__ = ["TaskDataModule", "TaskLoader"]
+
+PartName = Literal["train", "val", "test"]
 
 
 class TaskDataModule(L.LightningDataModule):
@@ -119,13 +121,32 @@ class TaskDataModule(L.LightningDataModule):
         Raises:
             ValueError: if `n` is less than the number of classes.
         """
+        part = self.scoring_part(n, seed)
+        return part.images, part.labels
+
+    def scoring_part(self, n: int = 500, seed: int = 0) -> Part:
+        """The images of :meth:`scoring_images`, as a part: for a pass that opens them batch by batch."""
         if n < len(self.spec.classes):
             raise ValueError(
                 f"Expected argument `n` to be at least {len(self.spec.classes)}, one image per class, but got {n}."
             )
         rarest = int(self._train.labels.bincount(minlength=len(self.spec.classes)).min())
-        part = self._train[_balanced(self._train.labels, min(rarest, n // len(self.spec.classes)), seed)]
-        return part.images, part.labels
+        return self._train[_balanced(self._train.labels, min(rarest, n // len(self.spec.classes)), seed)]
+
+    def part(self, name: PartName) -> Part:
+        """The images and labels of one part of the task: "train", "val" or "test"."""
+        return {"train": self._train, "val": self._val, "test": self._test}[name]
+
+    def pass_loader(self, part: Part | PartName, facts: TaskFacts | None = None, batch_size: int = 64) -> TaskLoader:
+        """Batches for a pass that trains nothing: in the order of the part, not augmented, on this process alone.
+
+        Args:
+            part: which images; those of :meth:`part` or :meth:`scoring_part`, or some of them.
+            facts: of the model that will see them, if they are not the task's own.
+            batch_size: images a batch.
+        """
+        chosen = self.part(part) if isinstance(part, str) else part
+        return TaskLoader(chosen, facts or self.facts, batch_size=batch_size)
 
     def _loader(self, part: Part, train: bool = False) -> TaskLoader:
         trainer = self.trainer
