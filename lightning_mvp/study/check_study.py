@@ -60,7 +60,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     TaskModule.for_task(backbone, datamodule.facts, **settings.optim)
     if pruning.ratio_of != "units" or pruning.scope == "global":
         # Whether the ratio can be reached depends on the backbone, and not on which units score best.
-        example = torch.zeros(1, *data.train.images.shape[1:])
+        example = torch.zeros(1, *data.image_shape)
         groups = find_groups(backbone, example, check=False).select(pruning.include, pruning.exclude)
         scores = {group.name: torch.ones(group.size) for group in groups}
         cost = CostModel(backbone, groups, example)

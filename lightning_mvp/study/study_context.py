@@ -75,7 +75,7 @@ class StudyContext:
 
     def _load_origin(self, recipe: Mapping[str, Any], weights: Path) -> Origin:
         pruning = PruningSettings(**self.settings.pruning)
-        return Origin(recipe, weights, tuple(self.data.train.images.shape[1:]), pruning.include, pruning.exclude)
+        return Origin(recipe, weights, tuple(self.data.image_shape), pruning.include, pruning.exclude)
 
     def task(self, name: str) -> TaskSpec:
         """The task of a name such as ``source-007``."""
