@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
-from lightning_mvp.apps.runtime import console, data_arguments, plain, split_arguments, trainer_of
+from lightning_mvp.apps.runtime import console, plain, trainer_of
+from lightning_mvp.apps.tasks import data_arguments, split_arguments
 
 if TYPE_CHECKING:
     from lightning_mvp.study.study_settings import StudySettings

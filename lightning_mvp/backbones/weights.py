@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lightning_mvp.backbones.preprocessing import KEY
 from lightning_mvp.files import write_whole
 
 
-def save_weights(module: nn.Module, path: str | Path, *, overwrite: bool = False) -> Path:
+def save_weights(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a module's state dict; folders on the way are made.
+
+    Args:
+        module: any.
+        path: of the safetensors file.
+        overwrite: whether it may replace a file.
+        preprocessing: how the module sees images, for the file's metadata; None leaves it out.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is off.
@@ -25,7 +40,8 @@ def save_weights(module: nn.Module, path: str | Path, *, overwrite: bool = False
         for name, tensor in module.state_dict().items()
         if isinstance(tensor, Tensor)
     }
-    return write_whole(Path(path), save(state), overwrite=overwrite)
+    metadata = None if preprocessing is None else {KEY: json.dumps(dict(preprocessing))}
+    return write_whole(Path(path), save(state, metadata), overwrite=overwrite)
 
 
 def load_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -44,7 +44,10 @@ def random_transform(augment: Augment, facts: TaskFacts) -> Callable[[Tensor], T
             return None
         how = v2.InterpolationMode(facts.interpolation)
         steps: list[Any] = [v2.RandomResizedCrop(facts.input_size, interpolation=how, antialias=True)]
-        steps += [v2.RandomHorizontalFlip(), *([v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)] if augment == "randaug" else [])]
+        steps += [
+            v2.RandomHorizontalFlip(),
+            *([v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)] if augment == "randaug" else []),
+        ]
         return v2.Compose(steps)
     return _OfPictures(_made(augment), facts)
 
