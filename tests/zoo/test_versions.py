@@ -20,6 +20,7 @@ from lightning_mvp.voting.recall import class_means, recalled
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ModelZoo
+from lightning_mvp.zoo.migrate import migrate
 from lightning_mvp.zoo.preprocessing import as_seen_by
 from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.tensor_file import open_tensors
@@ -97,11 +98,13 @@ MERGED = {
 }
 
 
+@pytest.mark.parametrize("migrated", [False, True])
 @pytest.mark.parametrize("name", MERGED)
-def test_stored_zoos_of_both_kinds_vote_to_the_last_bit_as_they_did(name: str) -> None:
+def test_stored_zoos_of_both_kinds_vote_to_the_last_bit_as_they_did(name: str, migrated: bool, tmp_path: Path) -> None:
     images, labels = images_of(*CLASSES)
+    zoo = ModelZoo(VERSION_1.with_name(name))
     small, report = voted_backbone(
-        ModelZoo(VERSION_1.with_name(name)),
+        migrate(zoo, tmp_path / "new")[0] if migrated else zoo,
         [(images, labels)],
         neighbours=2,
         config="02d23488",
