@@ -94,7 +94,7 @@ def of_study(
         data = runner.datamodule(runner.split.get(settings.target_kind, index), augment=tuned.augment)
         images, labels = data.scoring_images(seed=settings.seed)
         begin = time.perf_counter()
-        promising = recalled(TargetData(zoo, images, labels, dense, groups, zoo.names))
+        promising = recalled(TargetData(zoo, images, labels, dense, groups, zoo.names)).order
         recall_seconds = time.perf_counter() - begin
         options: dict[str, Any] = {"backbone": dense, "groups": groups, "seed": settings.seed}
         begin = time.perf_counter()

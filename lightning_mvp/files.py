@@ -159,7 +159,7 @@ def read_listed(path: Path, read: Callable[[Path], T], *, expected: bool = False
     return _patiently(look, f"{path} is there by its folder, but could not be opened")
 
 
-def lock(file: IO[bytes]) -> bool:
+def lock(file: IO[bytes] | int) -> bool:
     """Lock a file that is open for writing until it is closed, or its process dies. False if another process has it."""
     if fcntl is None:
         return True
@@ -170,6 +170,32 @@ def lock(file: IO[bytes]) -> bool:
     except OSError:
         pass  # A file system without locks.
     return True
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder meanwhile, as :func:`lock` does a file. Gives False if another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_folder(hidden: Path, path: Path) -> None:
+    """Give a folder that nobody knows of its name, in one step, and make sure that the name stays.
+
+    Raises:
+        FileExistsError: There is such a file, or a folder with files.
+        UnseenFileError: It has its name, but may lose it.
+    """
+    try:
+        os.rename(hidden, path)
+    except OSError as error:
+        if os.path.lexists(path):
+            raise _taken(path) from error
+        raise _explained(error, path) from error
+    _sync_folder(path)
 
 
 def _is_listed(path: Path) -> bool:

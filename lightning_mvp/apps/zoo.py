@@ -1,4 +1,4 @@
-"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, draw them on one page.
+"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, copy it, draw it on one page.
 
 A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
 """
@@ -27,6 +27,7 @@ from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.generations import generations
 from lightning_mvp.zoo.kinship import nearest_relatives, readable_entries
 from lightning_mvp.zoo.lineage import descendants, lineage
+from lightning_mvp.zoo.preprocessing import preprocessing_of
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page, generations_table, lineage_table
 from lightning_mvp.zoo.verify import check_zoo
@@ -49,8 +50,8 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     damaged = [each for each in summaries if each.problem is not None]
     for table in entries_tables(summaries):
         say(table)
-    say(f"{_count(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}; ", end="")
-    say("accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
+    say(f"{_count(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}, ", end="")
+    say(f"format {zoo.version}; accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
     for each in damaged:
         say(f"damaged: {each.problem}")
     entries = [
@@ -58,7 +59,8 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
         for each in summaries
     ]
     configs = {each.config: each.settings for each in summaries if each.problem is None}
-    return {"entries": entries, "configs": configs}, 0
+    about = {"format": zoo.version, "preprocessing": zoo.preprocessing}
+    return {**about, "entries": entries, "configs": configs}, 0
 
 
 def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -81,6 +83,7 @@ def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
         "importance": bool(entry.importance),
         "head": bool(entry.head),
         "prototypes": entry.prototypes is not None,
+        "prototypes_seen_by": None if entry.prototypes is None else preprocessing_of(entry.seen_by),
         "size": size,
         "nearest": [asdict(each) for each in relatives],
         "left_out": damaged,
@@ -169,6 +172,28 @@ def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
         say(f"added {entry.name}")
     say(f"{_count(len(zoo), 'entry is', 'entries are')} in {zoo.path}")
     return {"added": [entry.name for entry in entries], "entries": len(zoo)}, 0
+
+
+def migrate_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """A copy of a zoo of format 1 in format 2."""
+    from lightning_mvp.zoo.migrate import migrate
+
+    made, counts = migrate(zoo, arguments.new)
+    say(f"wrote {made.path}, of format 2: {_count(len(made), 'entry', 'entries')}. {zoo.path} is as it was.")
+    if counts:
+        say(f"prototypes are made by {next(iter(counts))}, as {_count(next(iter(counts.values())), 'is', 'are')} here")
+    if len(counts) > 1:
+        others = sum(counts.values()) - next(iter(counts.values()))
+        say(
+            f"{_count(others, 'entry has', 'entries have')} them by {_count(len(counts) - 1, 'other', 'others')}, each "
+            "of which costs a search a pass of its own until its entries are made anew"
+        )
+    return {
+        "output": str(made.path),
+        "entries": len(made),
+        "preprocessing": made.preprocessing,
+        "seen_by": [{"preprocessing": json.loads(text), "entries": number} for text, number in counts.items()],
+    }, 0
 
 
 def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -260,6 +285,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("entries", metavar="ENTRY", nargs="+", help="names, as `mvp-zoo list` shows them")
     command.add_argument("--yes", action="store_true", help="also if others were grown from them, which stay")
     command.add_argument("--descendants", action="store_true", help="and all that was grown from them")
+    command = add("migrate", migrate_zoo, "copy a zoo of format 1 into one of format 2; the old one stays as it is")
+    command.add_argument("new", metavar="NEW", type=Path, help="the folder of the copy; there must be nothing yet")
     command = add("picture", draw_picture, "tasks by tasks on one page: the units they share, and how alike they are")
     command.add_argument("--output", metavar="FILE.png", help="also .pdf or .svg (default: ZOO/picture.png)")
     command.add_argument("--config", metavar="HASH", help="whose entries to compare (default: that of most entries)")

@@ -13,13 +13,14 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.pruning.importance import Scores, magnitude_importance
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.meta_vote import MetaVoteModule
-from lightning_mvp.voting.class_means import means_of_features, prototype_images
+from lightning_mvp.voting.class_means import task_prototypes
 from lightning_mvp.voting.vote import Ballots, vote
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.families import family_of
 from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.new_entry import add_or_keep, entry_of
+from lightning_mvp.zoo.preprocessing import as_seen_by
 from lightning_mvp.zoo.rebuild import as_tensors, dense_backbone, entry_masks
 from lightning_mvp.zoo.waves import family_members, growth_config, next_wave
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -150,7 +151,7 @@ def grown_entry(
     masks = _voted_masks({parent.name: entry_masks(parent) for parent in parents}, report, importance, magnitude)
     coefficients = report["coefficients"]
     metrics = {name: info[name] for name in ("val_accuracy",) if name in info}
-    theta0 = zoo.theta0()
+    theta0, seen_by = zoo.theta0(), as_seen_by(facts, zoo.preprocessing)
     return entry_of(
         facts,
         config,
@@ -158,7 +159,7 @@ def grown_entry(
         mean_importance(importance, coefficients),
         {name: tensor for name, tensor in module.backbone.state_dict().items() if name in theta0},
         module.head.state_dict(),
-        means_of_features(dense, *prototype_images(datamodule), len(facts.classes)),
+        task_prototypes(dense, datamodule, seen_by),
         {
             **info,
             "parents": [parent.name for parent in parents],
@@ -170,6 +171,7 @@ def grown_entry(
             "macs": report["macs"] / report["dense_macs"],
         },
         metrics=metrics,
+        seen_by=seen_by,
     )
 
 

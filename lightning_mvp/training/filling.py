@@ -20,7 +20,7 @@ from lightning_mvp.training.cut_run import CutRun
 from lightning_mvp.training.once import cut_once
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
 from lightning_mvp.training.task import TaskModule, one_cycle
-from lightning_mvp.voting.class_means import means_of_features, prototype_images
+from lightning_mvp.voting.class_means import task_prototypes
 from lightning_mvp.zoo.new_entry import ZooTarget, entry_of
 
 
@@ -66,7 +66,8 @@ def prune_into_zoo(
     assert isinstance(module.example_input_array, Tensor)
     prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract)
     zoo.open(module.backbone, prunable.every)
-    prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
+    seen_by = zoo.prototype_facts
+    prototypes = task_prototypes(module.backbone, data, seen_by)
 
     own = module.training_options
     cutter = OwnCutter(prunable.groups, prunable.cost, settings)
@@ -101,6 +102,7 @@ def prune_into_zoo(
             },
             kept=fractions_kept(prunable.cost, cutter.masks),
             metrics={"val_accuracy": accuracy},
+            seen_by=seen_by,
         )
         zoo.add(entry, folder)
 

@@ -98,9 +98,9 @@ def rank_neighbours(
         batch_size: number of images in one forward pass.
         exclude: names of entries that must not be chosen.
         shortlist: of a larger zoo so many entries (or `k`, if that is more) are read: LEEP runs a model of each, so
-            those are taken that :func:`~lightning_mvp.voting.recall.recalled` puts first. It does not find entries
-            without prototypes, and warns about them. None reads all. A similarity of your own reads all, unless it has
-            a method `shortlist`.
+            those are taken that :func:`~lightning_mvp.voting.recall.recalled` puts first, and besides them all entries
+            without prototypes, which it can't find: a warning says how many. None reads all. A similarity of your own
+            reads all, unless it has a method `shortlist`.
 
     Raises:
         ValueError: an empty zoo, an unknown similarity or config, labels that say nothing, float images that the

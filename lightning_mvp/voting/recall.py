@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -81,33 +82,46 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     return sums / index.bincount(minlength=len(classes))[:, None]
 
 
-def recalled(target: TargetData, *, by_leep: bool = True) -> list[str]:
-    """Entries with prototypes, the most promising first. They are scored from the catalogue; no entry is opened.
+@dataclass(frozen=True)
+class Recalled:
+    """What a search of a zoo says before any entry is run.
 
     Args:
-        target: the task, with the names of the entries to look at. θ⁰ sees its images once for each preprocessing that
-            occurs among these.
+        order: entries that have prototypes, the most promising first.
+        others: entries of which only running them tells how near they are: they have a head, but no prototypes.
+    """
+
+    order: list[str]
+    others: list[str]
+
+
+def recalled(target: TargetData, *, by_leep: bool = True) -> Recalled:
+    """All entries, scored from the catalogue: none is opened.
+
+    Args:
+        target: the task, with the names of the entries to look at. θ⁰ sees its images once for each preprocessing in
+            which prototypes were made: once, where all were made in the zoo's.
         by_leep: score by :func:`recall_scores`, and leave out entries without a head, which LEEP can't score. If false,
-            score by :func:`~lightning_mvp.zoo.prototypes.prototype_similarity` itself.
+            score by :func:`~lightning_mvp.zoo.prototypes.prototype_similarity` itself, and leave out those without
+            prototypes.
 
     Raises:
-        ValueError: no entry has prototypes to be found by.
+        ValueError: no entry can be scored.
     """
     cards, names = catalogue(target.zoo), target.names
-    prototypes = {
-        name: cards[name].prototypes
-        for name in names
-        if name in cards and cards[name].prototypes is not None and (cards[name].has_head or not by_leep)
-    }
-    if len(prototypes) < len(names):
+    usable = {name: cards[name] for name in names if name in cards and (cards[name].has_head or not by_leep)}
+    others = [name for name, card in usable.items() if by_leep and card.prototypes is None]
+    kinds: dict[str, list[str]] = {}
+    for name, card in usable.items():
+        if card.prototypes is not None:
+            kinds.setdefault(seen_by(card.seen_by), []).append(name)
+    left_out = len(names) - len(others) - sum(map(len, kinds.values()))
+    if left_out:
         warnings.warn(
-            f"{len(names) - len(prototypes)} of {len(names)} zoo entries have no prototypes{' or no head' * by_leep}, "
-            "or are damaged: they were not looked at. `shortlist=None` looks at all.",
+            f"{left_out} of {len(names)} zoo entries have no {'head' if by_leep else 'prototypes'}, or are damaged: "
+            f"they were not looked at, as {'LEEP' if by_leep else 'this similarity'} can't compare them.",
             stacklevel=5,
         )
-    kinds: dict[str, list[str]] = {}
-    for name in prototypes:
-        kinds.setdefault(seen_by(cards[name].seen_by), []).append(name)
     scores: dict[str, float] = {}
     for alike in kinds.values():
         try:
@@ -115,17 +129,28 @@ def recalled(target: TargetData, *, by_leep: bool = True) -> list[str]:
         except (ValueError, TypeError) as error:
             warnings.warn(f"Skipping {len(alike)} damaged zoo entries, such as {alike[0]}: {error}", stacklevel=5)
             continue
-        fitting = [name for name in alike if prototypes[name].shape[1] == features.shape[1]]  # type: ignore[union-attr]
+        rows = {name: cards[name].prototypes for name in alike}
+        fitting = [name for name in alike if rows[name].shape[1] == features.shape[1]]  # type: ignore[union-attr]
+        if by_leep:
+            others += [name for name in alike if name not in fitting]
         if fitting and by_leep:
-            rows, bounds = stacked([cards[name] for name in fitting])
-            found = recall_scores(features, target.labels, torch.from_numpy(rows), bounds)
+            prototypes, bounds = stacked([cards[name] for name in fitting])
+            found = recall_scores(features, target.labels, torch.from_numpy(prototypes), bounds)
             scores |= dict(zip(fitting, found.tolist(), strict=True))
         elif fitting:
             means = class_means(features, target.labels)
-            scores |= {name: prototype_similarity(prototypes[name], means) for name in fitting}
-    if not scores:
-        raise ValueError(
-            f"No entry of the zoo at {target.zoo.path} has prototypes of θ⁰'s features to be found by. Take "
-            "`shortlist=None`, which runs them all."
+            scores |= {name: prototype_similarity(rows[name], means) for name in fitting}
+    if others:
+        warnings.warn(
+            f"{len(others)} of {len(names)} zoo entries, such as {others[0]}, have no prototypes of θ⁰'s features, by "
+            "which a search finds entries without running them: the models of all of these are run, which takes "
+            "longer. Made anew they have some; where MVPCallback finds none, give it a `prototype_loader`.",
+            stacklevel=5,
         )
-    return sorted(scores, key=lambda name: (-scores[name], name))
+    if not scores and not others:
+        raise ValueError(
+            f"No entry of the zoo at {target.zoo.path} has prototypes of θ⁰'s features to be found by"
+            f"{', or a head to be run' if by_leep else ''}. Fill it with `mvp-prune`, or take `shortlist=None`, which "
+            "says of each entry what is wrong."
+        )
+    return Recalled(sorted(scores, key=lambda name: (-scores[name], name)), others)

@@ -78,7 +78,8 @@ class Leep(Similarity):
         require_content(labels)
 
     def shortlist(self, target: TargetData, most: int) -> Sequence[str]:
-        return recalled(target)[:most]
+        found = recalled(target)
+        return [*found.order[:most], *found.others]
 
     def evidence(self, scores: Mapping[str, float], target: TargetData, whole: bool) -> Evidence:
         return Evidence.of(list(scores.values()), label_entropy(target.labels), whole)
@@ -88,7 +89,8 @@ class Farthest(Leep):
     """The entries of the least LEEP first: a control."""
 
     def shortlist(self, target: TargetData, most: int) -> Sequence[str]:
-        return recalled(target)[-most:]
+        found = recalled(target)
+        return [*found.order[-most:], *found.others]
 
     def order(self, scores: Mapping[str, float], target: TargetData, k: int | None) -> list[str]:
         return sorted(scores, key=lambda name: (scores[name], name))
@@ -128,7 +130,7 @@ class Prototypes(Similarity):
     needs = "prototypes"
 
     def score(self, entry: ZooEntry, target: TargetData) -> float:
-        own, features = entry.prototypes, target.features(entry.facts)
+        own, features = entry.prototypes, target.features(entry.seen_by)
         if own is None or own.shape[1] != features.shape[1]:
             raise DamagedEntryError(
                 f"Expected the prototypes of entry {entry.name!r} to have {features.shape[1]} features, as θ⁰ has, but "
@@ -141,7 +143,7 @@ class Prototypes(Similarity):
             informative_labels(labels)
 
     def shortlist(self, target: TargetData, most: int) -> Sequence[str]:
-        return recalled(target, by_leep=False)[:most]
+        return recalled(target, by_leep=False).order[:most]
 
 
 class Random(Similarity):

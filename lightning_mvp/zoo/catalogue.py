@@ -21,7 +21,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
-from lightning_mvp.zoo.entry_file import SUFFIX
+from lightning_mvp.zoo.entry_file import SEEN_BY, SUFFIX
+from lightning_mvp.zoo.preprocessing import preprocessing_of
 from lightning_mvp.zoo.strict_json import parse_json
 from lightning_mvp.zoo.tensor_file import open_tensors
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -41,7 +42,7 @@ class Card:
 
     Args:
         classes: The task's class names.
-        seen_by: The preprocessing: the task's facts but for its name and classes.
+        seen_by: The preprocessing in which prototypes were made: facts without name and classes.
         has_head: Whether the entry has a head, so that LEEP can be computed.
         prototypes: ``(classes, D)`` float32 class means of θ⁰'s features, or None.
     """
@@ -106,8 +107,8 @@ def _stamp(file: os.DirEntry[str]) -> Stamp:
 
 def _card(zoo: ModelZoo, name: str) -> Card:
     header = zoo.header(name, prototypes=True)
-    facts = {key: value for key, value in header["facts"].items() if key not in ("name", "classes")}
-    return Card(tuple(header["facts"]["classes"]), facts, header["has_head"], header["prototypes"])
+    seen_by = header.get(SEEN_BY) or preprocessing_of(header["facts"])
+    return Card(tuple(header["facts"]["classes"]), seen_by, header["has_head"], header["prototypes"])
 
 
 def _packed(zoo: ModelZoo, cards: dict[str, Card], stamps: dict[str, Stamp]) -> bytes:

@@ -33,6 +33,8 @@ class ZooEntry:
         head: The arrays ``weight`` ``(classes, kept features)`` and perhaps ``bias`` ``(classes,)``, or nothing.
         prototypes: The class means of θ⁰'s features ``(classes, dense features)``, or None.
         info: Anything else worth knowing (accuracy, steps, seed, versions, seconds …; plain JSON, NaN is written null).
+        prototypes_seen_by: The preprocessing in which θ⁰ saw the images of the prototypes: facts without `name` and
+            `classes`. None: that of `facts`.
     """
 
     name: str
@@ -44,6 +46,12 @@ class ZooEntry:
     head: dict[str, np.ndarray] = field(default_factory=dict)
     prototypes: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    prototypes_seen_by: dict[str, Any] | None = None
+
+    @property
+    def seen_by(self) -> dict[str, Any]:
+        """The facts by which θ⁰'s features are comparable with the prototypes."""
+        return self.facts if self.prototypes_seen_by is None else self.prototypes_seen_by
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -82,6 +90,7 @@ def entry_id(task_name: str, config: Mapping[str, Any]) -> str:
 def validate(entry: ZooEntry) -> None:
     """Raise ValueError, saying what was expected and what was found, unless `entry` agrees with itself."""
     validate_facts(entry.name, entry.facts, entry.config, entry.info)
+    validate_seen_by(entry.name, entry.prototypes_seen_by)
     if not entry.masks or not entry.weights:
         raise ValueError(f"Expected entry {entry.name!r} to have masks and weights, but one of them is empty.")
     for group, mask in entry.masks.items():
@@ -129,10 +138,27 @@ def validate_facts(name: Any, facts: Any, config: Any, info: Any) -> None:
         raise ValueError(
             f"Expected the classes of entry {name!r} to be one or more distinct names, but got {str(classes)[:200]}."
         )
+    require_size(f"entry {name!r}", facts)
+
+
+def validate_seen_by(name: Any, seen_by: Any) -> None:
+    """Likewise, of what the prototypes were made with."""
+    if seen_by is None:
+        return
+    if not isinstance(seen_by, Mapping) or {"name", "classes"} & seen_by.keys():
+        raise ValueError(
+            f"Expected the prototypes of entry {name!r} to be seen by facts without name and classes, but got "
+            f"{str(seen_by)[:80]!r}."
+        )
+    require_size(f"the prototypes of entry {name!r}", seen_by)
+
+
+def require_size(what: str, facts: Mapping[str, Any]) -> None:
+    """Refuse facts by which images would become larger than any memory."""
     size, crop = facts.get("input_size", 1), facts.get("crop", 1.0)
     if type(size) is not int or not isinstance(crop, (int, float)) or not 1 <= size <= MOST_PIXELS * crop:
         raise ValueError(
-            f"Expected the images of entry {name!r} to have a side of 1 to {MOST_PIXELS} pixels before they are "
+            f"Expected the images of {what} to have a side of 1 to {MOST_PIXELS} pixels before they are "
             f"cropped, but got input_size {str(size)[:40]} and crop {str(crop)[:40]}."
         )
 

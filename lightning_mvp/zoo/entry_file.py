@@ -4,6 +4,9 @@ A file holds the tensors ``mask/<group>`` (packed bits), ``weight/<name>`` (kept
 ``head/<name>`` and ``prototype/features``, and in its metadata the facts as JSON with a SHA-256 over all of it. Anybody
 can compute that sum: where it fits, the file is whole, but its content can still be hostile, and is checked as well.
 
+An entry whose prototypes were made by another preprocessing than that of its facts says by which, and is of format 2.
+All others are of format 1, which earlier versions read, too.
+
 What is float32 may be stored as bfloat16, in half the bytes; it is read as float32, and the SHA-256 is over that.
 """
 
@@ -22,19 +25,22 @@ import numpy as np
 from lightning_mvp.files import NOT_YET_VISIBLE, write_whole
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.zoo.bfloat16 import from_bfloat16, to_bfloat16
-from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate, validate_facts
+from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry, validate, validate_facts, validate_seen_by
 from lightning_mvp.zoo.strict_json import JSON_LIMIT, parse_json
 from lightning_mvp.zoo.tensor_file import TensorFile, TensorSpec, open_tensors, serialise
 
 Storage = Literal["float32", "bfloat16"]
 
 FORMAT = "lightning-mvp-entry-1"
+# Versions that know only the first would compare its prototypes with other features than they were made of.
+FORMAT_SEEN_BY = "lightning-mvp-entry-2"
 SUFFIX = ".safetensors"
 
 # The most bytes of head and prototypes, whose size θ⁰ does not limit. Twenty thousand classes of two thousand features
 # take a third of it.
 MOST_HEAD_BYTES = 1 << 30
 PROTOTYPES = "prototype/features"
+SEEN_BY = "prototypes_seen_by"
 _PARTS = ("mask", "weight", "importance", "head", "prototype")
 # Errors that are not the file's fault: the process has too many files open, or was interrupted.
 _OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
@@ -75,6 +81,7 @@ def write_entry(
             "config": entry.config,
             "groups": {group: len(mask) for group, mask in entry.masks.items()},
             "info": _finite(entry.info),
+            **({} if entry.prototypes_seen_by is None else {SEEN_BY: entry.prototypes_seen_by}),
         },
         allow_nan=False,
         separators=(",", ":"),
@@ -95,7 +102,8 @@ def write_entry(
     bits = _halved(entry.name, tensors) if storage == "bfloat16" else {}
     # The sum is over what is read, so that it says the same of a file however its values are stored.
     read = {**tensors, **{name: from_bfloat16(value) for name, value in bits.items()}}
-    metadata = {"format": FORMAT, "entry": header, "sha256": _payload_sha256(read, header)}
+    form = FORMAT if entry.prototypes_seen_by is None else FORMAT_SEEN_BY
+    metadata = {"format": form, "entry": header, "sha256": _payload_sha256(read, header)}
     payload = serialise({**tensors, **bits}, metadata, bits.keys())
     _require_readable(entry.name, header, int.from_bytes(payload[:8], "little"))
     return write_whole(path, payload, overwrite=overwrite, parents=parents)
@@ -132,6 +140,7 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
             head=parts["head"],
             prototypes=parts["prototype"].get("features"),
             info=header["info"],
+            prototypes_seen_by=header.get(SEEN_BY),
         )
         validate(entry)
     return entry
@@ -139,6 +148,8 @@ def read_entry(path: str | Path, most_bytes: int | None = None) -> ZooEntry:
 
 def read_header(path: str | Path, prototypes: bool = False) -> dict[str, Any]:
     """Name, facts, config, groups, info and "sha256" of an entry, without its tensors: cheap, but that is not verified.
+
+    An entry whose prototypes were made by another preprocessing than its facts' has a "prototypes_seen_by", too.
 
     Args:
         path: The file to read.
@@ -198,12 +209,12 @@ def shown(path: Path | str) -> str:
 
 def _read_header(path: Path, file: TensorFile) -> tuple[dict[str, Any], str]:
     """The header and its text, checked against the file's name and the types and shapes of its tensors."""
-    if file.metadata.get("format") != FORMAT:
-        got = file.metadata.get("format")
+    got = file.metadata.get("format")
+    if got not in (FORMAT, FORMAT_SEEN_BY):
         raise ValueError(f"not a zoo entry (expected format {FORMAT!r}, got {got if got is None else got[:80]!r})")
     text = file.metadata.get("entry", "")
     header = parse_json(text)
-    keys = ("name", "facts", "config", "groups", "info")
+    keys = ("name", "facts", "config", "groups", "info", *((SEEN_BY,) if got == FORMAT_SEEN_BY else ()))
     missing = sorted(set(keys) - header.keys()) if isinstance(header, dict) else list(keys)
     if missing:
         raise ValueError(f"its header lacks {missing}")
@@ -213,6 +224,7 @@ def _read_header(path: Path, file: TensorFile) -> tuple[dict[str, Any], str]:
             f"{shown(path)}: holds the entry {str(header['name'])[:200]!r}. Give the file that name, or remove it."
         )
     validate_facts(name, header["facts"], header["config"], header["info"])
+    validate_seen_by(name, header.get(SEEN_BY))
     _check_tensors(header["groups"], file.specs)
     return {key: header[key] for key in keys}, text
 

@@ -15,10 +15,12 @@ from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
 from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.zoo.preprocessing import require_preprocessing
 from lightning_mvp.zoo.strict_json import parse_json, read_json
 from lightning_mvp.zoo.tensor_file import DTYPES, open_tensors
 
-VERSION = 1
+# The first says nothing of preprocessing. Zoos of the first version are read as ever, and never written again.
+VERSIONS = (1, 2)
 INDEX = "zoo.json"
 THETA0 = "theta0.safetensors"
 # Several times the largest model in timm: a θ⁰ of more is damage, or an attack on memory.
@@ -33,31 +35,45 @@ class Index:
         recipe: The backbone's recipe, or None.
         groups: The number of units of each group, in the order of the groups.
         theta0: The fingerprint of θ⁰.
+        preprocessing: How θ⁰ sees the images that prototypes are made of: a task's facts without name and classes.
+            None: each task's as its own facts say. It is no part of the fingerprint.
+        version: Of the format: 1 or 2.
     """
 
     recipe: dict[str, Any] | None
     groups: dict[str, int]
     theta0: str
+    preprocessing: dict[str, Any] | None = None
+    version: int = VERSIONS[-1]
 
     @classmethod
     def from_backbone(
-        cls, recipe: Mapping[str, Any] | None, theta0: Mapping[str, np.ndarray], groups: Mapping[str, int]
+        cls,
+        recipe: Mapping[str, Any] | None,
+        theta0: Mapping[str, np.ndarray],
+        groups: Mapping[str, int],
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> Index:
         """The index of a new zoo as it will be read back: what JSON turns into something else (a tuple) is turned here.
 
         Raises:
-            ValueError: The recipe is not plain JSON, or θ⁰ holds what can't be stored.
+            ValueError: The recipe is not plain JSON, θ⁰ holds what can't be stored, or the preprocessing is none.
         """
         wrong = {str(value.dtype) for value in theta0.values()} - {str(dtype) for dtype in DTYPES.values()}
         if wrong:
             raise ValueError(f"Expected θ⁰ of {', '.join(map(str, DTYPES.values()))}, but got {', '.join(wrong)}.")
-        index = cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0))
+        try:
+            seen_by = None if preprocessing is None else require_preprocessing(preprocessing)
+        except ValueError as error:
+            raise ValueError(f"Argument `preprocessing` is not usable: {error}") from error
+        index = cls(None if recipe is None else dict(recipe), dict(groups), fingerprint(theta0), seen_by)
         return parse_index(parse_json(index.text))
 
     @property
     def text(self) -> str:
         """The file's content."""
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n"
+        facts = asdict(self)
+        return json.dumps({"version": facts.pop("version"), **facts}, indent=2) + "\n"
 
     @property
     def fingerprint(self) -> str:
@@ -82,15 +98,17 @@ def parse_index(facts: Any) -> Index:
         ValueError: It is damaged or of another version; the message says how.
 
     Example:
-        >>> parse_index({"version": 2})
+        >>> parse_index({"version": 3})
         Traceback (most recent call last):
-        ValueError: expected version 1, but got 2
+        ValueError: expected version 1 or 2, which this lightning_mvp reads, but got 3
     """
     if not isinstance(facts, dict) or "version" not in facts:
         raise ValueError("damaged: it is no JSON object with a version")
-    if facts["version"] != VERSION or type(facts["version"]) is not int:
-        raise ValueError(f"expected version {VERSION}, but got {str(facts['version'])[:80]}")
-    missing = {"recipe", "groups", "theta0"} - facts.keys()
+    version = facts["version"]
+    if version not in VERSIONS or type(version) is not int:
+        known = " or ".join(map(str, VERSIONS))
+        raise ValueError(f"expected version {known}, which this lightning_mvp reads, but got {str(version)[:80]}")
+    missing = {"recipe", "groups", "theta0", *(("preprocessing",) if version > 1 else ())} - facts.keys()
     if missing:
         raise ValueError(f"damaged: it lacks {sorted(missing)}")
     recipe, groups, theta0 = facts["recipe"], facts["groups"], facts["theta0"]
@@ -100,7 +118,13 @@ def parse_index(facts: Any) -> Index:
         raise ValueError(f"damaged: its groups are no mapping to numbers of units, but {str(groups)[:80]!r}")
     if not isinstance(theta0, str) or len(theta0) != 64 or not set(theta0) <= set("0123456789abcdef"):
         raise ValueError(f"damaged: the fingerprint of θ⁰ is not 64 hexadecimal digits, but {str(theta0)[:80]!r}")
-    return Index(recipe, groups, theta0)
+    preprocessing = facts["preprocessing"] if version > 1 else None
+    if preprocessing is not None:
+        try:
+            preprocessing = require_preprocessing(preprocessing)
+        except ValueError as error:
+            raise ValueError(f"damaged: its preprocessing is not usable: {str(error).rstrip('.')}") from error
+    return Index(recipe, groups, theta0, preprocessing, version)
 
 
 def read_index(folder: Path, *, expected: bool = False) -> Index:

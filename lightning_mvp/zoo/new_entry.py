@@ -27,6 +27,7 @@ from lightning_mvp.version import __version__
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
 from lightning_mvp.zoo.index import INDEX
+from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
 from lightning_mvp.zoo.rebuild import as_tensors
 from lightning_mvp.zoo.zoo import ModelZoo
 
@@ -66,8 +67,10 @@ def require_new_entry(path: Path, task: TaskFacts, config: Mapping[str, Any]) ->
         )
 
 
-def open_zoo(path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups) -> ModelZoo:
-    """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
+def open_zoo(
+    path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], groups: Groups, task: TaskFacts
+) -> ModelZoo:
+    """Create the zoo, with the preprocessing of this task, or refuse one whose backbone, θ⁰ or groups are others."""
     recipe = recipe_of(backbone)
     if recipe is None:
         rank_zero_warn(
@@ -76,7 +79,7 @@ def open_zoo(path: Path, backbone: nn.Module, theta0: Mapping[str, Tensor], grou
         )
     elif classifier_name(backbone) is not None:  # no part of θ⁰: tasks of different class counts share a zoo
         recipe = {**recipe, "arguments": {**recipe.get("arguments", {}), "num_classes": 0}}
-    return ModelZoo.create(path, recipe, as_arrays(theta0), groups.sizes)
+    return ModelZoo.create(path, recipe, as_arrays(theta0), groups.sizes, preprocessing_of(task.to_dict()))
 
 
 def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> None:
@@ -117,6 +120,7 @@ def entry_of(
     *,
     kept: Mapping[str, float],
     metrics: Mapping[str, Any],
+    seen_by: TaskFacts | None = None,
 ) -> ZooEntry:
     """A pruned model as a zoo keeps it, however it was pruned. Pure.
 
@@ -131,7 +135,9 @@ def entry_of(
         info: what the run came to, plain JSON.
         kept: fractions of units, parameters and MACs that are left.
         metrics: what was measured in training.
+        seen_by: the facts by which images were preprocessed for the prototypes; None: those of the task.
     """
+    own, other = (preprocessing_of(facts.to_dict()) for facts in (task, seen_by or task))
     return ZooEntry(
         name=entry_id(task.name, config),
         facts=task.to_dict(),
@@ -151,6 +157,7 @@ def entry_of(
                 "timm": timm.__version__,
             },
         },
+        prototypes_seen_by=None if prototypes is None or other == own else other,
     )
 
 
@@ -188,6 +195,12 @@ class ZooTarget:
     def contract(self) -> Contract | None:
         """The groups of the zoo; None where it has yet to be made."""
         return Contract(str(self.path), ModelZoo(self.path).group_sizes) if (self.path / INDEX).exists() else None
+
+    @property
+    def prototype_facts(self) -> TaskFacts:
+        """How the task's images are seen for prototypes: by the zoo's preprocessing, if there is one, or its own."""
+        zoo = ModelZoo(self.path) if self._zoo is None and (self.path / INDEX).exists() else self._zoo
+        return as_seen_by(self.task, None if zoo is None else zoo.preprocessing)
 
     def capture(self, backbone: nn.Module) -> None:
         """Take the backbone as it is now for θ⁰."""
@@ -234,7 +247,7 @@ class ZooTarget:
 
     def open(self, backbone: nn.Module, groups: Groups) -> None:
         """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
-        self._zoo = open_zoo(self.path, backbone, self.theta0, groups)
+        self._zoo = open_zoo(self.path, backbone, self.theta0, groups, self.task)
         self._theta0 = as_tensors(self._zoo.theta0())  # which is in memory anyway
 
     @property

@@ -1,7 +1,7 @@
 """A zoo: a folder with the pruned models of many source tasks, all from one backbone. Needs no torch to read or write.
 
 ```
-<zoo>/zoo.json                 format version, backbone recipe, group sizes, fingerprints
+<zoo>/zoo.json                 format version, backbone recipe, group sizes, θ⁰'s fingerprint, how prototypes are made
 <zoo>/theta0.safetensors       the pre-trained weights, once
 <zoo>/tasks/<id>.safetensors   one file per entry
 <zoo>/catalogue.safetensors    of large zoos: what a search needs of all entries, made anew where it is stale
@@ -78,6 +78,7 @@ class ModelZoo:
         recipe: Mapping[str, Any] | None,
         theta0: Mapping[str, np.ndarray],
         group_sizes: Mapping[str, int],
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> ModelZoo:
         """Make the zoo of this backbone, or open it if it is there already: many jobs may call this at once.
 
@@ -86,12 +87,15 @@ class ModelZoo:
             recipe: The backbone's recipe (plain JSON), or None for a backbone that only you can build.
             theta0: The pre-trained weights of the dense backbone, by their names in its state dict.
             group_sizes: The number of units of each group, in the order of the groups.
+            preprocessing: How θ⁰ sees the images of all prototypes: a task's facts without ``name`` and ``classes``.
+                A search of a large zoo then runs θ⁰ once. What fills zoos gives that of the first entry's task. None:
+                prototypes are made as each task's own facts say. A zoo that is there keeps what it has.
 
         Raises:
             ValueError: There is a zoo of another backbone, of other groups or of another θ⁰; the message says which.
         """
         path = Path(path)
-        index = Index.from_backbone(recipe, theta0, group_sizes)
+        index = Index.from_backbone(recipe, theta0, group_sizes, preprocessing)
         differing = index.differences(create_index(path, index, theta0))
         if differing:
             raise ValueError(
@@ -115,6 +119,16 @@ class ModelZoo:
     def theta0_fingerprint(self) -> str:
         """SHA-256 of the pre-trained weights."""
         return self._index.theta0
+
+    @property
+    def version(self) -> int:
+        """Of the format of `zoo.json`: 1 or 2."""
+        return self._index.version
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How θ⁰ sees the images that prototypes are made of; None: as each task's own facts say, as in version 1."""
+        return self._index.preprocessing
 
     @property
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.recall import class_means
 from lightning_mvp.zoo import ModelZoo, ZooEntry, entry_id
+from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
 
 RECIPE = {
     "model": "resnet18",
@@ -68,15 +69,17 @@ def make_zoo(folder: Path, recipe: dict[str, Any] = RECIPE) -> ModelZoo:
     backbone = create_backbone(recipe).eval()
     groups = find_groups(backbone, torch.zeros(1, 3, 16, 16))
     theta0 = {name: tensor.numpy() for name, tensor in backbone.state_dict().items()}
-    zoo = ModelZoo.create(folder, recipe, theta0, groups.sizes)
-    for seed, (name, classes, ratio) in enumerate(
+    common = preprocessing_of(TaskFacts("zoo", ("any",), 16, (0.5, 0.4, 0.3), (0.25,) * 3).to_dict())
+    zoo = ModelZoo.create(folder, recipe, theta0, groups.sizes, common)
+    for seed, (name, classes, ratio, mean) in enumerate(
         [
-            ("warm", ("red", "grey"), 0.5),
-            ("cold", ("grün", "blue"), 0.5),
-            ("bare", ("red", "grün", "blue"), 0.25),
+            ("warm", ("red", "grey"), 0.5, (0.5, 0.4, 0.3)),
+            ("cold", ("grün", "blue"), 0.5, (0.1, 0.2, 0.3)),
+            ("bare", ("red", "grün", "blue"), 0.25, (0.5, 0.4, 0.3)),
         ]
     ):
-        facts = TaskFacts(name, classes, input_size=16, mean=(0.5, 0.4, 0.3), std=(0.25,) * 3)
+        facts = TaskFacts(name, classes, input_size=16, mean=mean, std=(0.25,) * 3)
+        seen_by = as_seen_by(facts, common)  # the same in the versions before, whose tasks are all alike
         config = {"pruning_ratio": ratio, "rounds": 4, "ratio_of": "units"}
         masks = random_masks(groups, ratio, seed)
         small = shrink(backbone, groups, masks)
@@ -86,6 +89,7 @@ def make_zoo(folder: Path, recipe: dict[str, Any] = RECIPE) -> ModelZoo:
                 parameter += 0.05 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
         raw, labels = images_of(*classes)
         images, full = preprocess(raw, facts), ratio == 0.5
+        features = features_of(backbone, preprocess(raw, seen_by))
         head = ridge_head(features_of(small, images), labels, len(classes)).state_dict()
         importance = {group.name: torch.rand(group.size, generator=generator).numpy() for group in groups}
         zoo.add(
@@ -97,8 +101,9 @@ def make_zoo(folder: Path, recipe: dict[str, Any] = RECIPE) -> ModelZoo:
                 weights={key: tensor.detach().numpy() for key, tensor in small.state_dict().items()},
                 importance=importance if full else {},
                 head={key: tensor.detach().numpy() for key, tensor in head.items()} if full else {},
-                prototypes=np.asarray(class_means(features_of(backbone, images), labels)) if full else None,
+                prototypes=np.asarray(class_means(features, labels)) if full else None,
                 info={"metrics": {"val_accuracy": 0.75, "auc": float("nan")}, "steps": 100},
+                prototypes_seen_by=common if full and seen_by != facts else None,
             )
         )
     return zoo

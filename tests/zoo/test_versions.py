@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, find_groups
+from lightning_mvp.backbones.features import features_of
 from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.fitting.fit import fit_quietly
+from lightning_mvp.tasks.data import Part
+from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.voting.recall import class_means, recalled
+from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ModelZoo
+from lightning_mvp.zoo.migrate import migrate
+from lightning_mvp.zoo.preprocessing import as_seen_by
+from lightning_mvp.zoo.rebuild import dense_backbone
+from lightning_mvp.zoo.tensor_file import open_tensors
 
 from .make_data import CLASSES, images_of
 
@@ -84,11 +98,13 @@ MERGED = {
 }
 
 
+@pytest.mark.parametrize("migrated", [False, True])
 @pytest.mark.parametrize("name", MERGED)
-def test_stored_zoos_of_both_kinds_vote_to_the_last_bit_as_they_did(name: str) -> None:
+def test_stored_zoos_of_both_kinds_vote_to_the_last_bit_as_they_did(name: str, migrated: bool, tmp_path: Path) -> None:
     images, labels = images_of(*CLASSES)
+    zoo = ModelZoo(VERSION_1.with_name(name))
     small, report = voted_backbone(
-        ModelZoo(VERSION_1.with_name(name)),
+        migrate(zoo, tmp_path / "new")[0] if migrated else zoo,
         [(images, labels)],
         neighbours=2,
         config="02d23488",
@@ -96,6 +112,64 @@ def test_stored_zoos_of_both_kinds_vote_to_the_last_bit_as_they_did(name: str) -
         reestimate_batches=0,
     )
     assert (fingerprint(small.state_dict()), fingerprint(dict(report.masks.items()))) == MERGED[name]
+
+
+def _copy(folder: Path, name: str) -> ModelZoo:
+    return ModelZoo(shutil.copytree(VERSION_1.with_name(name), folder / name))
+
+
+@pytest.mark.parametrize("name", ["zoo-version-1", "zoo-version-2"])
+def test_both_versions_are_filled_and_searched_side_by_side(name: str, tmp_path: Path) -> None:
+    zoo = _copy(tmp_path, name)
+    index, there = (zoo.path / "zoo.json").read_bytes(), set(zoo.names)
+    assert (zoo.version, zoo.fingerprint) == (int(name[-1]), ZOO), "how prototypes are made tells no zoos apart"
+    images, labels = images_of(*CLASSES)
+    data = TaskDataModule(ImageData("colours", CLASSES, *[Part(images, labels)] * 3), name="new", augment="none")
+    module = TaskModule.for_task(dense_backbone(zoo), data.facts)
+    module.initialise_head(data)
+    mvp = MVPCallback(
+        pruning_ratio=0.5, rounds=1, steps_per_round=1, head="head", task=data.facts, zoo=zoo.path, training={"a": 1}
+    )
+    fit_quietly(module, data, 2, [mvp])
+    assert (zoo.path / "zoo.json").read_bytes() == index, "it is never written again"
+    (new,) = set(zoo.names) - there
+    entry = zoo[new]
+    with open_tensors(zoo.file(new)) as file:  # earlier versions refuse the second by its name
+        assert file.metadata["format"] == f"lightning-mvp-entry-{zoo.version}"
+    assert entry.facts == data.facts.to_dict()
+    assert entry.prototypes_seen_by == zoo.preprocessing
+    seen_by = as_seen_by(data.facts, zoo.preprocessing)
+    features = features_of(dense_backbone(zoo), preprocess(images, seen_by))
+    np.testing.assert_allclose(entry.prototypes, class_means(features, labels), rtol=1e-4, atol=1e-5)
+
+    dense = dense_backbone(zoo)
+    target = TargetData(zoo, images, labels, dense, find_groups(dense, preprocess(images[:1], seen_by)), zoo.names)
+    passes: list[object] = []
+    target.dense.register_forward_pre_hook(lambda *_: passes.append(None))
+    with pytest.warns(UserWarning, match="1 of 4 zoo entries have no head"):
+        found = recalled(target).order
+    assert (sorted(found), len(passes)) == (sorted({*there, new} - {"bare--f69cc171"}), 3 - zoo.version)
+
+
+def test_what_a_zoo_says_of_prototypes_is_checked(tmp_path: Path) -> None:
+    index = _copy(tmp_path, "zoo-version-2").path / "zoo.json"
+    facts = json.loads(index.read_text())
+    for wrong, message in (
+        ("square", "its preprocessing is not usable: expected input_size"),
+        ({}, "missing"),
+        ({**facts["preprocessing"], "name": "x"}, "expected input_size"),
+        ({**facts["preprocessing"], "input_size": 10**6}, "1 to 8192 pixels"),
+        ({**facts["preprocessing"], "mean": [None] * 3}, "expected numbers for mean"),
+    ):
+        index.write_text(json.dumps({**facts, "preprocessing": wrong}))
+        with pytest.raises(ValueError, match=f"zoo.json cannot be read: damaged: .*{message}"):
+            ModelZoo(index.parent)
+    del facts["preprocessing"]
+    index.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="lacks"):
+        ModelZoo(index.parent)
+    with pytest.raises(ValueError, match="Argument `preprocessing` is not usable"):
+        ModelZoo.create(tmp_path / "new", None, {}, {"a": 1}, {"input_size": 16})
 
 
 def test_version_1_is_added_to(tmp_path: Path) -> None:

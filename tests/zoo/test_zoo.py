@@ -89,8 +89,8 @@ def test_no_zoo_and_damaged_zoo_are_told_apart(fill: Fill, tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError, match=r"no zoo\.json"):
         ModelZoo(tmp_path)
     index = fill().path / "zoo.json"
-    index.write_text(index.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="version 1, but got 2"):
+    index.write_text(index.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(ValueError, match="version 1 or 2, which this lightning_mvp reads, but got 3"):
         ModelZoo(index.parent)
     index.write_text(index.read_text()[:40])
     with pytest.raises(ValueError, match="damaged"):
