@@ -81,7 +81,7 @@ def folder_of_task(config: DictConfig) -> Path:
         there = sorted(item.name for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
         raise FileNotFoundError(
             f"Expected `split.task` to name a folder below {root}, but got {name!r}. There are {len(there)}: "
-            f"{', '.join(there[:10])}{' …' if len(there) > 10 else ''}. With -m a pattern such as 'cam-*' names several."
+            f"{', '.join(there[:10])}{' …' if len(there) > 10 else ''}. With -m a pattern such as 'cam-*' is several."
         )
     return folder
 

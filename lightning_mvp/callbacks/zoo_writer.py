@@ -36,7 +36,7 @@ def class_prototypes(trainer: L.Trainer, backbone: nn.Module, target: ZooTarget)
         if classifier_name(dense) is not None:
             dense.reset_classifier(0)  # type: ignore[operator]  # timm's
         if isinstance(datamodule, TaskDataModule):
-            seen_by = target.prototype_facts
+            seen_by = target.prototype_facts()
             prototypes = task_prototypes(dense, datamodule, seen_by)
         else:
             seen_by = task
