@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.units import Groups, Role
+from lightning_mvp.checks import require_whole
 from lightning_mvp.fingerprint import fingerprint
 
 FORMAT = "lightning-mvp masks 1"
@@ -301,14 +302,11 @@ def unit_multiples(groups: Groups, round_to: int) -> dict[str, int]:
     }
 
 
-def require_round_to(round_to: int) -> int:
+def require_round_to(round_to: int) -> None:
     """Refuse what is no number of channels to round to."""
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(
-            f"Expected argument `round_to` to be an integer of at least 1, but got {round_to!r}. 8 makes every width a "
-            "multiple of 8; 1 leaves them as they are."
-        )
-    return round_to
+    require_whole(
+        round_to, "argument `round_to`", advice="8 makes every width a multiple of 8; 1 leaves them as they are."
+    )
 
 
 def round_up(

@@ -20,6 +20,7 @@ from lightning_mvp.backbones.features import as_taken, batch_moments
 from lightning_mvp.backbones.least_squares import LeastSquares, is_linear_layer, output_axis
 from lightning_mvp.backbones.masks import require_masks_fit
 from lightning_mvp.backbones.units import Groups
+from lightning_mvp.checks import is_whole
 
 PENALTY = 1e-2
 MEMORY = 2e9  # bytes of activations held at a time
@@ -144,7 +145,7 @@ def require_count(images: int, argument: str = "reconstruct") -> int:
         ...
         ValueError: Expected argument `reconstruct` to be a number of images, two or more, or 0 for none, but got 1. ...
     """
-    if isinstance(images, bool) or not isinstance(images, int) or images < 0 or images == 1:
+    if not is_whole(images, least=0) or images == 1:
         raise ValueError(
             f"Expected argument `{argument}` to be a number of images, two or more, or 0 for none, but got {images!r}."
             " 1000 is a good number."
