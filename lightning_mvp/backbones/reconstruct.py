@@ -47,10 +47,11 @@ def reconstruct(
 
     Here u is the input of the layer in the *small* net, for a convolution one patch of it; the layers before it are
     reconstructed already. y are the kept outputs of the same layer in the dense net for the same image. W₀ are the
-    weights that the small net has, and λ is ``penalty`` times the mean of the diagonal of :math:`\sum u u^\top`. u and y
-    are centred where the layer has a bias, which is fitted too, and where a batch norm follows at once, which subtracts
-    their means anyway. Each conv group is a least-squares problem of its own. On the images that are used the squared error of each layer is at
-    most the one of W₀. Sums are in float64; the same images give the same weights, bit by bit, on the same machine.
+    weights that the small net has, and λ is ``penalty`` times the mean of the diagonal of :math:`\sum u u^\top`. u and
+    y are centred where the layer has a bias, which is fitted too, and where a batch norm follows at once, which
+    subtracts their means anyway. Each conv group is a least-squares problem of its own. On the images that are used
+    the squared error of each layer is at most the one of W₀. Sums are in float64; the same images give the same
+    weights, bit by bit, on the same machine.
 
     Batch norms of both nets use the images' own moments on the way. Their stored statistics stay as they are: call
     :func:`~lightning_mvp.backbones.features.reestimate_batch_norm` afterwards. A layer stays as it is if it is called
