@@ -42,30 +42,13 @@ def as_inputs(example_input: Any, argument: str = "example_input") -> tuple[Tens
     return tensors
 
 
-def run_example(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """A module's output on its example input.
-
-    Args:
-        module: in eval mode where its statistics must not change.
-        inputs: by :func:`one_sample`.
-
-    Raises:
-        ValueError: the module fails on it, whatever its own error is.
+def unfit_example(module: nn.Module, inputs: Sequence[Tensor], error: Exception) -> ValueError:
+    """What to raise where a module fails on its example input.
 
     Example:
-        >>> run_example(nn.Linear(3, 2), (torch.zeros(1, 4),))
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected argument `example_input` to be what Linear takes, but it fails on float32 (1, 4) ...
+        >>> print(unfit_example(nn.Linear(3, 2), [torch.zeros(1, 4)], RuntimeError("4 is not 3")))
+        Expected argument `example_input` to be what Linear takes, but it fails on float32 (1, 4) (RuntimeError: 4 ...
     """
-    try:
-        return module(*inputs)
-    except Exception as error:  # of any kind: a user's forward pass may raise anything
-        raise unfit_example(module, inputs, error) from error
-
-
-def unfit_example(module: nn.Module, inputs: Sequence[Tensor], error: Exception) -> ValueError:
-    """The error to raise where a module fails on its example input."""
     shapes = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in inputs)
     return ValueError(
         f"Expected argument `example_input` to be what {type(module).__name__} takes, but it fails on {shapes} "

@@ -15,13 +15,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_mvp.backbones.attention import attention_modules, heads_group, projections
+from lightning_mvp.backbones.channel_sets import (
+    ChannelSet,
+    Item,
+    Unsupported,
+    channel_set_of,
+    channels_of,
+    dependency_graph,
+)
 from lightning_mvp.backbones.conv_groups import Labels, block_labels, conv_groups_of, is_depthwise, joined
 from lightning_mvp.backbones.copies import without_checkpointing
 from lightning_mvp.backbones.features import classifier_names
 from lightning_mvp.backbones.group_names import distinct, group_name
 from lightning_mvp.backbones.inputs import first_line, unfit_example
 from lightning_mvp.backbones.outputs import AllOutputs
-from lightning_mvp.backbones.strands import Item, Strand, Unsupported, channels_of, dependency_graph, strand_of
 from lightning_mvp.backbones.torch_pruning_internals import OutputOp
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
 
@@ -76,10 +83,10 @@ class Tracer:
             self.outputs(*inputs)
         return calls
 
-    # From strands to groups -------------------------------------------------------------------------------------------
+    # From sets of channels to groups ----------------------------------------------------------------------------------
 
     def _index(self, item: Item, size: int, entries_there: int | None) -> np.ndarray:
-        """``(channels of the strand, span)``: the entries of a module that each of the strand's channels owns."""
+        """``(channels of the set, span)``: the entries of a module that each channel of a set owns."""
         name = self.names.get(item.module, "output")
         span = len(item.entries) // size
         if not np.array_equal(np.sort(item.units), np.repeat(np.arange(size), span)):
@@ -106,25 +113,25 @@ class Tracer:
     def _produces(self, item: Item) -> bool:
         return bool(self.graph.is_out_channel_pruning_fn(item.handler))
 
-    def _strand(self, layer: Any, outputs: bool = True) -> Strand:
+    def _set_of(self, layer: Any, outputs: bool = True) -> ChannelSet:
         try:
-            return strand_of(self.graph, self.unknown, layer, outputs)
+            return channel_set_of(self.graph, self.unknown, layer, outputs)
         except Unsupported:
             raise
         except Exception as error:  # whatever goes wrong in Torch-Pruning means that it can't follow the channels
             raise Unsupported(f"Torch-Pruning can't follow its channels ({first_line(error)})") from error
 
-    def _strands_of(self, layer: nn.Module) -> list[Strand]:
-        """The strand of a layer's outputs, and the strands that grouped convolutions tie to it.
+    def _sets_of(self, layer: nn.Module) -> list[ChannelSet]:
+        """The set of a layer's outputs, and the sets that grouped convolutions tie to it.
 
-        Where the inputs of a grouped convolution are in a strand, its outputs must be, too, and the other way round.
+        Where the inputs of a grouped convolution are in a set, its outputs must be in one, too, and vice versa.
         """
-        strands = [self._strand(layer)]
+        sets = [self._set_of(layer)]
         while True:
             sides = {
                 (item.module, self._produces(item))
-                for strand in strands
-                for item in strand.items
+                for each in sets
+                for item in each.items
                 if conv_groups_of(item.module) and not is_depthwise(item.module)
             }
             missing = sorted(
@@ -132,8 +139,8 @@ class Tracer:
                 key=lambda side: self.names[side[0]],
             )
             if not missing:
-                return strands
-            strands.append(self._strand(*missing[0]))
+                return sets
+            sets.append(self._set_of(*missing[0]))
 
     def _producers_of(self, items: Iterable[Item]) -> list[str]:
         """Names of the layers whose outputs are the units, in forward order."""
@@ -182,7 +189,7 @@ class Tracer:
             raise Unsupported("it is the backbone's output, tokens, and nobody knows who reads it")
         return "features"
 
-    def _group_of(self, strands: Sequence[Strand], names: list[str]) -> UnitGroup:
+    def _group_of(self, sets: Sequence[ChannelSet], names: list[str]) -> UnitGroup:
         """The group of units that the layers called ``names`` produce.
 
         Raises:
@@ -190,8 +197,8 @@ class Tracer:
         """
         found: list[tuple[Any, Part, np.ndarray, int]] = []
         blocks: dict[str, list[tuple[int, Labels]]] = {}
-        for number, strand in enumerate(strands):
-            for item in strand.items:
+        for number, each in enumerate(sets):
+            for item in each.items:
                 module = item.module
                 if isinstance(module, nn.Parameter):
                     bare = next((n for n, p in self.clone.named_parameters() if p is module), "a parameter")
@@ -199,7 +206,7 @@ class Tracer:
                 if not isinstance(module, OutputOp) and not self.names.get(module):
                     continue  # an activation, addition, pooling or reshape has no entries
                 part, channels = self._part(item)
-                index = self._index(item, strand.size, channels)
+                index = self._index(item, each.size, channels)
                 conv_groups = conv_groups_of(module)
                 if conv_groups and channels is not None:
                     labels = block_labels(index, channels, conv_groups)
@@ -209,9 +216,9 @@ class Tracer:
                     found.append((module, part, index, number))
         if len({(id(module), part) for module, part, _, _ in found}) != len(found):
             raise Unsupported("a grouped convolution ties its channels to themselves")
-        units = [np.arange(strand.size)[:, None] for strand in strands]
+        units = [np.arange(each.size)[:, None] for each in sets]
         if blocks:
-            whole = joined([strand.size for strand in strands], list(blocks.values()))
+            whole = joined([each.size for each in sets], list(blocks.values()))
             if whole is None or len(whole[0]) == 1:
                 raise Unsupported(f"the conv groups of `{next(iter(blocks))}` leave no units to choose from")
             units = whole
@@ -273,9 +280,9 @@ class Tracer:
             try:
                 if module not in self.graph.module2node:
                     raise Unsupported("the output does not depend on it")
-                strands = self._strands_of(module)
-                producers = self._producers_of(item for strand in strands for item in strand.items)
-                group = self._group_of(strands, producers)
+                sets = self._sets_of(module)
+                producers = self._producers_of(item for each in sets for item in each.items)
+                group = self._group_of(sets, producers)
             except Unsupported as reason:
                 # The other producers of the same units would be refused for the same reason.
                 producers = self._producers_of(reason.items) or producers

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating
-from lightning_mvp.backbones.inputs import as_inputs, one_sample, run_example
+from lightning_mvp.backbones.inputs import as_inputs, one_sample, unfit_example
 from lightning_mvp.lightning_internals import uncompiled
 
 OTHER_HEAD = "Name the linear layer that follows the backbone directly, or leave `head` out."
@@ -67,7 +67,10 @@ def check_head(
         )
     with evaluating(module):
         inputs = one_sample(example, backbone)
-        features = run_example(backbone, inputs)
+        try:
+            features = backbone(*inputs)
+        except Exception as error:  # of any kind: the backbone is the user's
+            raise unfit_example(backbone, inputs, error) from error
         if not isinstance(features, Tensor) or features.shape[-1] != head.in_features:
             got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise ValueError(
