@@ -53,7 +53,7 @@ def unfit_example(module: nn.Module, inputs: Sequence[Tensor], error: Exception)
     return ValueError(
         f"Expected argument `example_input` to be what {type(module).__name__} takes, but it fails on {shapes} "
         f"({first_line(error)}). Give a batch as your data loader has it, of the right size and number of channels, or "
-        "its shape."
+        "its shape. The default is the LightningModule's `example_input_array`, else its first batch."
     )
 
 
