@@ -1,4 +1,4 @@
-"""Weights of a module to a safetensors file, whole or not at all."""
+"""A module's weights as a safetensors file, and back."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def save_weights(
     Raises:
         FileExistsError: the file exists and ``overwrite`` is off.
     """
-    # safetensors stores row-major bytes: channels_last is chosen anew by each process. It refuses tensors that share
-    # memory, such as tied weights. What a module's get_extra_state returns is no tensor, and is left out.
+    # safetensors refuses tensors in another layout than row-major, and tensors that share memory, such as tied
+    # weights. What a module's get_extra_state returns is no tensor, and is left out.
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()

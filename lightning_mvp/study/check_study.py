@@ -12,10 +12,10 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.checks import require_whole
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_time_for
 from lightning_mvp.pruning.settings import PruningSettings
-from lightning_mvp.study.growth import require_positive
 from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.data import load_data
@@ -73,7 +73,7 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
         require_choice("vote.similarity", vote.get("similarity", "leep"), Literal[tuple(SIMILARITIES.known)])
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
     require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
-    require_positive(vote.get("neighbours", 8), "`vote.neighbours`")
+    require_whole(vote.get("neighbours", 8), "`vote.neighbours`")
     require_temperature(vote.get("temperature"))
 
 

@@ -1,4 +1,4 @@
-"""What the parts of a study share in one process: its data, its tasks, θ⁰, the zoo's parent, and earlier records."""
+"""The data, tasks and backbones of a study, which all of its parts in one process share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StudyContext:
 
     @cached_property
     def halves(self) -> tuple[ImageData, ImageData]:
-        """The images that θ⁰, parent and zoo learn from, and those of new tasks: the same unless ``new_images``."""
+        """The images that θ⁰, parent and zoo learn from, and those of new tasks; both are all unless ``new_images``."""
         if not self.settings.new_images:
             return self.data, self.data
         train = self.data.train
