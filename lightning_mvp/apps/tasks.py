@@ -175,10 +175,7 @@ def selection_of(config: DictConfig) -> str:
     """What tells the configured selection of images from another, without looking at them."""
     from lightning_mvp.tasks.data import selection_hash
 
-    told = data_arguments(config)
-    told.pop("root", None)
-    told.pop("download", None)
-    return selection_hash(**told)
+    return selection_hash(**data_arguments(config))
 
 
 def preprocessing_of(config: DictConfig) -> dict[str, Any] | None:
@@ -191,10 +188,15 @@ def preprocessing_of(config: DictConfig) -> dict[str, Any] | None:
     Raises:
         ValueError: the model takes images of another size only.
     """
-    from lightning_mvp.backbones.preprocessing import require_size, timm_preprocessing
+    from lightning_mvp.backbones.pretrained import require_size, timm_preprocessing
 
-    recipe = plain(config.backbone.recipe)
-    own = _of_zoo(config) or _of_weights(config)
+    recipe, own = plain(config.backbone.recipe), None
+    if config.get("zoo") is not None and Path(config.zoo, "zoo.json").exists():
+        from lightning_mvp.zoo.zoo import ModelZoo
+
+        zoo = ModelZoo(config.zoo)
+        recipe, own = zoo.recipe or recipe, zoo.preprocessing
+    own = own or _of_weights(config)
     if own is None and (config.backbone.pretrained or _are_files(config)):
         own = timm_preprocessing(recipe, pretrained=config.backbone.pretrained)
     if own is None:
@@ -207,17 +209,8 @@ def preprocessing_of(config: DictConfig) -> dict[str, Any] | None:
     return seen
 
 
-def _of_zoo(config: DictConfig) -> dict[str, Any] | None:
-    folder = config.get("zoo")
-    if folder is None or not Path(str(folder), "zoo.json").exists():
-        return None
-    from lightning_mvp.zoo.zoo import ModelZoo
-
-    return ModelZoo(folder).preprocessing
-
-
 def _of_weights(config: DictConfig) -> dict[str, Any] | None:
-    from lightning_mvp.backbones.preprocessing import stored_preprocessing
+    from lightning_mvp.backbones.pretrained import stored_preprocessing
 
     weights = config.weights if "weights" in config else config.backbone.weights
     return None if weights is None or not Path(weights).is_file() else stored_preprocessing(Path(weights))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lightning_mvp.backbones.preprocessing import KEY
+from lightning_mvp.backbones.pretrained import KEY
 from lightning_mvp.files import write_whole
 
 

@@ -75,7 +75,7 @@ class AccuracyCurve(L.Callback):
 
 
 class EntryFacts(L.Callback):
-    """What a run came to, for its zoo entry: ``seconds`` of training and ``val_accuracy``; stands before MVPCallback.
+    """What a run came to, for its zoo entry: ``data``, ``seconds`` of training, ``val_accuracy``; before MVPCallback.
 
     Args:
         pruning: the callback that writes the entry.
@@ -93,6 +93,7 @@ class EntryFacts(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TaskModule)
+        self.pruning.info |= self.datamodule.data.described()
         self.pruning.info["val_accuracy"] = pl_module.accuracy_in(self.datamodule, device=Place.of(trainer))
 
 

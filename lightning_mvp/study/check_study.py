@@ -52,7 +52,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
             require_time_for(PruningSettings(**own.pruning).schedule(trial.steps), trial.steps)
         if settings.parent is None and trial.method == "generic_parent":
             raise ValueError("Expected `parent` to be given for the method generic_parent, but got None.")
-    data = load_data(**settings.data)
+    data = load_data(**settings.data).loaded()
     task = split_tasks(data.classes, **settings.split).get(settings.target_kind, 0)
     options: dict[str, Any] = {"augment": settings.augment, "images_per_class": settings.images_per_class}
     datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, **options)

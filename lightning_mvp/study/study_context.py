@@ -31,7 +31,7 @@ class StudyContext:
 
     @cached_property
     def data(self) -> ImageData:
-        return load_data(**self.settings.data)
+        return load_data(**self.settings.data).loaded()
 
     @cached_property
     def halves(self) -> tuple[ImageData, ImageData]:

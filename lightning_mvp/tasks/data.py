@@ -129,7 +129,15 @@ def _load(
     if train.in_memory:
         train, val = drop_duplicates(train, val, test)
     size = None if train.in_memory else image_size
-    about = selection_hash(name, image_size, seed, val_fraction, options)
+    about = selection_hash(
+        name,
+        image_size=image_size,
+        seed=seed,
+        val_fraction=val_fraction,
+        mean=moments[0],
+        std=moments[1],
+        **dict(options),
+    )
     title = title_of(name, arguments)
     return ImageData(title, source.classes, train, val, test, *moments, image_size=size, about=about)  # type: ignore[arg-type, misc]
 
@@ -140,10 +148,23 @@ def title_of(name: str, options: Mapping[str, Any]) -> str:
 
 
 def selection_hash(
-    name: str, image_size: int | None, seed: int, val_fraction: float, options: Sequence[tuple[str, Any]]
+    name: str,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    root: Any = None,
+    download: bool = False,
+    **options: Any,
 ) -> str:
-    """What tells one selection of images from another without looking at them; the folder is not part of it."""
-    selection = (name, image_size, seed, val_fraction, sorted((key, str(value)) for key, value in options))
+    """What tells one selection of images from another without looking at them, by the arguments of :func:`load_data`.
+
+    The folder is no part of it: the same images may lie elsewhere.
+    """
+    moments = [None if values is None else list(values) for values in (mean, std)]
+    selection = (name, image_size, seed, val_fraction, moments, sorted((key, str(options[key])) for key in options))
     return hashlib.blake2b(repr(selection).encode(), digest_size=8).hexdigest()
 
 

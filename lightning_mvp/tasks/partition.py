@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -122,6 +122,24 @@ class ImageData:
         """Whether all images are decoded already."""
         return self.train.in_memory
 
+    def described(self) -> dict[str, str]:
+        """What a zoo entry keeps of the data set that its task is of."""
+        return {"data": self.about} if self.about else {}
+
+    def loaded(self) -> ImageData:
+        """The same with all images in memory, and without train and val images that equal another part's.
+
+        Raises:
+            BrokenImageError: an image can't be read.
+            ValueError: images of several sizes.
+        """
+        if self.in_memory:
+            return self
+        train, val, test = (_opened(part, self.name) for part in (self.train, self.val, self.test))
+        train, val = drop_duplicates(train, val, test)
+        given = {name: self.__dict__.get(name) for name in ("mean", "std")}
+        return replace(self, train=train, val=val, test=test, **given)  # type: ignore[arg-type]
+
     @property
     def channels(self) -> int:
         """Channels of each image; images that are opened when they are asked for are RGB."""
@@ -164,6 +182,16 @@ class ImageData:
             if which not in self.__dict__:
                 object.__setattr__(self, which, own)
         return getattr(self, name)
+
+
+def _opened(part: Part, name: str) -> Part:
+    images = [part.open(index) for index in range(len(part))]
+    shapes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"Expected images of one size in data set {name!r}, but got {shapes[0]} and {shapes[-1]}. Set `image_size`."
+        )
+    return Part(torch.stack(images), part.labels)
 
 
 def _moments(part: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from torch.nn.functional import interpolate
 
 from lightning_mvp.tasks import hub
 from lightning_mvp.tasks.images import UNREADABLE, ImageFiles, Images, pixels_of, unreadable
+from lightning_mvp.tasks.listing import class_folders, image_names
 from lightning_mvp.tasks.partition import Part
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,6 @@ def load_imagefolder(*, root: Path | None, image_size: int | None = None) -> Sou
     return Source(classes, train, shipped.get("val"), shipped.get("test"))
 
 
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder, but for hidden ones."""
-    with os.scandir(folder) as items:
-        return tuple(sorted(item.name for item in items if item.is_dir() and not item.name.startswith(".")))
-
-
 def _list_images(folder: Path, classes: Sequence[str], train_folder: Path, image_size: int | None) -> Part:
     unknown = sorted(set(class_folders(folder)) - set(classes))
     if unknown:
@@ -97,8 +89,7 @@ def _list_images(folder: Path, classes: Sequence[str], train_folder: Path, image
     labels: list[int] = []
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
-            with os.scandir(folder / name) as items:
-                files = sorted(item.name for item in items if Path(item.name).suffix.lower() in IMAGE_SUFFIXES)
+            files = image_names(folder / name)
             names += [f"{name}/{file}" for file in files]
             labels += [label] * len(files)
     if not names:

@@ -95,6 +95,7 @@ def prune_into_zoo(
             small.head.state_dict(),
             prototypes,
             {
+                **data.data.described(),
                 "steps": steps,
                 "seed": settings.seed,
                 "seconds": seconds,
