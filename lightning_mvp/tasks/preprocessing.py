@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightning_mvp.tasks.facts import TaskFacts
 
@@ -60,9 +60,10 @@ def _normalise_(pixels: Tensor, facts: TaskFacts) -> Tensor:
 
 
 def fitted(image: Tensor, facts: TaskFacts) -> Tensor:
-    """One image in the size that the model takes: resized and cut as by :func:`preprocess`, not normalised.
+    """One image in the size that the model takes, as timm's and torchvision's evaluation transforms make it.
 
-    It is rounded to uint8 in between, as stored images and the ecosystem's transforms are.
+    It is resized and cut as by :func:`preprocess`, by torchvision's functions, which round as they do, and not
+    normalised.
 
     Args:
         image: uint8 ``(C, H, W)``.
@@ -71,26 +72,18 @@ def fitted(image: Tensor, facts: TaskFacts) -> Tensor:
     Returns:
         uint8 ``(C, S, S)``.
     """
-    size = _resized(image, facts)
-    if size is not None:
-        how = "nearest-exact" if facts.interpolation == "nearest" else facts.interpolation
-        image = resize(image, size, v2.InterpolationMode(how), antialias=True)
-    return _centre_crop(image, facts.input_size)
-
-
-def _resized(images: Tensor, facts: TaskFacts) -> list[int] | None:
-    """Height and width after resizing; None where they stay."""
-    height, width = images.shape[-2:]
-    shorter = math.floor(facts.input_size / facts.crop)
-    if min(height, width) == shorter:
-        return None
-    return [max(shorter, round(side * shorter / min(height, width))) for side in (height, width)]
+    how = "nearest-exact" if facts.interpolation == "nearest" else facts.interpolation
+    shorter = [math.floor(facts.input_size / facts.crop)]
+    image = resize(image, shorter, v2.InterpolationMode(how), antialias=True)
+    return center_crop(image, [facts.input_size, facts.input_size])
 
 
 def _resize(pixels: Tensor, facts: TaskFacts) -> Tensor:
-    size = _resized(pixels, facts)
-    if size is None:
+    height, width = pixels.shape[-2:]
+    shorter = math.floor(facts.input_size / facts.crop)
+    if min(height, width) == shorter:
         return pixels
+    size = [max(shorter, round(side * shorter / min(height, width))) for side in (height, width)]
     if facts.interpolation == "nearest":
         return interpolate(pixels, size, mode="nearest-exact")
     # Bicubic interpolation overshoots at edges. Values outside of [0, 255] are clipped, as in stored images.

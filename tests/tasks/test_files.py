@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
+import timm
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lightning_mvp.tasks import Part, TaskDataModule, TaskLoader, load_data
 from lightning_mvp.tasks.images import BrokenImageError, ImageFiles
-from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.tasks.preprocessing import normalised
 from tests.tasks.photographs import write_photographs
 from tests.tasks.test_datamodule import Recorder, joined
 
@@ -84,16 +85,20 @@ def test_a_folder_of_squares_gives_the_very_batches_of_the_same_images_in_memory
                 assert torch.allclose(images, other)
 
 
-def test_evaluation_is_what_preprocessing_of_each_image_gives_up_to_rounding(folder: Path) -> None:
-    own = task(folder)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_is_what_timms_transform_gives_up_to_one_step_of_256(folder: Path, interpolation: str) -> None:
+    seen = {**SEEN, "interpolation": interpolation}
+    own = task(folder, preprocessing=seen)
     images, labels = joined(list(own.val_dataloader()))
+    told = {"mean": SEEN["mean"], "std": SEEN["std"], "crop_pct": SEEN["crop"], "interpolation": interpolation}
+    transform = timm.data.create_transform(16, is_training=False, **told)
     part = own.part("val")
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        whole = preprocess(part.open(index)[None], own.facts)[0]
-        assert (image - whole).abs().max() < 1.6 / 255 / 0.25  # it is rounded once more, as stored images are
-        assert label == part.labels[index]
+    for index, image in enumerate(images):
+        theirs = transform(Image.open(part.images.name(index)))  # type: ignore[union-attr]
+        assert (image - theirs).abs().max() < 1.01 / 255 / 0.25
+    assert torch.equal(labels, part.labels)
     raw, _ = own.val_images()
-    assert raw.shape == (len(part), 3, 16, 16)
+    assert torch.equal(images, normalised(raw, own.facts))
 
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip", "imagenet", "randaug"])
