@@ -71,7 +71,7 @@ class FitPrototypes:
 
     def begin(self, trainer: L.Trainer, module: L.LightningModule, backbone: nn.Module) -> None:
         """Before the first step, when the loaders are known and the backbone is on its device."""
-        self._let_go()
+        self.let_go()
         if self.over or not trainer.is_global_zero:
             return
         with self._no_prototypes_if_it_fails():
@@ -229,13 +229,14 @@ class FitPrototypes:
     def _end(self) -> None:
         """No more images: says so if there are no prototypes."""
         self.over = True
-        self._let_go()
+        self.let_go()
         if self.means.lacking:
             names = [self.target.task.classes[place] for place in self.means.lacking]
             shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
             raise ValueError(f"no image was seen of {len(names)} of {len(self.means.counts)} classes: {shown}.")
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Remove the copy of the backbone and what watches its images."""
         if self._hook is not None:
             self._hook.remove()
         self._hook = self._dense = self._images = None
@@ -246,7 +247,7 @@ class FitPrototypes:
         try:
             yield
         except Exception as error:  # of any kind: no training is lost to what only helps to find its entry
-            self._let_go()
+            self.let_go()
             self.means, self.over = ClassMeans(len(self.means.counts)), True
             rank_zero_warn(
                 "The zoo entry will have no prototypes, by which a search of a large zoo finds entries without running "
@@ -308,6 +309,12 @@ class MakesPrototypes(PruningState):
         """Called after the last step, with the model on its device."""
         if self._prototypes is not None and self.finished:
             self._prototypes.end(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called last, also where pruning was not completed."""
+        if self._prototypes is not None:
+            self._prototypes.let_go()
 
 
 def require_loader(loader: Any) -> Iterable[Any] | None:
