@@ -251,7 +251,7 @@ class FitPrototypes:
             self.means, self.over = ClassMeans(len(self.means.counts)), True
             rank_zero_warn(
                 "The zoo entry will have no prototypes, by which a search of a large zoo finds entries without running "
-                f"them: {error} Give images as the backbone takes them, and their class indices: "
+                f"them: {str(error).rstrip('.')}. Give images as the backbone takes them, and their class indices: "
                 "MVPCallback(prototype_loader=...)."
             )
 
