@@ -88,6 +88,13 @@ def logged_step(trainer: L.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def prepared_batch(trainer: L.Trainer, batch: Any) -> Any:
+    """A batch of the training loader as ``training_step`` gets it: with the hooks of its transfer, on the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 def converts_batch_norms(trainer: L.Trainer) -> bool:
     """Whether the Trainer was made with ``sync_batchnorm=True``. It has no public attribute that says so."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None

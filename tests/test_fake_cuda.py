@@ -14,11 +14,15 @@ the CPU. Not walked, for they need values or a device:
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,7 @@ from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, cr
 from lightning_mvp.backbones import Groups, apply_masks, random_masks
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
+from lightning_mvp.callbacks.prototypes import FitPrototypes
 from lightning_mvp.pruning.criteria import Taylor, taylor_importance
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import magnitude_importance, random_importance
@@ -39,7 +44,7 @@ from lightning_mvp.training import task as task_file
 from lightning_mvp.training.optimizer import OptimizerName
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
 from lightning_mvp.zoo.entry import ZooEntry
-from lightning_mvp.zoo.new_entry import as_stored
+from lightning_mvp.zoo.new_entry import ZooTarget, as_stored
 from lightning_mvp.zoo.rebuild import refill
 
 from .callbacks.user import FACTS, RECIPE, VIT_RECIPE
@@ -200,6 +205,25 @@ def test_passes_bring_images_to_the_device_and_features_back(
     # As in a resume from a checkpoint of the dense model.
     module._become({**module.hparams, "recipe": create_backbone(_dense(module.hparams["recipe"])).recipe})
     assert module(IMAGES.to(CUDA)).shape == (4, 3)
+
+
+def test_prototypes_are_made_where_the_backbone_is(backbone: nn.Module, gpu: None, tmp_path: Path) -> None:
+    there, target = on_gpu(backbone), ZooTarget(tmp_path, FACTS)
+    target.capture(there)
+    seen = FitPrototypes(target, None)
+    seen.seen_by = replace(FACTS, mean=(0.1,) * 3)  # another zoo's, into which images are converted
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen.begin(trainer, L.LightningModule(), there)
+        assert seen._dense is not None
+        require_there(seen._dense.state_dict())
+        seen.before_batch()
+        there(IMAGES.to(CUDA))
+        seen.after_batch({"image": IMAGES.to(CUDA), "label": torch.tensor([0, 1, 2, -1])})
+    assert seen.means.counts.tolist() == [1, 1, 1]
+    assert seen.means._sums is not None
+    assert seen.means._sums.device.type == "cpu"
 
 
 def _dense(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -132,3 +132,16 @@ def test_flattened_channels_are_followed_to_the_features_that_they_become():
     groups = find_groups(net, torch.zeros(2, 3, 2, 2))
     consumer = next(member for member in groups["0"].members if member.tensor == "3.weight")
     assert consumer.index.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_a_batch_is_prepared_as_for_a_training_step():
+    class Doubled(UserModule):
+        def on_before_batch_transfer(self, batch: list[torch.Tensor], dataloader_idx: int) -> list[torch.Tensor]:
+            return [batch[0] * 2, batch[1]]
+
+        def on_after_batch_transfer(self, batch: list[torch.Tensor], dataloader_idx: int) -> list[torch.Tensor]:
+            return [batch[0] + 1, batch[1]]
+
+    trainer = fit(Doubled(), max_steps=1)
+    images, labels = internals.prepared_batch(trainer, [torch.ones(1), torch.zeros(1)])
+    assert (images.item(), labels.item()) == (3, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from lightning_mvp.callbacks.guards import (
 )
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress
+from lightning_mvp.callbacks.prototypes import FitPrototypes, MakesPrototypes, require_loader
 from lightning_mvp.callbacks.random_state import KeepsRandomState
 from lightning_mvp.callbacks.resolve import check_head
-from lightning_mvp.callbacks.state import PruningState
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
 from lightning_mvp.lightning_internals import require_lightning
 from lightning_mvp.pruning.choose import RatioOf, Scope
@@ -48,7 +48,7 @@ from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 
-class MVPCallback(KeepsRandomState, PruningState):
+class MVPCallback(MakesPrototypes, KeepsRandomState):
     """Prunes a LightningModule's backbone in rounds while it trains, and adds the result to a zoo.
 
     Scores are taken from gradients that exist anyway, in ``on_before_optimizer_step``, where they are averaged over
@@ -81,6 +81,9 @@ class MVPCallback(KeepsRandomState, PruningState):
             stages.
         training: what else tells this run from others (learning rate, batch size, ...; plain JSON): part of the zoo
             entry's id and its config, so that entries of other trainings are others.
+        prototype_loader: images as the backbone takes them, or raw uint8 ones, with class indices, for the entry's
+            prototypes, by which it is found in a large zoo; default: a `TaskDataModule`'s, else the first that the
+            backbone is given in training.
         storage: how the zoo keeps the entry: ``"float32"``, or ``"bfloat16"`` in half the bytes.
         companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
             at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C.
@@ -126,6 +129,7 @@ class MVPCallback(KeepsRandomState, PruningState):
         training: Mapping[str, Any] | None = None,
         storage: Storage = "float32",
         companions: Sequence[type[L.Callback]] = COMPANIONS,
+        prototype_loader: Iterable[Any] | None = None,
     ) -> None:
         self.settings = PruningSettings.among(locals())
         self._fitting, self.companions, self.training = False, tuple(companions), training
@@ -139,6 +143,7 @@ class MVPCallback(KeepsRandomState, PruningState):
         self.example_input = None if example_input is None else as_inputs(example_input)
         self.task = task
         self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage)
+        self.prototype_loader = require_loader(prototype_loader)
         self._reset()
 
     def _reset(self) -> None:
@@ -151,6 +156,7 @@ class MVPCallback(KeepsRandomState, PruningState):
         self._random_states = None
         self._example: tuple[Tensor, ...] | None = None
         self._hook: RemovableHandle | None = None
+        self._prototypes = None if self.zoo is None else FitPrototypes(self.zoo, self.prototype_loader)
         self._pending = 0  # optimizer steps in the present batch
         self._step_of_round = 0  # the step after which the last round happened
         self._dev_run = False
@@ -251,6 +257,7 @@ class MVPCallback(KeepsRandomState, PruningState):
         """Called before the first training step, when the loaders are known."""
         if self._resumed is not None and not loaders_have_state(trainer):
             warn_of_forgetful_loaders()
+        super().on_train_start(trainer, pl_module)
 
     @override
     def on_before_optimizer_step(
@@ -284,6 +291,7 @@ class MVPCallback(KeepsRandomState, PruningState):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called after each training batch: after an optimizer step removed units are zeroed, in its round more."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self._pending:  # gradients are still being accumulated
             return
         assert self.schedule is not None
@@ -338,8 +346,10 @@ class MVPCallback(KeepsRandomState, PruningState):
             rich.print(self.table())
         if self.zoo is not None and not self._dev_run:
             zoo, backbone, head = self.zoo, self._backbone(pl_module), self._head(pl_module)
+            made = self._prototypes
+            assert made is not None, "there is a zoo"
             info = {"steps": self.step, "seed": self.settings.seed, **self.info}
-            on_rank_zero(trainer, lambda: write_entry_of_fit(zoo, trainer, self.pruner, backbone, head, info))
+            on_rank_zero(trainer, lambda: write_entry_of_fit(zoo, trainer, self.pruner, backbone, head, made, info))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -356,6 +366,7 @@ class MVPCallback(KeepsRandomState, PruningState):
             "head": self.head_name,
             "task": None if self.task is None else self.task.to_dict(),
             "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
+            "prototypes": None if self._prototypes is None else self._prototypes.state_dict(),
         }
 
     @override
@@ -363,6 +374,8 @@ class MVPCallback(KeepsRandomState, PruningState):
         """Called after :meth:`setup`, when the weights of a checkpoint have been loaded."""
         if not self._fitting:  # validate and test load checkpoints, too
             return
+        if self._prototypes is not None and state_dict.get("prototypes") is not None:
+            self._prototypes.load_state_dict(state_dict["prototypes"])
         if self._pruner is not None:  # a module that resumes may have rebuilt itself at the checkpoint's widths
             assert self._module is not None
             example = self._first_example(self._module)

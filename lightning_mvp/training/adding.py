@@ -13,7 +13,7 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.pruning.importance import Scores, magnitude_importance
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.meta_vote import MetaVoteModule
-from lightning_mvp.voting.class_means import task_prototypes
+from lightning_mvp.voting.class_means import task_means
 from lightning_mvp.voting.vote import Ballots, vote
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.entry_file import Storage
@@ -159,7 +159,7 @@ def grown_entry(
         mean_importance(importance, coefficients),
         {name: tensor for name, tensor in module.backbone.state_dict().items() if name in theta0},
         module.head.state_dict(),
-        task_prototypes(dense, datamodule, seen_by),
+        task_means(dense, datamodule, seen_by).means(),
         {
             **datamodule.data.described(),
             **info,

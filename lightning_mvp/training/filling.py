@@ -20,7 +20,7 @@ from lightning_mvp.training.cut_run import CutRun
 from lightning_mvp.training.once import cut_once
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
 from lightning_mvp.training.task import TaskModule, one_cycle
-from lightning_mvp.voting.class_means import task_prototypes
+from lightning_mvp.voting.class_means import task_means
 from lightning_mvp.zoo.new_entry import ZooTarget, entry_of
 
 
@@ -67,7 +67,7 @@ def prune_into_zoo(
     prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract(fabric))
     zoo.open(fabric, module.backbone, prunable.every)
     seen_by = on_rank_zero(fabric, zoo.prototype_facts)
-    prototypes = task_prototypes(module.backbone, data, seen_by)
+    prototypes = task_means(module.backbone, data, seen_by).means()
 
     own = module.training_options
     cutter = OwnCutter(prunable.groups, prunable.cost, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -63,31 +65,71 @@ class ClassMeans:
         self._sums.index_add_(0, labels, features)
         self.counts += labels.bincount(minlength=len(self.counts))
 
+    def wanted(self, labels: Tensor, among: Collection[int] | None = None) -> Tensor:
+        """The places of those images whose features are still needed.
+
+        Args:
+            labels: as :meth:`add` takes them; a negative class index marks an image whose class is not known.
+            among: the classes that images are needed of; None: all.
+        """
+        quota, counts, rows = images_per_class(len(self.counts)), self.counts.tolist(), []
+        for row, label in enumerate(labels.tolist()):
+            own = [place for place, has in enumerate(label) if has] if labels.ndim == 2 else [label] * (label >= 0)
+            if any(counts[place] < quota and (among is None or place in among) for place in own):
+                rows.append(row)
+                for place in own:
+                    counts[place] += 1
+        return torch.tensor(rows, dtype=torch.int64)
+
+    @property
+    def enough(self) -> bool:
+        """Whether no more images are needed: every class has some, and all together as many as were asked for."""
+        least, n_classes = int(self.counts.min()), len(self.counts)
+        return least >= images_per_class(n_classes) or (
+            least >= LEAST_PER_CLASS and int(self.counts.sum()) >= PROTOTYPE_IMAGES
+        )
+
+    @property
+    def lacking(self) -> list[int]:
+        """The classes without any image."""
+        return (self.counts == 0).nonzero()[:, 0].tolist()
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Sums and counts."""
+        return {"sums": self._sums, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | None]) -> None:
+        """Go on from :meth:`state_dict`."""
+        sums, counts = state["sums"], state["counts"]
+        assert counts is not None
+        self._sums, self.counts = None if sums is None else sums.clone(), counts.clone()
+
     def means(self) -> Tensor | None:
         """``(classes, D)`` on the CPU; None where a class has no image."""
-        if self._sums is None or not bool((self.counts > 0).all()):
+        if self._sums is None or self.lacking:
             return None
         return self._sums / self.counts[:, None]
 
 
-def task_prototypes(dense: nn.Module, data: TaskDataModule, seen_by: TaskFacts) -> Tensor | None:
-    """Class means of a task's features, ``(classes, features)`` on the CPU. Its images are opened batch by batch.
+def images_per_pass(side: int) -> int:
+    """The number of images of this side that θ⁰ sees at once."""
+    return max(1, min(BATCH, BATCH_PIXELS // max(1, side) ** 2))
+
+
+def task_means(dense: nn.Module, data: TaskDataModule, seen_by: TaskFacts) -> ClassMeans:
+    """Class means of a task's features. Its images are opened batch by batch.
 
     Args:
         dense: maps images to features; they are computed on its device.
         data: the task: equally many training images of every class are looked at, not augmented.
         seen_by: how the images are preprocessed: the zoo's preprocessing.
 
-    Returns:
-        The prototypes; None where features are not ``(n, D)``.
+    Raises:
+        ValueError: features are not ``(n, D)``.
     """
     n_classes = len(data.facts.classes)
     part = data.scoring_part(n_classes * images_per_class(n_classes))
-    batch_size = max(1, min(BATCH, BATCH_PIXELS // seen_by.input_size**2))
     means = ClassMeans(n_classes)
-    for images, labels in data.pass_loader(part, seen_by, batch_size=batch_size):
-        features = features_of(dense, images)
-        if features.ndim != 2:
-            return None
-        means.add(features, labels)
-    return means.means()
+    for images, labels in data.pass_loader(part, seen_by, batch_size=images_per_pass(seen_by.input_size)):
+        means.add(features_of(dense, images), labels)
+    return means

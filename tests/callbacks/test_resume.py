@@ -64,6 +64,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(tmp_path: Path, st
     assert one.names == two.names
     entries = [zoo[zoo.names[0]] for zoo in (one, two)]
     assert all((entries[0].importance[name] == entries[1].importance[name]).all() for name in entries[0].importance)
+    assert (entries[0].prototypes == entries[1].prototypes).all()
 
 
 class Stop(L.Callback):
@@ -114,7 +115,9 @@ def test_a_checkpoint_holds_no_theta0_and_its_zoo_is_needed_to_go_on(tmp_path: P
     assert pruning_state(without)["theta0_fingerprint"] is None
     tensors = [name for path in (checkpoint, without) for name in names_of_tensors(pruning_state(path))]
     assert tensors
-    assert all(name.startswith(("pruner.masks", "pruner.importance", "pruner.sums")) for name in tensors)
+    assert all(
+        name.startswith(("pruner.masks", "pruner.importance", "pruner.sums", "prototypes.means")) for name in tensors
+    )
 
     other = UserModule()
     spoil(other)

@@ -276,8 +276,8 @@ class CompiledBackbone(UserModule):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["module", "backbone", "in place"])
-def test_compiled_modules_are_pruned_as_others_are(what: str):
-    plain, mvp = trained(), callback(head="classifier")
+def test_compiled_modules_are_pruned_as_others_are(what: str, tmp_path: Path):
+    plain, mvp = trained(), callback(head="classifier", task=FACTS, zoo=tmp_path)
     module = UserModule() if what == "module" else CompiledBackbone(wrap=what == "backbone")
     compiled: Any = torch.compile(module, backend="eager") if what == "module" else module
     with pytest.raises(ValueError, match=r"`example_input` with a module under torch\.compile"):
@@ -287,6 +287,8 @@ def test_compiled_modules_are_pruned_as_others_are(what: str):
     small = mvp.small_model()
     with torch.no_grad():
         torch.testing.assert_close(small(EXAMPLE), module.eval()(EXAMPLE), rtol=1e-4, atol=1e-5)
+    (entry,) = ModelZoo(tmp_path).entries()
+    assert entry.prototypes is not None, "of the batches' own images"
 
 
 def test_synchronised_batch_norm_has_the_same_groups_and_exports_plain_ones():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_mvp import ModelZoo, TaskFacts, create_backbone, find_groups, voted_backbone
 from lightning_mvp.apps import zoo as mvp_zoo
 from lightning_mvp.backbones import features_of
-from lightning_mvp.callbacks import zoo_writer
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 
-from .user import CLASSES, EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, content, fit, loader, make_trainer
+from .user import CLASSES, EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, content, fit, loader
 
 Entries = Callable[[], int]
 
@@ -152,51 +149,6 @@ def test_a_fit_that_stops_before_the_last_round_writes_nothing_and_says_so(zoo: 
     with pytest.warns(UserWarning, match=r"2 of 3 rounds.*5 steps.*Nothing was added to the zoo"):
         fit(UserModule(), callback(head="classifier", task=FACTS, zoo=zoo), Stop(), min_epochs=0)
     assert entries() == 0
-
-
-def test_batches_that_are_no_pairs_give_no_prototypes(zoo: Path):
-    class Triples(UserModule):
-        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-            return super().training_step(batch[:2], batch_idx)
-
-    data = [[*batch, torch.zeros(1)] for batch in loader()]
-    mvp = callback(head="classifier", task=FACTS, zoo=zoo)
-    make_trainer(mvp).fit(Triples(), DataLoader(data, batch_size=None))
-    made = ModelZoo(zoo)
-    assert made[made.names[0]].prototypes is None
-
-
-def test_a_sorted_loader_gives_prototypes_of_every_class(zoo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(zoo_writer, "PROTOTYPE_IMAGES", 18)
-    images, labels = loader().dataset.tensors
-    order = labels.argsort(stable=True)
-    found = []
-    for name, chosen in (("shuffled", torch.arange(len(labels))), ("sorted", order)):
-        data = DataLoader(TensorDataset(images[chosen], labels[chosen]), 6)
-        mvp = callback(head="classifier", task=facts(name), zoo=zoo)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            make_trainer(mvp, max_steps=12).fit(UserModule(), data)
-        assert any("one class after the other" in str(w.message) for w in caught) == (name == "sorted")
-        made = ModelZoo(zoo)
-        found.append(made[next(entry for entry in made.names if entry.startswith(name))].prototypes)
-    assert found[1] is not None
-    assert found[0].shape == found[1].shape
-    assert np.linalg.norm(found[0] - found[1]) < 0.5 * np.linalg.norm(found[0] - found[0].mean(0))
-
-
-def test_images_that_the_module_changes_first_cost_the_prototypes_and_not_the_entry(zoo: Path):
-    class Halved(UserModule):
-        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-            return super().training_step([batch[0][..., ::2, ::2], batch[1]], batch_idx)
-
-    data = [[images.repeat_interleave(2, 2).repeat_interleave(2, 3), labels] for images, labels in loader()]
-    vit = create_backbone({**VIT_RECIPE, "arguments": {**VIT_RECIPE["arguments"], "num_classes": 0}})
-    mvp = callback(head="classifier", task=FACTS, zoo=zoo)
-    with pytest.warns(UserWarning, match="no prototypes, by which .*32"):
-        make_trainer(mvp).fit(Halved(vit), DataLoader(data, batch_size=None))
-    made = ModelZoo(zoo)
-    assert made[made.names[0]].prototypes is None
 
 
 class Meanwhile(L.Callback):

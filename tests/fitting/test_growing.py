@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 from lightning_mvp.zoo.waves import WAVES, family_members
 
-from ..training.conftest import task
+from ..training.conftest import TARGET, task
 from ..voting.own import Alphabetical, First
 
 ZooOf = Callable[[str], ModelZoo]
@@ -64,6 +65,19 @@ def test_a_grown_entry_is_the_trained_model_with_the_masks_of_its_vote(zoo: Mode
     assert entry.info["kept"]["params"] == pytest.approx(
         sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in dense.parameters())
     )
+
+
+def test_prototypes_of_a_task_of_other_normalisation_are_in_the_zoos(
+    zoo: ModelZoo, data: ImageData, target: TaskDataModule
+):
+    other = replace(data, mean=(0.1,) * 3, std=(0.5,) * 3)
+    own, grown = (
+        grow(zoo, each, steps=1, neighbours=2, keep_worse=True) for each in (target, task(other, TARGET, "other"))
+    )
+    entries = [zoo[found.name] for found in (own, grown)]
+    assert [entry.prototypes_seen_by for entry in entries] == [None, zoo.preprocessing]
+    assert entries[1].facts["mean"] == [0.1] * 3
+    np.testing.assert_array_equal(entries[0].prototypes, entries[1].prototypes)
 
 
 def test_an_entrys_config_names_what_is_ours_and_where_others_come_from(zoo: ModelZoo, target: TaskDataModule):

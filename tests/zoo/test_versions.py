@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,17 @@ from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, fi
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.fitting.fit import fit_quietly
+from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.data import Part
 from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.training.filling import prune_into_zoo
+from lightning_mvp.training.rounds import make_fabric
 from lightning_mvp.voting.recall import class_means, recalled
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ModelZoo
 from lightning_mvp.zoo.migrate import migrate
+from lightning_mvp.zoo.new_entry import ZooTarget
 from lightning_mvp.zoo.preprocessing import as_seen_by
 from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.tensor_file import open_tensors
@@ -118,8 +123,9 @@ def _copy(folder: Path, name: str) -> ModelZoo:
     return ModelZoo(shutil.copytree(VERSION_1.with_name(name), folder / name))
 
 
+@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("name", ["zoo-version-1", "zoo-version-2"])
-def test_both_versions_are_filled_and_searched_side_by_side(name: str, tmp_path: Path) -> None:
+def test_both_versions_are_filled_and_searched_side_by_side(name: str, cut: bool, tmp_path: Path) -> None:
     zoo = _copy(tmp_path, name)
     index, there = (zoo.path / "zoo.json").read_bytes(), set(zoo.names)
     assert (zoo.version, zoo.fingerprint) == (int(name[-1]), ZOO), "how prototypes are made tells no zoos apart"
@@ -127,10 +133,12 @@ def test_both_versions_are_filled_and_searched_side_by_side(name: str, tmp_path:
     data = TaskDataModule(ImageData("colours", CLASSES, *[Part(images, labels)] * 3), name="new", augment="none")
     module = TaskModule.for_task(dense_backbone(zoo), data.facts)
     module.initialise_head(data)
-    mvp = MVPCallback(
-        pruning_ratio=0.5, rounds=1, steps_per_round=1, head="head", task=data.facts, zoo=zoo.path, training={"a": 1}
-    )
-    fit_quietly(module, data, 2, [mvp])
+    options: dict[str, Any] = {"pruning_ratio": 0.5, "rounds": 1, "steps_per_round": 1}
+    if cut:
+        fabric = make_fabric(accelerator="cpu", precision="32-true")
+        prune_into_zoo(module, data, ZooTarget(zoo.path, data.facts), PruningSettings(**options), 2, fabric)
+    else:
+        fit_quietly(module, data, 2, [MVPCallback(**options, head="head", task=data.facts, zoo=zoo.path)])
     assert (zoo.path / "zoo.json").read_bytes() == index, "it is never written again"
     (new,) = set(zoo.names) - there
     entry = zoo[new]
