@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from torch.distributed import HashStore
 
 from lightning_mvp import ModelZoo
@@ -56,6 +58,7 @@ def test_the_other_waits_for_each_turn_and_fails_with_rank_0s_error():
     assert len(done) == 2
 
 
+@pytest.mark.slow
 def test_no_collective_gives_up_while_rank_0_opens_a_zoo_and_writes_and_only_it_looks_at_the_zoo(
     nursery: Nursery, tmp_path: Path
 ):
