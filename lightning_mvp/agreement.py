@@ -71,5 +71,6 @@ def on_rank_zero(trainer: L.Trainer | L.Fabric, act: Callable[[], T]) -> T:
     """
     if trainer.world_size == 1:
         return act()
+    close_process_group_at_exit()
     answer = take_turns(act)
     return trainer.strategy.broadcast(answer)  # type: ignore[return-value]  # of rank 0

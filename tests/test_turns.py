@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from torch.distributed import HashStore
 
 from lightning_mvp import ModelZoo
-from lightning_mvp.turns import RankZeroError, take_turns
+from lightning_mvp.turns import RankZeroError, failing_for_all, let_go, take_turns, wait_for_rank_zero
 
-from .nursery import Nursery
+from .nursery import Nursery, free_port
 
 RUN = "tests.turns_run:main"
 
@@ -56,6 +61,57 @@ def test_the_other_waits_for_each_turn_and_fails_with_rank_0s_error():
     assert len(done) == 2
 
 
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Any]]:
+    """The strategy of each of two tasks of SLURM's, where nobody ends one because the other has failed."""
+    said = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_PROCID": 0, "SLURM_NODEID": 0, "SLURM_JOB_ID": 12}
+    for name, value in {**said, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def strategy(rank: int, seconds: float = 20) -> Any:
+        timeout = timedelta(seconds=seconds)
+        return SimpleNamespace(cluster_environment=SLURMEnvironment(), world_size=2, global_rank=rank, _timeout=timeout)
+
+    yield strategy
+    let_go()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_of_slurms_waits_for_rank_0_before_there_is_a_group_and_fails_with_it(
+    slurm: Callable[..., Any], fails: bool
+):
+    ended: list[tuple[float, str]] = []
+
+    def other() -> None:
+        try:
+            wait_for_rank_zero(slurm(1))
+            ended.append((time.monotonic(), ""))
+        except RankZeroError as error:
+            ended.append((time.monotonic(), str(error)))
+
+    waits = threading.Thread(target=other)
+    waits.start()
+    with contextlib.suppress(FileNotFoundError), failing_for_all():
+        time.sleep(0.3)
+        voted = time.monotonic()
+        if fails:
+            raise FileNotFoundError("no zoo")
+    if not fails:
+        wait_for_rank_zero(slurm(0))
+    waits.join(timeout=10)
+    ((when, problem),) = ended
+    assert when > voted
+    assert problem == ("Rank 0, for which this rank waited, has failed. FileNotFoundError: no zoo" if fails else "")
+
+
+def test_a_rank_0_that_never_comes_is_told(slurm: Callable[..., Any]):
+    with pytest.raises(TimeoutError, match=r"Expected rank 0 to be at 127\.0\.0\.1:\d+ within 0:00:00\.100000"):
+        wait_for_rank_zero(slurm(1, seconds=0.1))
+
+
+@pytest.mark.slow
 def test_no_collective_gives_up_while_rank_0_opens_a_zoo_and_writes_and_only_it_looks_at_the_zoo(
     nursery: Nursery, tmp_path: Path
 ):

@@ -1,4 +1,4 @@
-"""What test_turns.py runs in two processes: ``turns_run:main <folder> <scene>``, rank 0 slow or failing on purpose.
+"""What test_turns.py runs in two processes: ``turns_run:main <folder> <scene> …``, rank 0 slow or failing on purpose.
 
 Collectives give up after two seconds; rank 0 takes three. Each rank sees a folder of its own, ``<folder>/<rank>``.
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_mvp import ModelZoo
+from lightning_mvp import ModelZoo, TaskModule
 
 from .callbacks.user import FACTS, UserModule, callback, loader, make_trainer
+from .nursery import run_command
 
 SLOW = 3.0
 
@@ -53,5 +54,21 @@ def again(folder: Path) -> None:
     fit_into(folder / "zoo")
 
 
-def main(folder: str, scene: str) -> None:
-    globals()[scene](Path(folder, os.environ["LOCAL_RANK"]))
+def command(folder: Path, name: str, *arguments: str) -> None:
+    """``mvp-NAME``; with ``stop=N`` each rank fails in its N-th training step."""
+    if arguments[0].startswith("stop="):
+        arguments, last, learn, steps = arguments[1:], int(arguments[0][5:]), TaskModule.training_step, []
+
+        def stopped(*given: Any) -> Any:
+            steps.append(1)
+            if len(steps) == last:
+                raise RuntimeError("stopped")
+            return learn(*given)
+
+        TaskModule.training_step = stopped  # type: ignore[method-assign]
+    os.environ["LIGHTNING_MVP_HOME"] = str(folder)
+    run_command(name, *arguments)
+
+
+def main(folder: str, scene: str, *arguments: str) -> None:
+    globals()[scene](Path(folder, os.environ["LOCAL_RANK"]), *arguments)

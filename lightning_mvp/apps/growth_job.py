@@ -215,7 +215,7 @@ def run(config: DictConfig) -> float:
     options = {**module_options(config), **growth["vote"]}
     module = start_of_growth(zoo, datamodule, voters, **chosen, seed=config.seed, **options)
     start = None if module.waits else start_accuracy(module, datamodule, config.head_init)
-    trainer = trainer_for(config, zoo)
+    trainer = trainer_for(config)
     begin = time.perf_counter()
     trainer.fit(module, datamodule=datamodule)
     seconds = time.perf_counter() - begin
@@ -239,15 +239,21 @@ def run(config: DictConfig) -> float:
     return accuracy
 
 
-def trainer_for(config: DictConfig, zoo: ModelZoo) -> L.Trainer:
-    """All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind."""
+def trainer_for(config: DictConfig) -> L.Trainer:
+    """All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind.
+
+    Its recipe is the zoo's, as ``ready`` has found it, where it has.
+    """
     import torch
 
     from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.fitting.fit import make_trainer
+    from lightning_mvp.zoo.zoo import ModelZoo
 
+    given = config.get("zoo_recipe")
+    recipe = ModelZoo(config.zoo).recipe if given is None else plain(given)
     with torch.random.fork_rng(devices=[]):
-        network = None if zoo.recipe is None else create_backbone(zoo.recipe)
+        network = None if recipe is None else create_backbone(recipe)
     return make_trainer(config.steps, network=network, **trainer_options(config))
 
 

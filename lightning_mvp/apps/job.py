@@ -91,7 +91,9 @@ class Job:
             config.trainer.setdefault("default_root_dir", str(_folder()))
         ranks = Ranks.of(config, sweeping)
         record["devices"] = ranks.world_size
-        done = ranks.agree(lambda: app.ready(config, ranks.world_size))
+        asked = config
+        # What `ready` leaves in the configuration is decided, too.
+        done, config = ranks.agree(lambda: (app.ready(asked, ranks.world_size), asked))
         if done is not None:
             record |= {"state": "there already", "metric": done.metric}
             if ranks.is_first:

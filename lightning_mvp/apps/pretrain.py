@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.job import command
 from lightning_mvp.apps.runtime import (
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 SETTINGS = "settings.json"
-# Arguments of a Trainer that only concern display.
-SHOWS = {"default_root_dir", "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
+# Arguments of a Trainer that only concern display, or how long ranks wait for each other.
+SHOWS = {"timeout", "default_root_dir", "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
 
 
 def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
@@ -83,12 +83,19 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def ready(config: DictConfig, world_size: int) -> None:
-    """Refuse what can't work, a file that is there already, and a stopped training of other settings."""
+    """Refuse what can't work, a file that is there already, and a stopped training of other settings.
+
+    Whoever runs the job finds in the configuration where to go on: not every rank may see the folder alike.
+    """
+    from lightning_mvp.callbacks.resumable import Resumable
+
     output = Path(config.output)
     if output.exists():  # killed after it was done
         shutil.rmtree(training_folder(output), ignore_errors=True)
     refuse_existing(output)
     begun = require_same_training(training_folder(output), settings_of(config, world_size))
+    with open_dict(config):
+        config.go_on_from = Resumable(training_folder(output), config.checkpoint_seconds).checkpoint
     seen_classes(config)
     if config.pruning.pruning_ratio is not None:
         from lightning_mvp.pruning.schedule import require_time_for
@@ -141,8 +148,9 @@ def run(config: DictConfig) -> float:
     trainer.callbacks.append(resumable)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         write_json(folder / SETTINGS, settings_of(config, trainer.world_size), overwrite=True)
+    go_on_from = config.get("go_on_from", resumable.checkpoint)
     with resumable:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resumable.checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=go_on_from, weights_only=True)
     accuracy = module.accuracy_on(*datamodule.val_images())
     if trainer.is_global_zero:
         backbone = module.backbone

@@ -17,6 +17,7 @@ from lightning_mvp.apps.runtime import (
     say_if_random,
     trainer_options,
     training_of,
+    without_auto,
 )
 from lightning_mvp.apps.tasks import datamodule_of, task_of
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from lightning_mvp.training.task import TaskModule
 
 # Arguments of a Trainer that `cut_between_rounds` uses, too, because `make_fabric` has them.
-HEEDED = ("accelerator", "devices", "strategy", "num_nodes", "precision")
+HEEDED = ("accelerator", "devices", "strategy", "num_nodes", "precision", "timeout")
 # Arguments that only concern display or validation during training: without a Trainer there is neither.
 UNSEEN = ("default_root_dir", "enable_progress_bar", "limit_val_batches", "log_every_n_steps", "num_sanity_val_steps")
 # Arguments that can have only these values without a Trainer.
@@ -117,7 +118,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     if config.once:
         require_once(config)
     if config.once or config.cut_between_rounds:
-        make_fabric(**cutting_options(config))
+        make_fabric(**without_auto(cutting_options(config)))
     plan = plan_of(config, world_size)
     if not config.once:
         require_time_for(PruningSettings(**plan.pruning).schedule(config.steps), config.steps)

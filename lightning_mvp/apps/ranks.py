@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from lightning_mvp.agreement import on_rank_zero
 from lightning_mvp.apps.runtime import prepare, trainer_of, trainer_options
 from lightning_mvp.files import write_json
 from lightning_mvp.lightning_internals import ScriptLauncher, SpawningLauncher
@@ -98,15 +99,15 @@ class Ranks:
         """What ``decide`` answers, asked once; ranks that are there already get rank 0's answer, or its error."""
         if self.start or self.world_size == 1:
             return decide()
-        strategy = self.trainer.strategy
-        strategy.setup_environment()
-        answer = problem = None
-        if self.is_first:
+        self.trainer.strategy.setup_environment()
+
+        def outcome() -> tuple[T | None, Exception | None]:
             try:
-                answer = decide()
-            except Exception as error:  # whatever it is, the others wait for an answer
-                problem = error
-        answer, problem = strategy.broadcast((answer, problem))
+                return decide(), None
+            except Exception as error:  # told by each rank in the same words
+                return None, error
+
+        answer, problem = on_rank_zero(self.trainer, outcome)
         if problem is not None:
             raise problem
         return answer  # type: ignore[return-value]

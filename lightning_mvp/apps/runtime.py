@@ -166,8 +166,20 @@ def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
     return options
 
 
+def without_auto(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a Trainer that only shows whether it can be made: any device has this precision.
+
+    To find out what ``"auto"`` is on a GPU takes a CUDA context, a few hundred MB of each process that has one.
+
+    Example:
+        >>> without_auto({"precision": "auto", "devices": 2})
+        {'precision': '32-true', 'devices': 2}
+    """
+    return {**options, "precision": "32-true"} if options.get("precision", "auto") == "auto" else dict(options)
+
+
 def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
-    """A Trainer of one step with these arguments, to see whether it can be made.
+    """A Trainer of one step with these arguments, to see whether it can be made; no GPU is begun to be used for it.
 
     Raises:
         ValueError: Lightning refuses them; the message has what it says, and what they are.
@@ -177,7 +189,7 @@ def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
     from lightning_mvp.fitting.fit import make_trainer
 
     try:
-        return make_trainer(1, **options)
+        return make_trainer(1, **without_auto(options))
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         asked = ("accelerator", "devices", "strategy", "precision")
         given = ", ".join(f"trainer.{name}={options[name]}" for name in asked if name in options)
@@ -191,7 +203,7 @@ def trainer_of(options: Mapping[str, Any]) -> L.Trainer:
 
 # Arguments of a Trainer that say where it trains and what it shows. They change nothing in the trained model.
 NO_TRAINING = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir", "logger", "log_every_n_steps"}
-NO_TRAINING |= {"enable_checkpointing", "enable_model_summary", "enable_progress_bar"}
+NO_TRAINING |= {"timeout", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"}
 NO_TRAINING |= {"num_sanity_val_steps", "limit_val_batches", "accumulate_grad_batches"}
 
 

@@ -46,6 +46,7 @@ WHOLE = {
     "reconstruct": 0,
     "trainer.accumulate_grad_batches": 1,
     "trainer.num_nodes": 1,
+    "trainer.timeout": 1,
     "trainer.log_every_n_steps": 0,
     "trainer.num_sanity_val_steps": -1,
     "pretrain.steps": 1,

@@ -91,6 +91,8 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     task_of(config)
     with open_dict(config):
         config.output = str(output)
+        config.made_before = None if report is None else report["val_accuracy"]
+        config.zoo_recipe = zoo.recipe
         config.settings = settings  # of the zoo as it votes now, whoever adds to it meanwhile
         config.from_scratch = scratch_words(config, zoo.recipe)
     return None
@@ -110,7 +112,6 @@ def run(config: DictConfig) -> float:
     That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
     """
     from lightning_mvp.training.meta_vote import MetaVoteModule
-    from lightning_mvp.zoo.zoo import ModelZoo
 
     datamodule = datamodule_of(config, task_of(config))
     module = MetaVoteModule.from_zoo(
@@ -124,11 +125,11 @@ def run(config: DictConfig) -> float:
         for sentence in advise(config, module.report):
             console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
     start = growth_job.start_to_add(config, module, datamodule) if config.add else {}
-    made = made_before(config, Path(config.output), plain(config.settings)) if config.add else None
-    if made is not None:  # all but added: the job was stopped in between, or somebody decides only now
+    # All but added: the job was stopped in between, or somebody decides only now. Not every rank may see the folder.
+    if config.get("made_before") is not None:
         growth_job.add_made(config, datamodule, start)
-        return made["val_accuracy"]
-    trainer = growth_job.trainer_for(config, ModelZoo(config.zoo))
+        return float(config.made_before)
+    trainer = growth_job.trainer_for(config)
     trainer.fit(module, datamodule=datamodule)
     val_accuracy = module.accuracy_on(*datamodule.val_images())
     test_accuracy = module.accuracy_on(*datamodule.test_images())

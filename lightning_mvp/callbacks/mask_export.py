@@ -9,6 +9,7 @@ import lightning as L
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_mvp.agreement import on_rank_zero
 from lightning_mvp.backbones.groups import Groups, find_groups
 from lightning_mvp.backbones.inputs import as_inputs
 from lightning_mvp.callbacks.resolve import example_inputs, resolve_module
@@ -46,10 +47,7 @@ class MaskExport(L.Callback):
         require_lightning(trainer)
         if stage != "fit":
             return
-        if self.path.exists():
-            raise FileExistsError(
-                f"Expected argument `path` to be a new file, but {self.path} exists. Remove it first."
-            )
+        on_rank_zero(trainer, self._require_new)
         example = example_inputs(self.example_input, pl_module)
         if example is None:
             raise ValueError(
@@ -59,11 +57,15 @@ class MaskExport(L.Callback):
         # Groups are those of the dense model: found now, read off at the end.
         self._groups = find_groups(resolve_module(pl_module, self.backbone_name, "backbone"), example)
 
+    def _require_new(self) -> None:
+        if self.path.exists():
+            raise FileExistsError(
+                f"Expected argument `path` to be a new file, but {self.path} exists. Remove it first."
+            )
+
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called when fit ends without an error: rank 0 writes."""
-        if trainer.is_global_zero:
-            assert self._groups is not None
-            backbone = resolve_module(pl_module, self.backbone_name, "backbone")
-            masks_from_zeros(backbone, self._groups).save(self.path)
-        trainer.strategy.barrier("lightning_mvp masks written")
+        assert self._groups is not None
+        backbone, groups = resolve_module(pl_module, self.backbone_name, "backbone"), self._groups
+        on_rank_zero(trainer, lambda: masks_from_zeros(backbone, groups).save(self.path))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones.passes import Place
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.mvp import MVPCallback
+from lightning_mvp.lightning_internals import set_timeout
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.precision import resolve_precision
 from lightning_mvp.training.task import TaskModule
@@ -116,7 +117,12 @@ class StepSeconds(L.Callback):
 
 
 def make_trainer(
-    steps: int, callbacks: Sequence[L.Callback] = (), *, network: nn.Module | None = None, **options: Any
+    steps: int,
+    callbacks: Sequence[L.Callback] = (),
+    *,
+    network: nn.Module | None = None,
+    timeout: float | None = None,
+    **options: Any,
 ) -> L.Trainer:
     """A Trainer for ``steps`` optimizer steps.
 
@@ -125,11 +131,16 @@ def make_trainer(
         callbacks: after :class:`~lightning_mvp.callbacks.finite_loss.FiniteLoss`.
         network: what it will train, for ``precision="auto"``; see :func:`resolve_precision`. Of the same kind on all
             ranks, so not a :class:`~lightning_mvp.training.meta_vote.MetaVoteModule` that waits for rank 0.
+        timeout: seconds that the ranks of a ``"ddp"`` strategy wait for each other; None: Lightning's half hour. A
+            strategy that is given as an object has its own.
         options: the Trainer's own; ``precision`` may be ``"auto"``, the default.
     """
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
     options["precision"] = resolve_precision(options.get("precision", "auto"), options["accelerator"], network)
-    return L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks], **options)
+    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks], **options)
+    if timeout is not None and isinstance(options.get("strategy", "auto"), str):
+        set_timeout(trainer.strategy, timeout)
+    return trainer
 
 
 def fit_quietly(

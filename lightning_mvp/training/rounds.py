@@ -23,6 +23,7 @@ from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.regroup import groups_left
 from lightning_mvp.backbones.small_head import small_head
 from lightning_mvp.backbones.surgery import shrink, slice_state
+from lightning_mvp.lightning_internals import set_timeout
 from lightning_mvp.pruning.engine import Engine
 from lightning_mvp.pruning.loss_watch import LossWatch
 from lightning_mvp.pruning.settings import PruningSettings
@@ -89,6 +90,7 @@ def make_fabric(
     num_nodes: int = 1,
     precision: str = "auto",
     network: nn.Module | None = None,
+    timeout: float | None = None,
 ) -> L.Fabric:
     """Where :func:`prune_and_cut` trains: one process, or ranks that hold the whole model each.
 
@@ -99,6 +101,7 @@ def make_fabric(
         num_nodes: how many machines.
         precision: ``"auto"``, ``"32-true"`` or ``"bf16-mixed"``.
         network: what will be trained, which ``"auto"`` depends on.
+        timeout: seconds that ranks wait for each other; None: Lightning's half hour.
 
     Raises:
         ValueError: a strategy that shares the model out, or a precision that needs its gradients scaled.
@@ -121,13 +124,16 @@ between rounds, but got '16-mixed'. A MVPCallback in a Trainer prunes with any.
             f"Expected argument `precision` to be one of {('auto', *PRECISIONS)} where units are cut between rounds, "
             f"but got {precision!r}. A MVPCallback in a Trainer prunes with any."
         )
-    return L.Fabric(
+    fabric = L.Fabric(
         accelerator=accelerator,
         devices=devices,
         strategy=strategy,
         num_nodes=num_nodes,
         precision=chosen,  # type: ignore[arg-type]
     )
+    if timeout is not None:
+        set_timeout(fabric.strategy, timeout)
+    return fabric
 
 
 def endless(data: TaskDataModule, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from torch import nn
 from lightning_mvp import ModelZoo, TaskFacts, create_backbone, find_groups, voted_backbone
 from lightning_mvp.apps import zoo as mvp_zoo
 from lightning_mvp.backbones import features_of
+from lightning_mvp.zoo.new_entry import ZooTarget
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 
 from .user import CLASSES, EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, content, fit, loader
@@ -64,6 +65,25 @@ def test_the_entry_is_the_pruned_model(zoo: Path, recipe: Any):
     features = features_of(theta0, images)
     expected = torch.stack([features[labels == label].mean(0) for label in range(3)])
     np.testing.assert_allclose(entry.prototypes, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def bytes_of(value: Any) -> int:
+    """Of all tensors and arrays in dictionaries and in objects of ours."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return int(value.nbytes)
+    inside = value if isinstance(value, dict) else vars(value) if isinstance(value, (ModelZoo, ZooTarget)) else {}
+    return sum(map(bytes_of, inside.values()))
+
+
+def test_theta0_is_in_memory_once_while_a_model_trains(zoo: Path):
+    module, mvp, held = UserModule(), callback(head="classifier", task=FACTS, zoo=zoo), []
+
+    class Look(L.Callback):
+        def on_train_start(self, *_: Any) -> None:
+            held.append(bytes_of(mvp.zoo))
+
+    fit(module, mvp, Look())
+    assert held == [sum(value.nbytes for value in ModelZoo(zoo).theta0().values())]
 
 
 def test_an_entry_without_head_has_all_groups_and_serves_prototypes(zoo: Path):

@@ -60,6 +60,7 @@ def test_rank_0_votes_and_the_other_gets_all_of_it_without_a_zoo(
         assert [of_rank["weights"] for of_rank in seen(tmp_path, "again")] == [rank["weights"] for rank in trained]
 
 
+@pytest.mark.slow
 def test_no_rendezvous_or_collective_gives_up_while_rank_0_votes(nursery: Nursery, zoo_of: ZooOf, tmp_path: Path):
     shutil.copytree(zoo_of("resnet").path, tmp_path / "zoo")
     result = run(nursery, tmp_path, "slow")
