@@ -43,7 +43,7 @@ class Size:
         images: files in each.
         wanted: numbers of the classes of the task.
         tasks: number of tasks of the dry run.
-        backbone: words of the command.
+        backbone: words of the commands, with the head that training begins with.
         repetitions: turns.
     """
 
@@ -59,13 +59,14 @@ def add_options(parser: argparse._ArgumentGroup) -> None:
     """Adds where the files are, and what to leave out."""
     parser.add_argument("--keep", type=Path, help="a folder for the files, which stay and are used again (1 GB)")
     parser.add_argument("--turns", type=int, default=2, help="runs of mvp-prune on each folder (default: 2)")
+    parser.add_argument("--head", choices=("ridge", "random"), default="ridge", help="head_init of mvp-prune")
 
 
 def size_of(options: argparse.Namespace) -> Size:
     """The size that is asked for."""
     if options.smoke:
         return Size(4, 8, (1, 2), 3, SMALL_BACKBONE, 1)
-    return Size(CLASSES, IMAGES, WANTED, 100, ("backbone=resnet50",), options.turns)
+    return Size(CLASSES, IMAGES, WANTED, 100, ("backbone=resnet50", f"head_init={options.head}"), options.turns)
 
 
 @contextmanager

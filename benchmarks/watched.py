@@ -27,6 +27,7 @@ class Watched:
         seconds: from its start to its end.
         cpu_seconds: of all its processes, by the time they had ended.
         peak: the largest sum of PSS that was seen, in bytes.
+        peak_at: seconds after its start when that was.
         processes: how many processes there were at that moment.
         output: what it printed.
     """
@@ -34,6 +35,7 @@ class Watched:
     seconds: float
     cpu_seconds: float
     peak: int
+    peak_at: float
     processes: int
     output: str
 
@@ -51,12 +53,12 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
         process = subprocess.Popen(
             command, stdout=printed, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
         )
-        peak, most = 0, 0
+        peak, most, peak_at = 0, 0, 0.0
         while process.poll() is None:
             looked = time.perf_counter()
             memory, count = tree_memory(process.pid)
             if memory > peak:
-                peak, most = memory, count
+                peak, most, peak_at = memory, count, looked - begin
             # A look at large processes takes a while, too: it shall not slow down what it looks at.
             time.sleep(max(every, 20 * (time.perf_counter() - looked)))
         seconds, after = time.perf_counter() - begin, os.times()
@@ -67,7 +69,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
             f"Expected {' '.join(command)} to succeed, but it ended with {process.returncode}: {output[-3000:]}"
         )
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Watched(seconds, cpu, peak, most, output)
+    return Watched(seconds, cpu, peak, peak_at, most, output)
 
 
 def command_of(app: str, *overrides: str) -> list[str]:
