@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 
-from lightning_mvp.backbones.features import as_taken, evaluating
+from lightning_mvp.backbones.features import as_taken, evaluating, reestimate_batch_norm
 from lightning_mvp.tasks.datamodule import PartName, TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.partition import Part
@@ -82,10 +82,14 @@ class Place:
             stack.enter_context(evaluating(*modules))
             yield
 
+    def autocast(self, model: nn.Module) -> torch.autocast:
+        """The precision of a forward pass of a model that is here."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(_device_of(model).type, dtype, enabled=dtype is not None)
+
     def run(self, model: nn.Module, images: Tensor) -> Tensor:
         """What a model makes of preprocessed images in this precision, float32 where the model is."""
-        dtype, device = AUTOCAST.get(self.precision), _device_of(model)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with self.autocast(model):
             return model(as_taken(images, model)).float()
 
     def algebra(self) -> torch.device:
@@ -164,6 +168,13 @@ def features_over(
             labels.append(own.cpu())
     several = slice(1, None) if len(features) > 1 else slice(None)
     return torch.cat(features[several]), torch.cat(labels[several])
+
+
+def reestimate_over(backbone: nn.Module, batches: Iterable[Tensor], where: Where = None) -> None:
+    """:func:`~lightning_mvp.backbones.features.reestimate_batch_norm` at a place, by one process."""
+    place = Place.at(where)
+    with place.holding(backbone), place.autocast(backbone):
+        reestimate_batch_norm(backbone, batches)
 
 
 def _device_of(model: Any) -> torch.device:

@@ -12,12 +12,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import classifier_name
+from lightning_mvp.backbones.passes import Place
 from lightning_mvp.backbones.small_head import small_head
 from lightning_mvp.backbones.surgery import slice_state
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.zeros import require_zeroed
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.voting.class_means import PROTOTYPE_IMAGES, means_of_features, prototype_images
+from lightning_mvp.voting.class_means import PROTOTYPE_IMAGES, means_of_features, prototypes_of
 from lightning_mvp.voting.reading import read_sample
 from lightning_mvp.zoo.new_entry import ZooTarget, entry_of
 
@@ -32,8 +33,12 @@ def class_prototypes(
     """
     datamodule = getattr(trainer, "datamodule", None)
     try:
+        dense = copy.deepcopy(backbone).cpu().float()
+        dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
+        if classifier_name(dense) is not None:
+            dense.reset_classifier(0)  # type: ignore[operator]  # timm's
         if isinstance(datamodule, TaskDataModule):
-            images, labels = prototype_images(datamodule)
+            prototypes = prototypes_of(dense, datamodule, Place.of(trainer).alone)
         else:
             sample = read_sample(
                 _pairs(trainer.train_dataloader or ()),
@@ -45,11 +50,7 @@ def class_prototypes(
             images, labels = sample.images, sample.labels
             if not images.is_floating_point() or labels.ndim != 1:
                 raise ValueError(f"expected float images with class indices, but got {images.dtype}, {labels.dtype}.")
-        dense = copy.deepcopy(backbone).cpu().float()
-        dense.load_state_dict(dict(theta0), strict=False)  # a classifier inside the backbone is not part of θ⁰
-        if classifier_name(dense) is not None:
-            dense.reset_classifier(0)  # type: ignore[operator]  # timm's
-        prototypes = means_of_features(dense, images, labels, len(classes))
+            prototypes = means_of_features(dense, images, labels, len(classes))
         if prototypes is None:
             raise ValueError("not every class has an image among those read, or the features are not (N, D).")
         return prototypes

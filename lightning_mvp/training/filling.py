@@ -11,6 +11,7 @@ import lightning as L
 from torch import Tensor
 
 from lightning_mvp.agreement import on_rank_zero, require_equal_on_all_ranks
+from lightning_mvp.backbones.passes import Place
 from lightning_mvp.pruning.engine import fractions_kept
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import require_time_for, warn_of_low_rate
@@ -20,7 +21,7 @@ from lightning_mvp.training.cut_run import CutRun
 from lightning_mvp.training.once import cut_once
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
 from lightning_mvp.training.task import TaskModule, one_cycle
-from lightning_mvp.voting.class_means import means_of_features, prototype_images
+from lightning_mvp.voting.class_means import prototypes_of
 from lightning_mvp.zoo.new_entry import ZooTarget, entry_of
 
 
@@ -66,7 +67,8 @@ def prune_into_zoo(
     assert isinstance(module.example_input_array, Tensor)
     prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract)
     zoo.open(module.backbone, prunable.every)
-    prototypes = means_of_features(module.backbone, *prototype_images(data), len(facts.classes))
+    place = Place.of(fabric)
+    prototypes = prototypes_of(module.backbone, data, place)
 
     own = module.training_options
     cutter = OwnCutter(prunable.groups, prunable.cost, settings)
@@ -74,13 +76,13 @@ def prune_into_zoo(
     if once is None:
         small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
     else:
-        small = cut_once(module.to(fabric.device), data, cutter, once)
+        small = cut_once(module.to(fabric.device), data, cutter, once, place)
         require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, 1)
     seconds = time.perf_counter() - start
     if once is None and own["schedule"] == "onecycle":
         peak = own["learning_rate"]
         warn_of_low_rate(peak * one_cycle(schedule.last_step - 1, steps), peak)
-    accuracy = small.accuracy_on(*data.val_images())
+    accuracy = small.accuracy_in(data, device=place)
 
     def write() -> None:
         masks, importance = prunable.of_all_groups(cutter.masks, cutter.importance)

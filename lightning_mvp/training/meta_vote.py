@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_mvp.backbones.create import as_json
+from lightning_mvp.backbones.passes import Place, Where
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.decision import Decision, freeze, is_first_process, rank_variables
 from lightning_mvp.training.mimic import Teacher, require_weight
@@ -74,6 +75,7 @@ class MetaVoteModule(TaskModule):
         mimic: float = 0.0,
         theta0: nn.Module | None = None,
         best_of: Sequence[int] | None = None,
+        device: Where = None,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -96,6 +98,9 @@ class MetaVoteModule(TaskModule):
             best_of: numbers of neighbours to try, such as ``(1, 4, 8)``: each vote is measured before its first step,
                 with the ridge head, on the task's validation images, and the best is taken; of equal ones that of the
                 fewest. ``neighbours`` then says who may vote at most. None tries no others than ``neighbours``.
+            device: where images go through models before the Trainer starts, such as ``"cuda"``, or a
+                :class:`~lightning_mvp.backbones.passes.Place`, which also says the precision. None: where the backbone
+                is, in float32. The module itself stays on the CPU until the Trainer takes it.
             options: any others of :class:`~lightning_mvp.voting.options.VoteOptions`, such as ``merge`` or
                 ``temperature``, and of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``,
                 ``schedule``.
@@ -113,19 +118,20 @@ class MetaVoteModule(TaskModule):
             return module
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
-        election = Election(zoo, datamodule, neighbours, chosen, backbone)
+        place = Place.at(device).alone
+        election = Election(zoo, datamodule, neighbours, chosen, backbone, device=place)
         if best_of:
-            small, report, starts = best_start(election, best_of, datamodule)
+            small, report, starts = best_start(election, best_of, datamodule, place)
         else:
             (small, report), starts = election.result(), {}
         described = {**report.to_dict(), **({"starts": starts} if starts else {})}
         voted = cls.for_task(small, datamodule.facts, report=described, **options)
         assert isinstance(voted, cls)
-        voted.initialise_head(datamodule, head_init)
+        voted.initialise_head(datamodule, head_init, device=place)
         if theta0 is not None:
-            voted.take_teacher(theta0, datamodule, seed=chosen.seed)
+            voted.take_teacher(theta0, datamodule, seed=chosen.seed, device=place)
         elif mimic:
-            voted.take_teacher(election.dense, datamodule, election.groups, report.masks, chosen.seed)
+            voted.take_teacher(election.dense, datamodule, election.groups, report.masks, chosen.seed, device=place)
         voted._to_share = True
         rank_zero_info(report.summary())
         return voted
@@ -213,7 +219,7 @@ def require_counts(best_of: Sequence[int] | None) -> None:
 
 
 def best_start(
-    election: Election, counts: Sequence[int], datamodule: TaskDataModule
+    election: Election, counts: Sequence[int], datamodule: TaskDataModule, device: Where = None
 ) -> tuple[nn.Module, VoteReport, dict[str, float]]:
     """The vote whose start is best on validation images, out of several numbers of neighbours.
 
@@ -221,6 +227,7 @@ def best_start(
         election: the task, and the entries that may vote for it at most.
         counts: how many of those to try.
         datamodule: of the task.
+        device: as in :meth:`MetaVoteModule.from_zoo`.
 
     Returns:
         The voted backbone, its report, and the accuracy of each number that was tried.
@@ -229,8 +236,8 @@ def best_start(
     for count in sorted({min(count, len(election.ranking)) for count in counts}):
         small, report = election.result(count)
         trial = TaskModule.for_task(small, datamodule.facts)
-        trial.initialise_head(datamodule)
-        found[count] = (trial.accuracy_on(*datamodule.val_images()), small, report)
+        trial.initialise_head(datamodule, device=device)
+        found[count] = (trial.accuracy_in(datamodule, device=device), small, report)
     _, small, report = max(found.values(), key=lambda start: start[0])  # the first of equals
     return small, report, {str(count): start[0] for count, start in found.items()}
 

@@ -236,6 +236,8 @@ class TaskModule(L.LightningModule):
         groups: Groups | None = None,
         masks: Mapping[str, Any] | None = None,
         seed: int = 0,
+        *,
+        device: Where = None,
     ) -> None:
         """Choose the backbone whose features are mimicked, before fit; nothing is done where ``mimic`` is 0.
 
@@ -246,13 +248,14 @@ class TaskModule(L.LightningModule):
             masks: the units of ``theta0`` that this module's backbone has. None: all, if it has as many features; else
                 a linear map from this module's features to those of ``theta0`` is fitted in closed form.
             seed: of the images that give the moments.
+            device: as in :meth:`initialise_head`; each rank makes the passes by itself.
         """
         if self.mimic:
-            self.teacher = Teacher(theta0, datamodule, seed)
+            self.teacher = Teacher(theta0, datamodule, seed, Place.at(device).alone)
             if groups is not None and masks is not None:
                 self.teacher.keep(groups, masks)
             elif self.teacher.width != self.head.in_features:
-                self.teacher.follow(self.backbone, datamodule)
+                self.teacher.follow(self.backbone, datamodule, device)
 
     def on_units_kept(self, groups: Groups, masks: Masks) -> None:
         """:class:`~lightning_mvp.callbacks.mvp.MVPCallback` says, after each round, which units are left."""

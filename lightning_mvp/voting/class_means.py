@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.passes import Place, Where, features_over, pass_over
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.recall import class_means
 
 PROTOTYPE_IMAGES = 500
 
 
-def prototype_images(data: TaskDataModule) -> tuple[Tensor, Tensor]:
-    """Images of a task for its prototypes, preprocessed, and their labels."""
-    images, labels = data.scoring_images(max(PROTOTYPE_IMAGES, len(data.facts.classes)))
-    return preprocess(images, data.facts), labels
+def prototypes_of(dense: nn.Module, data: TaskDataModule, where: Where = None) -> Tensor | None:
+    """The prototypes of a task, ``(classes, features)`` on the CPU; None where the features are not ``(N, D)``.
+
+    Args:
+        dense: maps images to features.
+        data: the task; at most :data:`PROTOTYPE_IMAGES` of its training images are seen, or one of each class.
+        where: who makes the pass; it is float32 anyway, as prototypes are compared with those of any machine.
+    """
+    place, classes = replace(Place.at(where), precision="32-true"), len(data.facts.classes)
+    part = data.scoring_part(max(PROTOTYPE_IMAGES, classes))
+    features, labels = features_over(dense, pass_over(data, part, place), place)
+    if features.ndim != 2:
+        return None
+    width = int(place.agreed(torch.tensor(features.shape[1])))
+    sums = torch.zeros(classes, width).index_add_(0, labels, features.reshape(len(labels), width))
+    return place.summed(sums) / place.summed(labels.bincount(minlength=classes))[:, None]
 
 
 def means_of_features(dense: nn.Module, images: Tensor, labels: Tensor, n_classes: int) -> Tensor | None:
