@@ -6,8 +6,8 @@ the CPU. Not walked, for they need values or a device:
 
 - backward passes (autograd asks CUDA for a context): gradients are made up, of the parameters' shapes and devices;
 - the Trainer itself, Fabric's setup, DDP, gradient scalers and the optimizers' fused steps;
-- `check_head`, `LossWatch.check`, `Taylor.ready`, `Taylor.scores`, `accuracy_on`, `leep`, `ridge_head`,
-  `masks_from_zeros` and `merge`, which look at values, and zoo files, which are written from them;
+- `check_head`, `LossWatch.check`, `Taylor.ready`, `Taylor.scores`, `accuracy_on`, `leep`, `masks_from_zeros` and
+  `merge`, which look at values, and zoo files, which are written from them;
 - `find_groups` and its self-check, which work on a CPU copy.
 """
 
@@ -26,9 +26,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone, find_groups, shrink
-from lightning_mvp.backbones import Groups, apply_masks, random_masks
+from lightning_mvp.backbones import Groups, apply_masks, random_masks, ridge
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
+from lightning_mvp.backbones.passes import Place, features_over, pass_over, reestimate_over
 from lightning_mvp.pruning.criteria import Taylor, taylor_importance
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import magnitude_importance, random_importance
@@ -38,6 +39,10 @@ from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training import task as task_file
 from lightning_mvp.training.optimizer import OptimizerName
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
+from lightning_mvp.voting.class_means import prototypes_of
+from lightning_mvp.voting.images import PartImages
+from lightning_mvp.voting.sources import TargetData
+from lightning_mvp.voting.target import reestimation_batches
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.new_entry import as_stored
 from lightning_mvp.zoo.rebuild import refill
@@ -200,6 +205,75 @@ def test_passes_bring_images_to_the_device_and_features_back(
     # As in a resume from a checkpoint of the dense model.
     module._become({**module.hparams, "recipe": create_backbone(_dense(module.hparams["recipe"])).recipe})
     assert module(IMAGES.to(CUDA)).shape == (4, 3)
+
+
+@pytest.fixture
+def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks a fake tensor for its number gets 1."""
+    monkeypatch.setattr(FakeTensor, "__float__", lambda self: 1.0, raising=False)
+    monkeypatch.setattr(FakeTensor, "__int__", lambda self: 1, raising=False)
+    monkeypatch.setattr(ridge, "_require_fitting", lambda *_: None)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_told_a_device_runs_there_and_comes_back(
+    precision: str, backbone: nn.Module, groups: Groups, data: TaskDataModule, numbers: None, gpu: None
+) -> None:
+    place, seen = Place(CUDA, precision), set()
+    backbone.register_forward_pre_hook(lambda _, given: seen.add((given[0].device, len(given[0]))))
+    module = TaskModule.for_task(backbone, data.facts, mimic=1.0)
+    seen.clear()
+
+    def there(images: set[int] = frozenset({12})) -> bool:  # type: ignore[assignment]
+        found = seen == {(CUDA, count) for count in images}
+        seen.clear()
+        return found and {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
+
+    assert features_over(backbone, pass_over(data, "train", place), place)[0].device.type == "cpu"
+    assert there()
+    module.initialise_head(data, device=place)
+    assert there()
+    assert module.head.weight.device.type == "cpu"
+    module.accuracy_in(data, device=place)
+    assert there({3})
+    reestimate_over(backbone, reestimation_batches(data), place)
+    assert there()
+    prototypes = prototypes_of(backbone, data, place)
+    assert there()
+    assert prototypes is not None
+    assert prototypes.device.type == "cpu"
+    module.take_teacher(backbone, data, device=place)
+    assert module.teacher is not None
+    module.teacher.follow(backbone, data, place)
+    assert there({1, 12})
+
+
+def test_a_vote_runs_its_models_on_the_device(
+    backbone: nn.Module, groups: Groups, data: TaskDataModule, gpu: None
+) -> None:
+    masks = random_masks(groups, 0.5, seed=1)
+    small = shrink(backbone, groups, masks)
+    weights = {name: tensor.numpy() for name, tensor in small.state_dict().items()}
+    head = nn.Linear(small(IMAGES).shape[1], 2).state_dict()
+    arrays = {name: tensor.numpy() for name, tensor in head.items()}
+    entry = ZooEntry("a--0", FACTS.to_dict(), {}, {k: v.numpy() for k, v in masks.items()}, weights, {}, arrays, None)
+    images = PartImages(data, data.part("train"), hold=True)
+    target = TargetData(
+        None,  # type: ignore[arg-type]  # nobody asks the zoo
+        images,
+        data.part("train").labels,
+        backbone,
+        groups,
+        (),
+        place=Place(CUDA),
+        theta0=backbone,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "isfinite", lambda tensor: torch.tensor(True))
+        assert target.probabilities(entry).shape == (12, 2)
+    require_there(target._scratch.state_dict())
+    assert target.features(FACTS.to_dict()).device.type == "cpu"
+    assert {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
 
 
 def _dense(recipe: dict[str, Any]) -> dict[str, Any]:

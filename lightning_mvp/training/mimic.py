@@ -127,7 +127,8 @@ class Teacher:
         self.map: tuple[Tensor, Tensor] | None = None
         if data is not None:
             reestimate_over(self.backbone, reestimation_batches(data, seed), device)
-            self.width = features_over(self.backbone, pass_over(data, data.part("train")[torch.arange(1)]))[0].shape[1]
+            one = pass_over(data, data.part("train")[torch.arange(1)])
+            self.width = features_over(self.backbone, one, device)[0].shape[1]
 
     def features(self, images: Tensor) -> Tensor:
         """``(N, D)`` for preprocessed images, without gradient."""

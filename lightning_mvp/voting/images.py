@@ -174,5 +174,5 @@ def equal_batches(batches: Iterable[Tensor], size: int, images: int | None = Non
             given, held = True, [whole[wanted:]] if len(whole) > wanted else []
             wanted = next(sizes, size)
     left = sum(map(len, held))
-    if left and (not given or 2 * left >= size or images is not None):
+    if left and (not given or 2 * left >= max(size, 4) or images is not None):
         yield torch.cat(held)

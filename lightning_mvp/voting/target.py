@@ -118,7 +118,7 @@ class Target:
 
     def _batch(self, facts: dict[str, Any]) -> int:
         size = self.scoring.example(facts).shape[-1] if self.scoring.preprocessed else facts["input_size"]
-        return min(REESTIMATION_BATCH, images_a_batch(size))
+        return max(2, min(REESTIMATION_BATCH, images_a_batch(size)))  # moments of one image say little
 
 
 @dataclass(frozen=True)
