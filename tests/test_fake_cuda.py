@@ -14,7 +14,7 @@ the CPU. Not walked, for they need values or a device:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -224,7 +224,7 @@ def test_what_is_told_a_device_runs_there_and_comes_back(
     module = TaskModule.for_task(backbone, data.facts, mimic=1.0)
     seen.clear()
 
-    def there(images: set[int] = frozenset({12})) -> bool:  # type: ignore[assignment]
+    def there(images: Collection[int] = (12,)) -> bool:
         found = seen == {(CUDA, count) for count in images}
         seen.clear()
         return found and {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
@@ -237,7 +237,7 @@ def test_what_is_told_a_device_runs_there_and_comes_back(
     module.accuracy_in(data, device=place)
     assert there({3})
     reestimate_over(backbone, reestimation_batches(data), place)
-    assert there()
+    assert there({12} if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else set())
     prototypes = prototypes_of(backbone, data, place)
     assert there()
     assert prototypes is not None
