@@ -139,13 +139,26 @@ def pass_over(
         where: who makes the pass.
         facts: of the model that will see the images; None: the task's own.
     """
-    place, part = Place.at(where), data.part(part) if isinstance(part, str) else part
+    place = Place.at(where)
+    if not isinstance(part, str):
+        chosen = part
+    elif hasattr(data, "batches"):  # of any LightningDataModule
+        return data.batches(part)
+    else:
+        chosen = data.part(part)
     if place.ranks > 1:
-        part = part[torch.arange(place.rank, len(part), place.ranks)]
-        if not len(part):
+        chosen = chosen[torch.arange(place.rank, len(chosen), place.ranks)]
+        if not len(chosen):
             return []
     size = (data.facts if facts is None else facts).input_size
-    return data.pass_loader(part, facts, images_a_batch(size, place.device))
+    return data.pass_loader(chosen, facts, images_a_batch(size, place.device))
+
+
+def sample_of(data: Any, most: int, where: Where = None) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of at most so many preprocessed training images, equally many of each class where that is known."""
+    if hasattr(data, "batches"):
+        return data.batches("train", most)
+    return pass_over(data, data.scoring_part(max(most, len(data.facts.classes))), where)
 
 
 def features_over(

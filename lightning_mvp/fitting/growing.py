@@ -13,6 +13,7 @@ from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.adding import add_voted
+from lightning_mvp.training.batches import AnyTask
 from lightning_mvp.training.decision import is_first_process
 from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.voting.latest import latest_of
@@ -196,7 +197,7 @@ def require_wave(wave: int) -> int:
 
 
 def start_accuracy(
-    module: MetaVoteModule, datamodule: TaskDataModule, head_init: str = "ridge", *, device: Where = None
+    module: MetaVoteModule, datamodule: AnyTask, head_init: str = "ridge", *, device: Where = None
 ) -> float:
     """The accuracy of a vote before its first step, on the task's validation images, with the ridge head.
 

@@ -15,7 +15,7 @@ from lightning_mvp.backbones.create import create_backbone, recipe_of
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.least_squares import solve_ridge
-from lightning_mvp.backbones.passes import Place, Where, features_over, pass_over, reestimate_over
+from lightning_mvp.backbones.passes import Place, Where, features_over, reestimate_over, sample_of
 from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -127,8 +127,8 @@ class Teacher:
         self.map: tuple[Tensor, Tensor] | None = None
         if data is not None:
             reestimate_over(self.backbone, reestimation_batches(data, seed), device)
-            one = pass_over(data, data.part("train")[torch.arange(1)])
-            self.width = features_over(self.backbone, one, device)[0].shape[1]
+            images, labels = next(iter(sample_of(data, 1)))
+            self.width = features_over(self.backbone, [(images, labels)], device)[0].shape[1]
 
     def features(self, images: Tensor) -> Tensor:
         """``(N, D)`` for preprocessed images, without gradient."""
@@ -158,8 +158,11 @@ class Teacher:
 
     def follow(self, backbone: nn.Module, data: TaskDataModule, device: Where = None) -> None:
         """Mimic through a linear map, fitted on training images: nobody knows which features the backbone has."""
-        part, place = data.scoring_part(MAP_IMAGES), Place.at(device).alone
-        own, wanted = (features_over(net, pass_over(data, part, place), place)[0] for net in (backbone, self.backbone))
+        place, features = Place.at(device).alone, []
+        with place.holding(backbone, self.backbone):
+            for images, _ in sample_of(data, MAP_IMAGES, place):
+                features.append([place.run(net, images).cpu() for net in (backbone, self.backbone)])
+        own, wanted = map(torch.cat, zip(*features, strict=True))
         self.map, self.kept = linear_map(own, wanted), None
         self.width = self.map[0].shape[1]
         self._bring()

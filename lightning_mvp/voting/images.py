@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -145,6 +145,21 @@ class StreamedImages:
 
     def first(self, most: int) -> StreamedImages:
         return StreamedImages(self.loader, min(most, self.most), self.preprocessed)
+
+
+class Converted:
+    """A loader whose batches are taken for something else.
+
+    Args:
+        loader: any iterable that can be gone over again.
+        batch_to: called with each batch.
+    """
+
+    def __init__(self, loader: Any, batch_to: Callable[[Any], Any]) -> None:
+        self.loader, self.batch_to = loader, batch_to
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.batch_to, self.loader)
 
 
 def equal_batches(batches: Iterable[Tensor], size: int, images: int | None = None) -> Iterator[Tensor]:

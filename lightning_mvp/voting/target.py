@@ -75,7 +75,10 @@ class Target:
             images: Images = PartImages(loader, part[_order(len(part), seed)])
             scoring = PartImages(loader, scored, hold=True)
             return cls(images, len(part), scoring, scored.labels, loader.facts.to_dict(), tuple(classes))
-        classes = class_names(loader) if classes is None else classes
+        facts = getattr(loader, "facts", None)
+        if classes is None:
+            classes = class_names(loader) if facts is None else facts.classes
+        known = None if facts is None else facts.to_dict()
         n = max(n, 2 * len(classes or ()))
         rest = iterated(loader, "loader")
         begun = list(itertools.islice(rest, 1))
@@ -96,10 +99,10 @@ class Target:
         names = None if classes is None else tuple(classes)
         if streams and rest is not loader:
             most = batches * len(pair_of(begun[0], "loader")[1])
-            return cls(StreamedImages(loader, most, held.preprocessed), None, held, labels[chosen], None, names)
+            return cls(StreamedImages(loader, most, held.preprocessed), None, held, labels[chosen], known, names)
         # Batch statistics need mixed classes, whatever the order the images came in.
         own = HeldImages(sample.images[_order(len(labels), seed)])
-        return cls(own, len(own), held, labels[chosen], None, names)
+        return cls(own, len(own), held, labels[chosen], known, names)
 
     def first(self, facts: dict[str, Any], most: int) -> Iterable[Tensor]:
         """The first `most` training images, preprocessed, in batches; all of them if fewer were read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
-from lightning_mvp.voting.images import HeldImages, Images
+from lightning_mvp.voting.images import Converted, HeldImages, Images
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.options import VoteKeywords, VoteOptions
 from lightning_mvp.voting.ranking import Neighbour, Ranking, candidate_names, nearest, read_usable
@@ -46,6 +46,7 @@ def voted_backbone(
     groups: Groups | None = None,
     classes: Sequence[str] | None = None,
     device: Where = None,
+    batch_to: Callable[[Any], Any] | None = None,
     **options: Unpack[VoteKeywords],
 ) -> tuple[nn.Module, VoteReport]:
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
@@ -62,7 +63,8 @@ def voted_backbone(
             Labels are class indices `(n,)` or multi-hot `(n, L)` of 0 and 1, and serve the similarity only. What a
             batch holds beyond these two (a second head's labels) is not looked at: put first what shall decide.
             `reestimate_batches` batches are read; where these lack classes, or come one class after the other, up to
-            1,000, and a warning says which classes were seen.
+            1,000, and a warning says which classes were seen. If these images take more than 128 MB, only those that
+            decide the similarity are held in memory, and the loader is read again for the statistics.
         neighbours: how many entries vote; None lets all vote; or a ranking already made by `rank_neighbours`, so that
             several votes for one target score the zoo once.
         backbone: the dense backbone, for its structure; None builds it from the zoo's recipe.
@@ -72,6 +74,7 @@ def voted_backbone(
         device: where the images go through models, such as "cuda", or a
             :class:`~lightning_mvp.backbones.passes.Place`, which also says the precision. None: where `backbone` is,
             in float32. Tracing and merging stay on the CPU, and so does what is returned.
+        batch_to: batch → images and labels, where a batch of the loader is not these two, such as a dict.
         options: ``similarity="leep"``, ``merge="mean"``, ``pruning_ratio=None`` and all others of
             :class:`~lightning_mvp.voting.options.VoteOptions`.
 
@@ -88,6 +91,8 @@ def voted_backbone(
         >>> small, report = voted_backbone("zoo/", loader, neighbours=5)  # doctest: +SKIP
         >>> module = YourModule(small)  # doctest: +SKIP
     """
+    if batch_to is not None:
+        loader = map(batch_to, loader) if isinstance(loader, Iterator) else Converted(loader, batch_to)
     chosen = VoteOptions(**options)  # type: ignore[arg-type]  # it takes names, too
     return Election(zoo, loader, neighbours, chosen, backbone, groups, classes, device).result()
 
