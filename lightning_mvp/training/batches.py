@@ -49,7 +49,9 @@ class LoadedTask:
         """
         given = getattr(self.datamodule, f"{part}_dataloader")()
         seen = 0
-        for loader in given if isinstance(given, list | tuple) else [given]:
+        batches = list | tuple | Mapping | Tensor
+        several = isinstance(given, list | tuple) and not any(isinstance(each, batches) for each in given)
+        for loader in given if several else [given]:
             for batch in itertools.islice(loader, None if isinstance(loader, Sized) else MOST_BATCHES):
                 images, labels = pair_of(batch, self.facts, self.batch_to)
                 left = len(images) if most is None else most - seen

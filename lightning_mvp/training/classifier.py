@@ -129,7 +129,7 @@ class Classifier(L.LightningModule):
         with torch.no_grad():
             return (self.head(features).argmax(1).cpu() == labels.cpu()).float().mean().item()
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         self._require_reader()
         images = images_of(batch, self.facts, self.batch_to).contiguous(memory_format=self.layout)
         return probabilities_of(self(images), self.multi_label)
