@@ -88,7 +88,8 @@ def run(config: DictConfig) -> None:
     output = Path(config.output or Path(config.paths.root, "exported", source.name))
     require_free(output, FILES, config.overwrite)
     formats, measure = list(config.formats), plain(config.measure)
-    options = {"threads": config.threads, "device": config.device, "overwrite": config.overwrite, **measure}
+    threads = None if config.threads == "auto" else config.threads
+    options = {"threads": threads, "device": config.device, "overwrite": config.overwrite, **measure}
     report = export_model(source, output, formats=formats, **options)
     console.print(report)
     for name, what in (

@@ -201,6 +201,7 @@ def run(config: DictConfig) -> float:
         ValueError: a voter of the wave is gone.
     """
     from lightning_mvp.agreement import on_rank_zero
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.fitting.growing import start_accuracy, start_of_growth
     from lightning_mvp.training.adding import WorseThanStartError
     from lightning_mvp.training.decision import is_first_process
@@ -213,20 +214,22 @@ def run(config: DictConfig) -> float:
     voters = wave_voters(zoo, own) if is_first_process() else ()
     chosen = {name: growth[name] for name in ("neighbours", "which", "among")}
     options = {**module_options(config), **growth["vote"]}
-    module = start_of_growth(zoo, datamodule, voters, **chosen, seed=config.seed, **options)
-    start = None if module.waits else start_accuracy(module, datamodule, config.head_init)
     trainer = trainer_for(config)
+    place = Place.of(trainer)
+    module = start_of_growth(zoo, datamodule, voters, **chosen, seed=config.seed, **options, device=place)
+    start = None if module.waits else start_accuracy(module, datamodule, config.head_init, device=place)
     begin = time.perf_counter()
     trainer.fit(module, datamodule=datamodule)
     seconds = time.perf_counter() - begin
-    accuracy = module.accuracy_on(*datamodule.val_images())
+    accuracy = module.accuracy_in(datamodule, device=Place.of(trainer))
     name = entry_id(datamodule.facts.name, own)
     info = {"steps": trainer.global_step, "seed": config.seed, "seconds": seconds, "start_val_accuracy": start}
     sentences = [f"{name}: {accuracy:.1%} on validation images"]
 
     def write() -> None:
         try:
-            _add(config, zoo, module, datamodule, own, None if growth["keep_worse"] else start, info, config.storage)
+            least = None if growth["keep_worse"] else start
+            _add(config, trainer, zoo, module, datamodule, own, least, info, config.storage)
             sentences.append(f"wrote {name} to the zoo {config.zoo}, which has {len(zoo)} entries now")
         except WorseThanStartError as error:
             refuse(zoo, name, {**info, "val_accuracy": accuracy})
@@ -300,13 +303,16 @@ def may_be_added(report: Mapping[str, Any]) -> bool:
     return report.get("start_val_accuracy", 0.0) <= report["val_accuracy"]
 
 
-def start_to_add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule) -> dict[str, float]:
+def start_to_add(
+    config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule, trainer: L.Trainer
+) -> dict[str, float]:
     """The start's accuracy for the report; nothing on ranks that wait for the first one's vote."""
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.fitting.growing import start_accuracy
 
     if module.waits:
         return {}
-    return {"start_val_accuracy": start_accuracy(module, datamodule, config.head_init)}
+    return {"start_val_accuracy": start_accuracy(module, datamodule, config.head_init, device=Place.of(trainer))}
 
 
 def add_trained(
@@ -320,19 +326,21 @@ def add_trained(
     from lightning_mvp.agreement import on_rank_zero
 
     info = {"steps": trainer.global_step, **start}
-    on_rank_zero(trainer, lambda: _add_and_say(config, module, datamodule, info))
+    on_rank_zero(trainer, lambda: _add_and_say(config, trainer, module, datamodule, info))
 
 
-def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
+def add_made(config: DictConfig, trainer: L.Trainer, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
     """Add what an earlier ``mvp-vote`` has made, from its checkpoint; called by all ranks, done by the first."""
     from lightning_mvp.training.meta_vote import MetaVoteModule
 
     if start:
         module = MetaVoteModule.load_from_checkpoint(Path(config.output) / "model.ckpt", weights_only=True)
-        _add_and_say(config, module, datamodule, {"steps": config.steps, **start})
+        _add_and_say(config, trainer, module, datamodule, {"steps": config.steps, **start})
 
 
-def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModule, info: Mapping[str, Any]) -> None:
+def _add_and_say(
+    config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, data: TaskDataModule, info: Mapping[str, Any]
+) -> None:
     from lightning_mvp.training.adding import WorseThanStartError
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.zoo import ModelZoo
@@ -342,7 +350,7 @@ def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModul
     sentence = f"{name} is in the zoo {config.zoo} already, and stays as it is"
     if name not in zoo:
         try:
-            _add(config, zoo, module, data, own, info["start_val_accuracy"], {**info, "seed": config.seed})
+            _add(config, trainer, zoo, module, data, own, info["start_val_accuracy"], {**info, "seed": config.seed})
             sentence = f"added {name} to the zoo {config.zoo}, which has {len(zoo)} entries now"
         except WorseThanStartError as error:
             sentence = str(error)
@@ -351,6 +359,7 @@ def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModul
 
 def _add(
     config: DictConfig,
+    trainer: L.Trainer,
     zoo: ModelZoo,
     module: MetaVoteModule,
     data: TaskDataModule,
@@ -360,7 +369,9 @@ def _add(
     storage: Any = "float32",
 ) -> None:
     """Add an entry whose id is made of ``own``; it is kept in the job's folder if the zoo can't be written."""
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.training.adding import add_voted
 
-    folder = config.trainer.get("default_root_dir", ".")
-    add_voted(zoo, module, data, config=own, start_accuracy=start, info=info, storage=storage, folder=folder)
+    options = {"storage": storage, "folder": config.trainer.get("default_root_dir", ".")}
+    place = Place.of(trainer).alone
+    add_voted(zoo, module, data, config=own, start_accuracy=start, info=info, device=place, **options)

@@ -131,6 +131,7 @@ def pruning_of(config: DictConfig) -> MVPCallback | None:
 def run(config: DictConfig) -> float:
     """Pre-train, write safetensors, return the accuracy on validation images; goes on where it was stopped."""
     from lightning_mvp.backbones.create import recipe_of
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.callbacks.resumable import Resumable
     from lightning_mvp.files import write_json
@@ -151,7 +152,7 @@ def run(config: DictConfig) -> float:
     go_on_from = config.get("go_on_from", resumable.checkpoint)
     with resumable:
         trainer.fit(module, datamodule=datamodule, ckpt_path=go_on_from, weights_only=True)
-    accuracy = module.accuracy_on(*datamodule.val_images())
+    accuracy = module.accuracy_in(datamodule, device=Place.of(trainer))
     if trainer.is_global_zero:
         backbone = module.backbone
         if pruning is not None:

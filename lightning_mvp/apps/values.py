@@ -18,7 +18,6 @@ WHOLE = {
     "steps": 1,
     "source_steps": 1,
     "seed": 0,
-    "threads": 1,
     "workers": 1,
     "shards": 1,
     "shard": 0,
@@ -153,6 +152,8 @@ def require_types(config: DictConfig, app: str) -> None:
         _require(config, key, "a list", "[…]", lambda value: isinstance(value, ListConfig))
     for key in MAPPINGS:
         _require(config, key, "a mapping", "{…}", lambda value: isinstance(value, DictConfig))
+    auto = "auto or an integer of at least 1", "auto", lambda value: value == "auto" or is_whole(value, least=1)
+    _require(config, "threads", *auto)
     _require(config, "start", "theta0 or vote", "vote", lambda value: value in ("theta0", "vote"))
     _require(config, "growth.family", "text", "HASH", lambda value: isinstance(value, str), null=True)
     counts = "a list of numbers", "[…]", lambda value: isinstance(value, ListConfig) and all(map(is_whole, value))

@@ -20,13 +20,14 @@ from typing_extensions import override
 
 from lightning_mvp.backbones.copies import detached_copy
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
+from lightning_mvp.backbones.passes import images_a_batch
 from lightning_mvp.callbacks.batch_labels import find_labels, tensors_of
 from lightning_mvp.callbacks.state import PruningState
 from lightning_mvp.lightning_internals import is_compiled, prepared_batch
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.voting.class_means import ClassMeans, images_per_pass, task_means
+from lightning_mvp.voting.class_means import ClassMeans, task_means
 from lightning_mvp.voting.reading import MOST_BATCHES
 from lightning_mvp.zoo.new_entry import ZooTarget
 from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
@@ -170,7 +171,9 @@ class FitPrototypes:
         rows = self.means.wanted(labels, self._among)
         if len(rows):
             chosen = self._as_seen(images[rows.to(images.device)], given)
-            self.means.add(features_of(self._dense, chosen, images_per_pass(chosen.shape[-1])), labels[rows])
+            self.means.add(
+                features_of(self._dense, chosen, images_a_batch(chosen.shape[-1], chosen.device)), labels[rows]
+            )
         if self.means.enough:
             self._end()
 

@@ -143,6 +143,7 @@ WRONG = [
     *((key, value) for key in values.FLAGS for value in ("no", 1, None)),
     *((key, value) for key in values.LISTS for value in ("abc", 3, None)),
     *((key, value) for key in values.MAPPINGS for value in ("abc", 3, None)),
+    *(("threads", value) for value in ("all", 0, 1.5, True, None)),
     *((key, None) for key in (*values.WHOLE, *values.NUMBERS, "zoo", "output")),
     *((key, 3) for key in values.PATHS),
     ("seed", 2**32),
