@@ -66,9 +66,7 @@ def test_manual_optimization_with_several_steps_a_batch():
 
 def test_with_manual_optimization_the_assumed_number_of_steps_is_said():
     mvp = callback(head="classifier", steps_per_round=None)
-    with pytest.warns(
-        UserWarning, match="is assumed, 12 in all, with the last pruning round after step 6"
-    ):
+    with pytest.warns(UserWarning, match="is assumed, 12 in all, with the last pruning round after step 6"):
         fit(Manual(), mvp, max_steps=24)
     assert mvp.schedule is not None
     assert mvp.schedule.steps_per_round == 2  # 60 % of 12 steps over 3 rounds
