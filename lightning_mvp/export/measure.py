@@ -68,9 +68,7 @@ def alternate(runs: Mapping[str, Callable[[], object]], seconds: float, threads:
         threads: The number of torch's threads while measuring.
     """
     timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
-    once = {
-        name: timer.timeit(1).median for name, timer in timers.items()
-    }  # after two calls that are not timed
+    once = {name: timer.timeit(1).median for name, timer in timers.items()}  # after two calls that are not timed
     rounds = min(max(ROUNDS[0], int(seconds / max(once.values()))), ROUNDS[1])
     calls = {name: max(1, int(seconds / rounds / each)) for name, each in once.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
