@@ -137,6 +137,7 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.files import write_json
     from lightning_mvp.fitting.fit import make_trainer
     from lightning_mvp.training.task import TaskModule
+    from lightning_mvp.zoo.preprocessing import preprocessing_of
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
@@ -158,7 +159,7 @@ def run(config: DictConfig) -> float:
         if pruning is not None:
             backbone = pruning.small_model().get_submodule("0")  # its head is another one's
             write_json(recipe_path(output), recipe_of(backbone), overwrite=True)
-        save_weights(backbone, output, preprocessing=datamodule.facts.preprocessing())
+        save_weights(backbone, output, preprocessing=preprocessing_of(datamodule.facts.to_dict()))
         shutil.rmtree(folder)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
         console.print(f"wrote {output}")
