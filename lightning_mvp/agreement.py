@@ -6,10 +6,15 @@ import atexit
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor, distributed
+
+from lightning_mvp.turns import take_turns
+
+T = TypeVar("T")
 
 
 @cache
@@ -53,20 +58,18 @@ def require_equal_on_all_ranks(trainer: L.Trainer | L.Fabric, decision: str, rou
         )
 
 
-def on_rank_zero(trainer: L.Trainer | L.Fabric, write: Callable[[], object]) -> None:
-    """Let rank 0 write; all ranks wait for it, and all fail if it does.
+def on_rank_zero(trainer: L.Trainer | L.Fabric, act: Callable[[], T]) -> T:
+    """Let rank 0 decide or write, however long it takes; all ranks get what it returns, and all fail if it does.
+
+    Args:
+        trainer: the ranks, whose process group exists.
+        act: called on rank 0; what it returns is sent to the others.
 
     Raises:
-        RuntimeError: on all ranks, with what went wrong on rank 0.
+        Exception: on rank 0, what ``act`` raises.
+        RankZeroError: on the others, with what went wrong on rank 0.
     """
-    problem = None
-    if trainer.is_global_zero:
-        try:
-            write()
-        except Exception as error:
-            if trainer.world_size == 1:
-                raise
-            problem = f"{type(error).__name__}: {error}"
-    problem = trainer.strategy.broadcast(problem)
-    if problem is not None:
-        raise RuntimeError(f"The zoo entry could not be written, and the zoo is as it was. {problem}")
+    if trainer.world_size == 1:
+        return act()
+    answer = take_turns(act)
+    return trainer.strategy.broadcast(answer)  # type: ignore[return-value]  # of rank 0

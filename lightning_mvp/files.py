@@ -283,7 +283,7 @@ def _claim_and_rename(source: Path, target: Path) -> None:
 
 
 def _taken(path: Path) -> FileExistsError:
-    return FileExistsError(f"{path} exists already and is never replaced silently.")
+    return FileExistsError(f"{path} exists already and is never replaced silently. Choose another path, or remove it.")
 
 
 def _sync_folder(path: Path) -> None:

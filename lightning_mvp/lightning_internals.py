@@ -7,13 +7,14 @@ methods of ModelCheckpoint are checked whenever a PrunedCheckpoint is made, beca
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from inspect import signature
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
-from torch import nn
+from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 SpawningLauncher = _MultiProcessingLauncher
@@ -97,6 +98,33 @@ def prepared_batch(trainer: L.Trainer, batch: Any) -> Any:
 def converts_batch_norms(trainer: L.Trainer) -> bool:
     """Whether the Trainer was made with ``sync_batchnorm=True``. It has no public attribute that says so."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def timeout_of(strategy: Any) -> timedelta:
+    """How long the ranks of a DDP strategy wait for each other in a collective, or to be there at all."""
+    return getattr(strategy, "_timeout", None) or timedelta(minutes=30)
+
+
+def set_timeout(strategy: Any, seconds: float) -> None:
+    """Set that for a strategy that was chosen by name, and so made by Lightning; others than DDP have none."""
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = timedelta(seconds=seconds)
+
+
+def group_store() -> Any:
+    """The store through which the ranks of the process group have found each other."""
+    return distributed.distributed_c10d._get_default_store()
+
+
+def default_store(address: str, port: int, first: bool) -> Any:
+    """A store that ``init_process_group`` would open or reach at this address, without waiting for the other ranks.
+
+    Args:
+        address: of rank 0.
+        port: there.
+        first: whether this process opens it; the process group that it makes later then uses the same.
+    """
+    return distributed.TCPStore(address, port, is_master=first, wait_for_workers=False, multi_tenant=first)
 
 
 def is_compiled(module: nn.Module) -> bool:

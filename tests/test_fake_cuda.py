@@ -41,8 +41,8 @@ from lightning_mvp.pruning.loss_watch import LossWatch
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training import task as task_file
+from lightning_mvp.training.optimizer import OptimizerName
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
-from lightning_mvp.training.task import OptimizerName
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.new_entry import ZooTarget, as_stored
 from lightning_mvp.zoo.rebuild import refill
@@ -198,7 +198,7 @@ def test_passes_bring_images_to_the_device_and_features_back(
     module = TaskModule.for_task(there, data.facts)
     require_there({name: tensor for name, tensor in module.state_dict().items() if not name.startswith("accuracy")})
     fitted = nn.Linear(module.head.in_features, 3)
-    monkeypatch.setattr(task_file, "ridge_head", lambda features, labels, classes: fitted)
+    monkeypatch.setattr(task_file, "ridge_head", lambda *_: fitted)
     module.initialise_head(data)
     assert module(IMAGES.to(CUDA)).shape == (4, 3)
     require_there(module.to_torch().state_dict())
@@ -209,10 +209,10 @@ def test_passes_bring_images_to_the_device_and_features_back(
 
 def test_prototypes_are_made_where_the_backbone_is(backbone: nn.Module, gpu: None, tmp_path: Path) -> None:
     there, target = on_gpu(backbone), ZooTarget(tmp_path, FACTS)
-    target.capture(there)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    target.capture(trainer, there)
     seen = FitPrototypes(target, None)
     seen.seen_by = replace(FACTS, mean=(0.1,) * 3)  # another zoo's, into which images are converted
-    trainer: Any = SimpleNamespace(is_global_zero=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.begin(trainer, L.LightningModule(), there)

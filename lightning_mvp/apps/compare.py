@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
-from lightning_mvp.apps.runtime import console, data_arguments, plain, split_arguments, trainer_of
+from lightning_mvp.apps.runtime import console, plain, trainer_of
+from lightning_mvp.apps.tasks import data_arguments, split_arguments
 
 if TYPE_CHECKING:
     from lightning_mvp.study.study_settings import StudySettings
@@ -21,8 +22,11 @@ def build_settings(config: DictConfig) -> StudySettings:
     """The study that a configuration describes. A setting of the same name as a key of `conf/compare.yaml` is that."""
     from lightning_mvp.study.study_settings import StudySettings
 
+    data = data_arguments(config)
+    if data.get("image_size") is None and data["name"] in ("imagefolder", "huggingface"):
+        data["image_size"] = config.backbone.recipe.input_size  # a study holds its images, all of one size, in memory
     values: dict[str, Any] = {
-        "data": data_arguments(config),
+        "data": data,
         "split": split_arguments(config),
         "recipe": plain(config.backbone.recipe),
         "weights": config.backbone.weights,

@@ -14,20 +14,19 @@ from omegaconf import DictConfig, open_dict
 from lightning_mvp.apps.job import Done
 from lightning_mvp.apps.runtime import (
     console,
-    data_of,
-    datamodule_of,
     plain,
-    split_of,
-    task_of,
     trainer_options,
     training_of,
 )
+from lightning_mvp.apps.tasks import datamodule_of, preprocessing_of, selection_of, split_of, task_of
 
 if TYPE_CHECKING:
     import lightning as L
 
     from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.tasks.splits import TaskSpec
     from lightning_mvp.training.meta_vote import MetaVoteModule
+    from lightning_mvp.zoo.entry import ZooEntry
     from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -117,15 +116,14 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     require_growth(growth.neighbours, growth.which, growth.among)
     order, zoo = order_of(config), ModelZoo(config.zoo)
     wave = require_wave(growth.wave) if order is None else order.wave(config.split.task)
-    data = data_of(config)
-    datamodule = datamodule_of(config, data, task_of(config, data))
+    task = task_of(config)
     family, members = family_members(zoo, growth.family)
 
     def own(wave: int) -> dict[str, Any]:
         return growth_config(family, members, rule_of(config, world_size, wave, order))
 
-    name = entry_id(datamodule.facts.name, own(wave))
-    done = entry_there(zoo, name, datamodule)
+    name = entry_id(task.name, own(wave))
+    done = entry_there(zoo, name, config, task)
     if done is not None:
         return done
     refused = refusal(zoo, name)
@@ -133,7 +131,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         return Done(f"{name} was worse than its start, and is not in {zoo.path}: skipped", refused.get("val_accuracy"))
     if order is not None and not config.dry_run:
         earlier = order.before(wave)
-        split = split_of(config, data)
+        split = split_of(config)
         names = {task: entry_id(split.get(config.split.kind, task).name, own(order.wave(task))) for task in earlier}
         _require_earlier(zoo, wave, {task: name for task, name in names.items() if name not in zoo}, refusal)
     with open_dict(config):
@@ -141,8 +139,8 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     return None
 
 
-def entry_there(zoo: ModelZoo, name: str, datamodule: TaskDataModule) -> Done | None:
-    """Say so if the zoo has the entry.
+def entry_there(zoo: ModelZoo, name: str, config: DictConfig, task: TaskSpec) -> Done | None:
+    """Say so if the zoo has the entry. No image is opened for it.
 
     Raises:
         ValueError: it is about other classes or other data.
@@ -150,13 +148,23 @@ def entry_there(zoo: ModelZoo, name: str, datamodule: TaskDataModule) -> Done | 
     if name not in zoo:
         return None
     entry = zoo[name]  # a damaged entry is named, not taken for done
-    if entry.facts != datamodule.facts.to_dict():
+    if not _is_about(entry, config, task):
         raise ValueError(
             f"Expected the entry {name} of the zoo {zoo.path} to be about this task, but it is about other classes or "
             f"other data: {', '.join(entry.facts['classes'])}. Take another zoo=FOLDER, or a name of your own: "
             "'split.classes=[…]' with split.task=NAME."
         )
     return Done(f"{name} is in {zoo.path} already: skipped", entry.info.get("val_accuracy"))
+
+
+def _is_about(entry: ZooEntry, config: DictConfig, task: TaskSpec) -> bool:
+    """Whether an entry is about a task, as far as that is known without its images."""
+    selection = entry.info.get("data")
+    if selection is None:  # an entry from before it was kept
+        return entry.facts == datamodule_of(config, task).facts.to_dict()
+    seen = preprocessing_of(config) or {}
+    about = {"name": task.name, "classes": list(task.classes), **seen}
+    return selection == selection_of(config) and {**entry.facts, **about} == entry.facts
 
 
 def _require_earlier(
@@ -200,8 +208,7 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.zoo.waves import refuse, wave_voters
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    data = data_of(config)
-    datamodule = datamodule_of(config, data, task_of(config, data))
+    datamodule = datamodule_of(config, task_of(config))
     zoo, growth, own = ModelZoo(config.zoo), plain(config.growth), plain(config.growth.own)
     voters = wave_voters(zoo, own) if is_first_process() else ()
     chosen = {name: growth[name] for name in ("neighbours", "which", "among")}
@@ -273,12 +280,11 @@ def ready_to_add(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.zoo.waves import family_members, growth_config
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    zoo, data = ModelZoo(config.zoo), data_of(config)
-    datamodule = datamodule_of(config, data, task_of(config, data))
+    zoo, task = ModelZoo(config.zoo), task_of(config)
     own = growth_config(*family_members(zoo, config.vote.get("config")), vote_rule(config, world_size))
     with open_dict(config):
         config.add_as = own
-    done = entry_there(zoo, entry_id(datamodule.facts.name, own), datamodule)
+    done = entry_there(zoo, entry_id(task.name, own), config, task)
     wanted = config.overwrite or not Path(config.output).exists() if config.output is not None else config.overwrite
     return None if wanted else done
 

@@ -23,8 +23,9 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+from rich.markup import escape
 
-from lightning_mvp.apps.arguments import quoted
+from lightning_mvp.apps.arguments import quoted, with_folders
 from lightning_mvp.apps.hydra_internals import JobError, is_sweep
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
 from lightning_mvp.apps.sweep import RECORD, report_sweep
@@ -206,7 +207,11 @@ def command(app: str) -> Any:
 
     @wraps(entry)
     def main() -> None:
-        sys.argv[1:] = quoted(sys.argv[1:])
+        try:
+            sys.argv[1:] = quoted(with_folders(sys.argv[1:]))
+        except ValueError as error:
+            console.print(f"[bold red]ValueError:[/] {escape(str(error))}", highlight=False)
+            raise SystemExit(1) from None
         with report_sweep(app):
             entry()
 

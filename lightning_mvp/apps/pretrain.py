@@ -18,15 +18,13 @@ from lightning_mvp.apps.job import command
 from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
-    data_of,
-    datamodule_of,
     plain,
     recipe_path,
     refuse_existing,
     say_if_random,
-    split_of,
     trainer_options,
 )
+from lightning_mvp.apps.tasks import data_settings, datamodule_of, seen_classes
 from lightning_mvp.tasks.splits import TaskSpec
 
 if TYPE_CHECKING:
@@ -41,7 +39,8 @@ SHOWS = {"default_root_dir", "logger", "log_every_n_steps", "enable_progress_bar
 
 def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     """What must be the same for a training to go on exactly."""
-    sections = {name: plain(config[name]) for name in ("data", "split", "backbone", "pruning", "optim", "trainer")}
+    sections = {name: plain(config[name]) for name in ("split", "backbone", "pruning", "optim", "trainer")}
+    sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
     return {**sections, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 
@@ -90,7 +89,7 @@ def ready(config: DictConfig, world_size: int) -> None:
         shutil.rmtree(training_folder(output), ignore_errors=True)
     refuse_existing(output)
     begun = require_same_training(training_folder(output), settings_of(config, world_size))
-    split_of(config, data_of(config))
+    seen_classes(config)
     if config.pruning.pruning_ratio is not None:
         from lightning_mvp.pruning.schedule import require_time_for
         from lightning_mvp.pruning.settings import PruningSettings
@@ -105,13 +104,12 @@ def cost(config: DictConfig) -> float:
     """Seconds of training, from a few steps of it in this process."""
     from lightning_mvp.apps.estimate import training_seconds
 
-    return training_seconds(config, data_for(config))
+    return training_seconds(config, len(seen_classes(config)))
 
 
 def data_for(config: DictConfig) -> TaskDataModule:
     """All classes that are not held out, as one task."""
-    data = data_of(config)
-    return datamodule_of(config, data, TaskSpec("pretrain", split_of(config, data).seen))
+    return datamodule_of(config, TaskSpec("pretrain", seen_classes(config)))
 
 
 def pruning_of(config: DictConfig) -> MVPCallback | None:
@@ -151,7 +149,7 @@ def run(config: DictConfig) -> float:
         if pruning is not None:
             backbone = pruning.small_model().get_submodule("0")  # its head is another one's
             write_json(recipe_path(output), recipe_of(backbone), overwrite=True)
-        save_weights(backbone, output)
+        save_weights(backbone, output, preprocessing=datamodule.facts.preprocessing())
         shutil.rmtree(folder)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
         console.print(f"wrote {output}")

@@ -13,19 +13,18 @@ from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
-    data_of,
-    datamodule_of,
     plain,
     say_if_random,
-    task_of,
     trainer_options,
     training_of,
 )
+from lightning_mvp.apps.tasks import datamodule_of, task_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lightning_mvp.tasks.datamodule import TaskDataModule
+    from lightning_mvp.tasks.splits import TaskSpec
     from lightning_mvp.training.task import TaskModule
 
 # Arguments of a Trainer that `cut_between_rounds` uses, too, because `make_fabric` has them.
@@ -67,13 +66,13 @@ class Plan:
     """How one task is pruned.
 
     Args:
-        datamodule: of the task.
+        task: its name and classes.
         pruning: arguments of :class:`~lightning_mvp.pruning.settings.PruningSettings`.
         training: what else the entry's id is made of.
         name: the entry's id.
     """
 
-    datamodule: TaskDataModule
+    task: TaskSpec
     pruning: dict[str, Any]
     training: dict[str, Any]
     name: str
@@ -85,13 +84,12 @@ def plan_of(config: DictConfig, world_size: int) -> Plan:
     from lightning_mvp.training.once import ONE_ROUND, once_config
     from lightning_mvp.zoo.entry import entry_id
 
-    data = data_of(config)
-    datamodule = datamodule_of(config, data, task_of(config, data))
+    task = task_of(config)
     pruning, training = {**plain(config.pruning), "seed": config.seed}, training_of(config, world_size)
     if config.once:
         pruning, training = {**pruning, **ONE_ROUND}, once_config(config.reconstruct)
     made_of = entry_config(PruningSettings(**pruning), steps_of(config), training)
-    return Plan(datamodule, pruning, training, entry_id(datamodule.facts.name, made_of))
+    return Plan(task, pruning, training, entry_id(task.name, made_of))
 
 
 def steps_of(config: DictConfig) -> int:
@@ -130,7 +128,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     theta0 = {key: to_array(tensor) for key, tensor in own_state(backbone).items()}
     # This refuses a zoo of another backbone or θ⁰, even if it has an entry of this name.
     found = ModelZoo.create(zoo, recipe_of(backbone), theta0, ModelZoo(zoo).group_sizes)
-    return growth_job.entry_there(found, plan.name, plan.datamodule)
+    return growth_job.entry_there(found, plan.name, config, plan.task)
 
 
 def require_once(config: DictConfig) -> None:
@@ -152,8 +150,7 @@ def cost(config: DictConfig) -> float | None:
 
     if config.once or config.start == "vote":
         return None
-    data = data_of(config)
-    return training_seconds(config, datamodule_of(config, data, task_of(config, data)))
+    return training_seconds(config, len(task_of(config).classes))
 
 
 def module_of(config: DictConfig, backbone: nn.Module, datamodule: TaskDataModule) -> TaskModule:
@@ -189,7 +186,7 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     backbone = backbone_of(config, config.weights)
     trainer = make_trainer(config.steps, network=backbone, **trainer_options(config))
     plan = plan_of(config, trainer.world_size)
-    data = plan.datamodule
+    data = datamodule_of(config, plan.task)
     pruning = MVPCallback(
         **plan.pruning, head="head", task=data.facts, zoo=config.zoo, training=plan.training, storage=config.storage
     )
@@ -214,11 +211,12 @@ def _cut(config: DictConfig) -> tuple[str, float, bool]:
     fabric = make_fabric(network=backbone, **cutting_options(config))
     fabric.launch()
     plan = plan_of(config, fabric.world_size)
-    zoo = ZooTarget(Path(config.zoo), plan.datamodule.facts, config.storage)
+    data = datamodule_of(config, plan.task)
+    zoo = ZooTarget(Path(config.zoo), data.facts, config.storage)
     zoo.decided = True
     cut = prune_into_zoo(
-        module_of(config, backbone, plan.datamodule),
-        plan.datamodule,
+        module_of(config, backbone, data),
+        data,
         zoo,
         PruningSettings(**plan.pruning),
         steps_of(config),

@@ -1,4 +1,4 @@
-"""What every command needs: plain containers from the configuration, data, a task, a backbone, the Trainer's arguments.
+"""What every command needs: plain containers from the configuration, a backbone, the Trainer's arguments.
 
 Hydra decorates a command's `main` before it reads the arguments, so NumPy, torch and Lightning are imported on first
 use: a cold ``--help`` costs no more than Hydra itself.
@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     import lightning as L
     from torch import nn
 
-    from lightning_mvp.tasks.data import ImageData
-    from lightning_mvp.tasks.datamodule import TaskDataModule
-    from lightning_mvp.tasks.splits import TaskSpec, TaskSplit
 
 console = Console(soft_wrap=True)
 
@@ -84,72 +80,6 @@ def prepare(config: DictConfig) -> None:
     quiet_lightning()
     if os.getcwd() not in sys.path:  # as `python -m` has it
         sys.path.insert(0, os.getcwd())
-
-
-def data_of(config: DictConfig) -> ImageData:
-    """The data set that ``data`` names; the jobs of a sweep that run in one process share it."""
-    return _load(json.dumps(data_arguments(config), sort_keys=True), os.getcwd())
-
-
-@lru_cache(maxsize=1)
-def _load(arguments: str, _relative_to: str) -> ImageData:
-    from lightning_mvp.tasks.data import load_data
-
-    return load_data(**json.loads(arguments))
-
-
-def data_arguments(config: DictConfig) -> dict[str, Any]:
-    """Arguments of :func:`load_data` from the ``data`` group; an option of null is the data set's own default.
-
-    ``_target_``, the import path of a function of somebody's own, may stand for ``name``.
-    """
-    data = plain(config.data)
-    if "_target_" in data:
-        data["name"] = data.pop("_target_")
-    options = {name: value for name, value in (data.pop("options", None) or {}).items() if value is not None}
-    for other in ("batch_size", "augment"):
-        data.pop(other, None)
-    return {**data, **options}
-
-
-def split_arguments(config: DictConfig) -> dict[str, Any]:
-    """Arguments of :func:`split_tasks` from the ``split`` group."""
-    split = plain(config.split)
-    for choice in ("kind", "task", "classes"):
-        split.pop(choice, None)
-    return split
-
-
-def split_of(config: DictConfig, data: ImageData) -> TaskSplit:
-    """The data set's source, target and held-out tasks."""
-    from lightning_mvp.tasks.splits import split_tasks
-
-    return split_tasks(data.classes, **split_arguments(config))
-
-
-def task_of(config: DictConfig, data: ImageData) -> TaskSpec:
-    """The task that ``split.kind`` and ``split.task`` choose, or the one of ``split.classes`` (a list of names)."""
-    from lightning_mvp.tasks.splits import TaskSpec
-
-    classes = config.split.get("classes")
-    if classes is not None:
-        return TaskSpec(str(config.split.task), tuple(classes))
-    index = config.split.task
-    if not isinstance(index, int):
-        raise ValueError(
-            f"Expected `split.task` to be the number of a {config.split.kind} task, but got {index!r}. A task of your "
-            "own has a name and classes: 'split.classes=[one, two]'."
-        )
-    return split_of(config, data).get(config.split.kind, index)
-
-
-def datamodule_of(config: DictConfig, data: ImageData, task: TaskSpec) -> TaskDataModule:
-    """Loaders of one task."""
-    from lightning_mvp.tasks.datamodule import TaskDataModule
-
-    return TaskDataModule(
-        data, task.classes, task.name, batch_size=config.data.batch_size, seed=config.seed, augment=config.data.augment
-    )
 
 
 def recipe_path(weights: str | Path) -> Path:
@@ -271,15 +201,22 @@ def training_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     The same global batch on more devices has other batch-norm statistics, and is another training.
     """
     trainer = {name: value for name, value in plain(config.trainer).items() if name not in NO_TRAINING}
+    augment = config.data.augment
     return {
         **plain(config.optim),
         **trainer,
         "batch_size": config.data.batch_size * world_size * config.trainer.accumulate_grad_batches,
-        "augment": config.data.augment,
+        "augment": plain(augment) if isinstance(augment, DictConfig) else augment,
+        **{name: value for name, value in _shown(config).items() if value},
         "head_init": config.get("head_init"),
         **({"devices": world_size} if world_size > 1 else {}),
         **({"mimic": float(config.mimic)} if config.get("mimic") else {}),
     }
+
+
+def _shown(config: DictConfig) -> dict[str, Any]:
+    """How training images are drawn and mixed, where somebody says so."""
+    return {name: value for name, value in plain(config.data).items() if name in ("balance", "mixing")}
 
 
 def refuse_existing(path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lightning_mvp.checks import is_number, is_whole
+
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
 
 # Key → its smallest allowed value. A command that does not have a key ignores it.
@@ -116,26 +118,6 @@ MAPPINGS = ("fewer", "tuned", "trials", "variants", "growths", "growth.vote")
 GIVEN = ("zoo", "folder", "output")  # of those commands that would otherwise not know where to write
 
 Test = Callable[[Any], bool]
-
-
-def is_whole(value: Any, least: float = float("-inf")) -> bool:
-    """Whether it is an integer, and not true or false.
-
-    Example:
-        >>> is_whole(3), is_whole(3.0), is_whole(True), is_whole(0, least=1)
-        (True, False, False, False)
-    """
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is an integer or a finite float.
-
-    Example:
-        >>> is_number(0.5), is_number("0.5"), is_number(float("nan"))
-        (True, False, False)
-    """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def require_types(config: DictConfig, app: str) -> None:

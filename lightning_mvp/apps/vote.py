@@ -15,13 +15,11 @@ from lightning_mvp.apps import growth_job
 from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.runtime import (
     console,
-    data_of,
-    datamodule_of,
     plain,
-    task_of,
     training_of,
 )
 from lightning_mvp.apps.scratch import hydra_value, scratch_words
+from lightning_mvp.apps.tasks import data_settings, datamodule_of, task_of
 from lightning_mvp.folders import put_in_place, require_free
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     from lightning_mvp.zoo.catalogue import content_stamp
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    settings = {"vote": growth_job.vote_settings(config), **{name: plain(config[name]) for name in ("data", "split")}}
+    settings = {"vote": growth_job.vote_settings(config), "data": data_settings(config), "split": plain(config.split)}
     for option in ("reconstruct", "best_of"):  # folders of votes from before there were such options stay theirs
         if not settings["vote"].get(option):
             settings["vote"].pop(option, None)
@@ -90,7 +88,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         return Done(f"{output} is there already: skipped", report["val_accuracy"])
     if report is None:
         require_free(output, FILES, config.overwrite)
-    task_of(config, data_of(config))
+    task_of(config)
     with open_dict(config):
         config.output = str(output)
         config.settings = settings  # of the zoo as it votes now, whoever adds to it meanwhile
@@ -114,8 +112,7 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.training.meta_vote import MetaVoteModule
     from lightning_mvp.zoo.zoo import ModelZoo
 
-    data = data_of(config)
-    datamodule = datamodule_of(config, data, task_of(config, data))
+    datamodule = datamodule_of(config, task_of(config))
     module = MetaVoteModule.from_zoo(
         config.zoo,
         datamodule,

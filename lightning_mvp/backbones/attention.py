@@ -1,4 +1,4 @@
-"""Whole attention heads as units: our own reading of timm's attention modules."""
+"""Whole attention heads as units, of attention modules that are made as timm's are."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROJECTION = re.compile(r"(to_)?(q|k|v|kv|qk|qkv)(_proj|_linear)?")
 
 
 def head_dim(attention: Any) -> int:
-    """Channels of one head; Swin's attention doesn't say it."""
+    """Channels of one head, also of Swin's attention, which has no attribute for it."""
     return int(getattr(attention, "head_dim", None) or attention.proj.in_features // attention.num_heads)
 
 
 def attention_modules(backbone: nn.Module) -> tuple[dict[str, Any], list[str]]:
-    """timm attention whose heads can be cut: fused ``qkv``, then ``proj``; of what else knows of heads, Swin's table.
+    """Attention whose heads can be cut: fused ``qkv``, then ``proj``, and no other tensor of heads but Swin's table.
 
     Returns:
         Name → module, and notes on the attention that is left out.
@@ -48,7 +48,7 @@ def attention_modules(backbone: nn.Module) -> tuple[dict[str, Any], list[str]]:
 
 
 def projections(backbone: nn.Module) -> list[str]:
-    """Names of the layers that compute queries, keys and values, of any attention: their outputs are no channels."""
+    """Names of the layers of any attention that compute queries, keys and values, whose outputs belong to heads."""
     return [
         f"{name}.{child}".lstrip(".")
         for name, module in backbone.named_modules()
@@ -63,11 +63,11 @@ def heads_group(name: str, attention: Any) -> UnitGroup:
     heads, dim = attention.num_heads, head_dim(attention)
     prefix = f"{name}." if name else ""
     columns = np.arange(heads * dim).reshape(heads, dim)
-    rows = np.concatenate([columns + part * heads * dim for part in range(3)], axis=1)  # of q, of k, of v
+    rows = np.concatenate([columns + part * heads * dim for part in range(3)], axis=1)  # of queries, keys and values
     members = [Member(f"{prefix}qkv.weight", 0, rows, "producer")]
     if attention.qkv.bias is not None:
         members.append(Member(f"{prefix}qkv.bias", 0, rows, "producer"))
-    if getattr(attention, BIAS_TABLE, None) is not None:  # read where the head attends; cut with it
+    if getattr(attention, BIAS_TABLE, None) is not None:  # its columns are cut with the heads
         members.append(Member(f"{prefix}{BIAS_TABLE}", 1, np.arange(heads)[:, None], "consumer"))
     members.append(Member(f"{prefix}proj.weight", 1, columns, "consumer", gate=True))
     return UnitGroup(f"{prefix}heads", "heads", heads, tuple(members))

@@ -1,4 +1,4 @@
-"""Copies of a backbone on the CPU, free to be traced or spoilt, that compute what the backbone computes."""
+"""Copies of a backbone on the CPU that compute what it computes, and may be traced and changed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_mvp.backbones.features import evaluating
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # where torch keeps them
 
 
 class _Local(nn.SyncBatchNorm):
-    """A synchronised batch norm that asks no other process: on the CPU the real one refuses to train."""
+    """A synchronised batch norm that uses this process's batch alone; torch's refuses to train on the CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _BatchNorm.forward(self, input)
@@ -51,14 +51,14 @@ def cpu_copy(backbone: nn.Module, dtype: torch.dtype, keep_hooks: bool = False) 
     clone = detached_copy(backbone)
     for module in clone.modules():
         for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, prune.BasePruningMethod):  # it would renew the weight that it masks
+            if isinstance(hook, prune.BasePruningMethod):  # else it would set the masked weight anew in each pass
                 prune.remove(module, hook._tensor_name)
         if isinstance(module, nn.SyncBatchNorm):
             kind = type(module)
             bases = (_Local,) if kind is nn.SyncBatchNorm else (kind, _Local)
             module.__class__ = type(kind.__name__, bases, {})
     clone = clone.cpu().to(dtype).eval().requires_grad_(True)
-    for module in clone.modules():  # a weight that a hook computes is no parameter, and was not cast with the others
+    for module in clone.modules():  # a weight that a hook computes is no parameter: `to` has not cast it
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.is_floating_point():
                 setattr(module, name, value.detach().to("cpu", dtype))
@@ -109,7 +109,7 @@ def hooks_matter(backbone: nn.Module, inputs: Sequence[Tensor]) -> bool:
         try:
             with evaluating(clone):
                 got = tensors_in(clone(*images))
-        except Exception:  # whatever a forward pass raises whose hooks are not there
+        except Exception:  # a forward pass may raise anything where its hooks are missing
             continue
         if len(got) == len(expected) and all(map(_alike, got, expected)):
             return keep
@@ -156,7 +156,7 @@ def _flattened(output: Any) -> list[Tensor]:
 
 @contextmanager
 def without_checkpointing() -> Iterator[None]:
-    """Reentrant activation checkpointing hides layers from autograd's graph: they are run as if it were off."""
+    """Reentrant activation checkpointing, which hides layers from autograd's graph, is off meanwhile."""
     apply = CheckpointFunction.apply
     CheckpointFunction.apply = lambda function, _preserve, *arguments: function(*arguments)  # type: ignore[assignment]
     try:

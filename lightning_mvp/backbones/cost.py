@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from lightning_mvp.backbones.units import Groups
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, shared ones once.
+    """The number of parameters; a shared one counts once.
 
     Example:
         >>> count_parameters(nn.Linear(3, 2))
@@ -31,7 +33,8 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, example_input: Tensor | Sequence[Any]) -> int:
     """Multiply-accumulates of one image's forward pass: matrix products and convolutions, without biases.
 
-    Half the FLOPs that PyTorch's FlopCounterMode counts, with attention unfused (it misses the fused one on the CPU).
+    Half the FLOPs that PyTorch's FlopCounterMode counts. Attention runs unfused, because the counter misses fused
+    attention on the CPU.
 
     Args:
         module: any module; not changed.
@@ -67,8 +70,8 @@ class _Layer:
 class CostModel:
     r"""Parameters and MACs of the small backbone for any masks, without building it.
 
-    MACs are :math:`\sum_{layers} positions \cdot |W_{kept}| + \sum_{attention} 2 N^2 d \cdot heads_{kept}`, plus what
-    the dense backbone does besides, which no mask changes.
+    MACs are :math:`\sum_{layers} positions \cdot |W_{kept}| + \sum_{attention} 2 N^2 d \cdot heads_{kept}`, plus those
+    of all other operations of the dense backbone, which no mask changes.
 
     Args:
         backbone: the dense backbone; not changed.
@@ -94,40 +97,27 @@ class CostModel:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
         self._heads: list[tuple[str, int, int]] = []  # group, its heads, MACs of one head
         self._layers: list[_Layer] = []
-        self._trace(backbone, groups, example_input)
+        with evaluating(backbone), ExitStack() as hooks:
+            for name, module in backbone.named_modules():
+                if isinstance(module, (_ConvNd, nn.Linear)):
+                    hooks.enter_context(module.register_forward_hook(partial(self._note_layer, name)))
+            for name, module in attention_modules(backbone)[0].items():
+                hooks.enter_context(module.register_forward_hook(partial(self._note_attention, name)))
+            backbone(*one_sample(as_inputs(example_input), backbone))
         full = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
         self._other = 0
         self._other = count_macs(backbone, example_input) - self.macs(full)
 
-    def _trace(self, backbone: nn.Module, groups: Groups, example_input: Tensor | Sequence[Any]) -> None:
-        hooks = []
+    def _note_layer(self, name: str, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shape = tuple(module.weight.shape)
+        # A transposed convolution places its kernel at each input, any other at each output.
+        positions = (inputs[0] if getattr(module, "transposed", False) else output).numel() // shape[0]
+        self._layers.append(_Layer(f"{name}.weight".lstrip("."), shape, positions))
 
-        def watch(name: str, module: _ConvNd | nn.Linear) -> None:
-            def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                shape = tuple(module.weight.shape)
-                # A transposed convolution places its kernel at each input, any other at each output.
-                positions = (inputs[0] if getattr(module, "transposed", False) else output).numel() // shape[0]
-                self._layers.append(_Layer(f"{name}.weight".lstrip("."), shape, positions))
-
-            hooks.append(module.register_forward_hook(note))
-
-        def watch_attention(name: str, module: Any) -> None:
-            def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                windows, tokens = inputs[0].shape[:2]  # one image may come as several windows
-                macs = 2 * windows * tokens**2 * head_dim(module)
-                self._heads.append((f"{name}.heads".lstrip("."), module.num_heads, macs))
-
-            hooks.append(module.register_forward_hook(note))
-
-        for name, module in backbone.named_modules():
-            if isinstance(module, (_ConvNd, nn.Linear)):
-                watch(name, module)
-        for name, module in attention_modules(backbone)[0].items():
-            watch_attention(name, module)
-        with evaluating(backbone):
-            backbone(*one_sample(as_inputs(example_input), backbone))
-        for hook in hooks:
-            hook.remove()
+    def _note_attention(self, name: str, module: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        windows, tokens = inputs[0].shape[:2]  # one image may come as several windows
+        macs = 2 * windows * tokens**2 * head_dim(module)
+        self._heads.append((f"{name}.heads".lstrip("."), module.num_heads, macs))
 
     def _numel(self, tensor: str, shape: tuple[int, ...], removed: Mapping[str, int]) -> int:
         sizes = list(shape)

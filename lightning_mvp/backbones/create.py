@@ -1,4 +1,4 @@
-"""Build a backbone from a recipe: a plain JSON mapping that says all about its shape and nothing about its weights."""
+"""Build a backbone from a recipe, a plain JSON mapping that gives its shape but not its weights."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _with_kept(backbone: nn.Module, kept: dict[str, int], example: torch.Tensor) -> nn.Module:
-    """The backbone at the shapes of a pruned one; its first units stay, which says nothing about the weights."""
+    """The backbone cut to the shapes of a pruned one. The first units are kept, since weights are loaded later."""
     groups = find_groups(backbone, example, check=False)
     for name, count in kept.items():
         if name not in groups or not 1 <= count <= groups[name].size:
@@ -147,8 +147,8 @@ def create_backbone(
 
     Args:
         recipe: ``model`` (a timm name), ``arguments`` (for ``timm.create_model``; ``num_classes`` is 0 unless given),
-            ``replace`` (dotted name → [torch.nn class name, its arguments], or a list of such, one after the other; may
-            add a module), ``input_size``, ``in_chans``, and for a pruned backbone ``kept`` (group → number of units).
+            ``replace`` (dotted name → [torch.nn class name, its arguments], or a list of such for a chain; the name may
+            be new), ``input_size``, ``in_chans``, and for a pruned backbone ``kept`` (group → number of units).
         pretrained: let timm download its weights.
         weights: a local safetensors file to load instead.
 
@@ -181,8 +181,8 @@ def create_backbone(
         _replace(backbone, name, spec)
 
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    # Only a recipe with `replace` can get this wrong. Without it the check would refuse timm models that reshape images
-    # first, whose first convolution takes more channels than the images have.
+    # Only a recipe with `replace` can get this wrong. Others are not checked, because some timm models reshape images
+    # first, so that their first convolution takes more channels than the images have.
     if recipe.get("replace") and first is not None and first.in_channels != in_chans:
         raise ValueError(
             f"Expected a backbone for images of {in_chans} channel(s), but its first convolution takes "
@@ -238,7 +238,7 @@ def recipe_of(backbone: nn.Module) -> dict[str, Any] | None:
         try:
             twin = create_backbone(guess)
         except (ValueError, RuntimeError, AssertionError):
-            return None  # built with arguments that its configuration does not tell
+            return None  # it was built with arguments that its configuration does not name
     shapes = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     same = shapes == {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
     return guess if same else None

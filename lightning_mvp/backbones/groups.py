@@ -1,7 +1,7 @@
-"""Find the units of a backbone: which tensor entries stand and fall together.
+"""Find the units of a backbone: which tensor entries can only be kept or removed together.
 
-Channels and MLP neurons come from Torch-Pruning's dependency graph, whole attention heads from our own reading of
-timm's attention. Both end in the records of :mod:`lightning_mvp.backbones.units`, and are checked.
+Channels and hidden neurons are found in Torch-Pruning's dependency graph, and whole attention heads by what timm's
+attention modules are known to have. Both become the records of :mod:`lightning_mvp.backbones.units`, and are checked.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def find_groups(backbone: nn.Module, example_input: Tensor | Sequence[Any], *, c
     Convolution channels with their batch norms (those of a residual stage are one group), hidden neurons of MLPs, and
     whole attention heads. Of grouped and depthwise convolutions whole conv groups are units. What can't be masked
     exactly (channels under a LayerNorm or GroupNorm, other attention) is left out with a note in ``groups.skipped``. A
-    layer of your own may say which units it has: by a method ``unit_groups(name)`` that returns a list of
-    :class:`UnitGroup`, where ``name`` is the layer's in the backbone. They are checked as all are. A
-    timm classifier keeps its outputs. All work is done on a CPU copy: the backbone, its mode, hooks and gradients, and
-    the global random state stay as they are; only a backbone with forward hooks runs once itself, in eval mode, to be
-    compared with its copy. What was found is remembered for all backbones of the same structure,
-    whatever their weights: see :mod:`lightning_mvp.backbones.groups_cache`.
+    timm classifier keeps its outputs. A layer of your own may have a method ``unit_groups(name)`` that returns a list
+    of :class:`UnitGroup`, where ``name`` is the layer's name in the backbone; these are checked like all others.
+
+    All work is done on a CPU copy: the backbone, its mode, hooks and gradients, and the global random state stay as
+    they are. Only a backbone with forward hooks runs once itself, in eval mode, to be compared with its copy. What was
+    found is remembered for all backbones of the same structure, whatever their weights: see
+    :mod:`lightning_mvp.backbones.groups_cache`.
 
     Args:
         backbone: maps a batch of images to a tensor with features on axis 1, or to several tensors in a tuple, list or
-            dict; of several, the units that reach an output stay whole.
+            dict. Where there are several, units that reach one of them are in no group.
         example_input: images ``(N, C, H, W)`` or their shape; a tuple, for a backbone that takes several inputs.
-        check: leave out each group whose zeroed and cut versions disagree, with a note; without, they are among those
-            returned.
+        check: whether each group whose zeroed and cut versions disagree is left out, with a note.
 
     Returns:
         The groups in forward order, the same names in every process, with a note in ``groups.skipped`` for every other

@@ -1,4 +1,4 @@
-"""Groups that were found once are not traced and checked again: in this process, and in a folder if one is named."""
+"""Groups that were found once are remembered: by this process, and in a folder if one is named."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_mvp.files import write_whole
 
 FOLDER_VARIABLE = "LIGHTNING_MVP_CACHE"
 FORMAT = "lightning-mvp-groups-1"
-MOST = 128  # that a process remembers
+MOST = 128  # backbones that a process remembers
 
 
-# For each structure: the groups that were found, and those that the self-check has left of them.
+# For each structure, by whether the self-check was run: the groups that it left, or all that were found.
 _found: OrderedDict[tuple[str, bool], Groups] = OrderedDict()
 
 
 class GroupsCache:
     """What is known of the groups of one backbone.
 
-    ``LIGHTNING_MVP_CACHE=FOLDER`` keeps groups for other processes, too, where the backbone's code is that of released
-    libraries only. A file there that is damaged, or of other versions, is ignored and written anew; never put such a
-    folder where somebody else may write.
+    ``LIGHTNING_MVP_CACHE=FOLDER`` keeps groups for other processes, too, if all code of the backbone is that of
+    released libraries. A file there that is damaged, or of other versions, is ignored and written anew. Never put such
+    a folder where somebody else may write.
 
     Args:
         backbone: any module; not kept.
@@ -52,7 +52,7 @@ class GroupsCache:
         """The groups, a copy; None if they are not known.
 
         Args:
-            checked: those that the self-check has left; else all that were found.
+            checked: whether those are wanted that the self-check has left; else all that were found.
         """
         if self._structure is None:
             return None
@@ -65,13 +65,13 @@ class GroupsCache:
         return Groups(_found[slot], _found[slot].skipped)
 
     def put(self, groups: Groups, checked: bool) -> None:
-        """Remember groups: those that the self-check has left, or all that were found."""
+        """Remember groups: if ``checked`` those that the self-check has left, else all that were found."""
         if self._structure is None:
             return
         self._remember(Groups(groups, groups.skipped), checked)
         path = self._path
         if path is not None and checked:
-            with contextlib.suppress(OSError):  # of another job, or a folder that can't be written to: it is a cache
+            with contextlib.suppress(OSError):  # another job may be writing it, or nobody may: the cache is not needed
                 write_whole(path, _packed(groups), overwrite=True)
 
     def _remember(self, groups: Groups, checked: bool) -> None:
@@ -88,11 +88,11 @@ class GroupsCache:
         return Path(folder) / "groups" / f"{self._structure.key}.safetensors"
 
     def _read(self) -> Groups | None:
-        """What the folder has: groups that the self-check has left."""
+        """The groups in the folder, which the self-check has left; None without such a file."""
         path = self._path
         if path is None or not path.exists():
             return None
-        with contextlib.suppress(Exception):  # whatever is wrong with it: it can always be made again
+        with contextlib.suppress(Exception):  # a damaged file may raise anything, and is made again
             return _unpacked(path.read_bytes())
         return None
 

@@ -42,46 +42,28 @@ def as_inputs(example_input: Any, argument: str = "example_input") -> tuple[Tens
     return tensors
 
 
-def run_example(module: nn.Module, inputs: Sequence[Tensor], argument: str = "example_input") -> Any:
-    """A module's output on its example input.
-
-    Args:
-        module: in eval mode where its statistics must not change.
-        inputs: by :func:`one_sample`.
-        argument: what the example is called, for the error.
-
-    Raises:
-        ValueError: the module fails on it, whatever its own error is.
+def unfit_example(module: nn.Module, inputs: Sequence[Tensor], error: Exception) -> ValueError:
+    """What to raise where a module fails on its example input.
 
     Example:
-        >>> run_example(nn.Linear(3, 2), (torch.zeros(1, 4),))
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected argument `example_input` to be what Linear takes, but it fails on ...
+        >>> print(unfit_example(nn.Linear(3, 2), [torch.zeros(1, 4)], RuntimeError("4 is not 3")))
+        Expected argument `example_input` to be what Linear takes, but it fails on float32 (1, 4) (RuntimeError: 4 ...
     """
-    try:
-        return module(*inputs)
-    except Exception as error:  # of any kind: it is somebody else's
-        shapes = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in inputs)
-        raise ValueError(
-            f"Expected argument `{argument}` to be what {type(module).__name__} takes, but it fails on an input "
-            f"of shape {shapes} ({type(error).__name__}: {error}). Give a batch as in training, or its shape; default "
-            "is the module's `example_input_array`, else the first batch."
-        ) from error
+    shapes = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in inputs)
+    return ValueError(
+        f"Expected argument `example_input` to be what {type(module).__name__} takes, but it fails on {shapes} "
+        f"({first_line(error)}). Give a batch as your data loader has it, of the right size and number of channels, or "
+        "its shape. The default is the LightningModule's `example_input_array`, else its first batch."
+    )
 
 
 def one_sample(inputs: Sequence[Tensor], module: nn.Module) -> tuple[Tensor, ...]:
-    """The first sample of a batch, on the module's device and, where it is of floats, of its dtype."""
+    """The first sample of a batch, on the module's device; floating-point inputs are brought to its dtype."""
     parameter = next(module.parameters(), torch.empty(0))
     return tuple(
         tensor[:1].detach().to(parameter.device, parameter.dtype if tensor.is_floating_point() else None)
         for tensor in inputs
     )
-
-
-def shapes_of(inputs: Sequence[Tensor]) -> str:
-    """The inputs' types and shapes, for a message."""
-    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in inputs)
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Which memory layout a network is trained in, and whether bfloat16 speeds it up on a CPU."""
+"""The memory layout to train a network in, and whether bfloat16 makes its training faster on a CPU."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def training_layout(network: nn.Module) -> torch.memory_format:
 def gains_from_bf16(network: nn.Module) -> bool:
     """Whether a CPU that multiplies bfloat16 natively trains a network faster in it: if it is an ordinary ConvNet.
 
-    That is: it has convolutions, none of them grouped, and no attention or layer norm. A step of others took as long
-    (`vit_tiny`) or up to 3 times as long in bf16, though their forward passes alone were faster
-    (`benchmarks/run.py steps`).
+    An ordinary ConvNet has convolutions, none of them grouped, and no attention or layer norm. A training step of
+    other networks took as long (`vit_tiny`) or up to 3 times as long in bfloat16, though their forward passes alone
+    were faster (`benchmarks/run.py steps`).
 
     Args:
         network: as it will be trained.

@@ -1,4 +1,4 @@
-"""Masks say which units stay; applying them zeroes the others in place."""
+"""Masks say which units are kept; applying them sets what the others own to zero, in place."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.units import Groups, Role
+from lightning_mvp.checks import require_whole
+from lightning_mvp.files import write_whole
 from lightning_mvp.fingerprint import fingerprint
 
 FORMAT = "lightning-mvp masks 1"
 
 
 class Masks(Mapping[str, Tensor]):
-    """The units that stay, group by group: an ordered, read-only mapping of bool tensors on the CPU.
+    """The units that are kept, group by group: an ordered, read-only mapping of bool tensors on the CPU.
 
     Args:
         masks: group → ``(units,)`` bool tensor or array; copied.
@@ -111,10 +113,8 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             FileExistsError: there is a file already, and ``overwrite`` is off.
         """
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists and would be overwritten. Choose another path or `overwrite=True`.")
-        save_file(self._masks, path, metadata={"format": FORMAT, "groups": json.dumps(list(self))})
+        payload = save(self._masks, {"format": FORMAT, "groups": json.dumps(list(self))})
+        write_whole(path, payload, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
@@ -161,13 +161,13 @@ def dead_entries(
     device: torch.device | str = "cpu",
     roles: tuple[Role, ...] = ("producer", "norm"),
 ) -> Dead:
-    """The entries that removed units own, by default of producers and norms: what zeroing a unit sets to zero.
+    """The entries that removed units own, by default those of producers and norms, which zeroing a unit sets to zero.
 
     Args:
         groups: the backbone's groups.
-        masks: one for each.
-        device: where the indices are wanted.
-        roles: of the members whose entries are meant.
+        masks: one for each group.
+        device: on which the indices will be.
+        roles: the roles of the members that count.
 
     Returns:
         parameter name → list of (axis, int64 indices of its dead entries); parameters without any are left out.
@@ -186,11 +186,12 @@ def dead_entries(
 
 @torch.no_grad()
 def zero_entries(tensors: Mapping[str, Tensor], dead: Dead) -> None:
-    """Set dead entries to zero in place. Works on parameters, gradients and optimizer state alike; no host sync.
+    """Set dead entries to zero in place, without making the CPU wait for a GPU.
 
     Args:
-        tensors: by parameter name; those not in ``dead`` are left alone, missing ones are passed over.
-        dead: from :func:`dead_entries`, on the tensors' device.
+        tensors: parameters, their gradients or optimizer state, by parameter name. Those not in ``dead`` stay as they
+            are.
+        dead: from :func:`dead_entries`, on the tensors' device. Names that are not in ``tensors`` are passed over.
 
     Example:
         >>> weight = torch.ones(3)
@@ -207,10 +208,11 @@ def zero_entries(tensors: Mapping[str, Tensor], dead: Dead) -> None:
 class Keeper:
     """Zeroes dead entries of the same tensors again and again, with two ``_foreach`` operations.
 
-    What is not finite stays so (0 × inf is NaN); :func:`zero_entries` clears that, too, and takes longer.
+    A dead entry that is infinite or NaN is not zeroed, since 0 × inf is NaN. :func:`zero_entries` zeroes it, too, and
+    takes longer.
 
     Args:
-        parameters: by name; :meth:`zero` and :meth:`zero_gradients` work on these very tensors.
+        parameters: by name; :meth:`zero` and :meth:`zero_gradients` change these tensors and their gradients.
         dead: from :func:`dead_entries`, on the parameters' device.
 
     Example:
@@ -231,7 +233,7 @@ class Keeper:
 
     @staticmethod
     def _factor(parameter: Tensor, parts: list[tuple[int, Tensor]]) -> Tensor:
-        """1 for what stays and 0 for what is dead, of a shape that broadcasts: 1 but on the axes that lose entries."""
+        """1 for entries that are kept and 0 for dead ones; axes that lose no entries have length 1, to broadcast."""
         factor = torch.ones([1] * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
         for axis, entries in parts:
             along = torch.ones(parameter.shape[axis], dtype=parameter.dtype, device=parameter.device)
@@ -248,7 +250,7 @@ class Keeper:
 
     @torch.no_grad()
     def zero_gradients(self) -> None:
-        """Zero the dead entries of the gradients that there are."""
+        """Zero the dead entries of those parameters' gradients that are not None."""
         for parameters, factors in self._lists:
             pairs = zip(parameters, factors, strict=True)
             there = [(parameter.grad, factor) for parameter, factor in pairs if parameter.grad is not None]
@@ -257,9 +259,9 @@ class Keeper:
 
 
 def apply_masks(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
-    """Zero the producer and norm entries of removed units in place: the backbone computes as if they were gone.
+    """Zero the producer and norm entries of removed units in place, so that the backbone computes as without them.
 
-    Parameters only; buffers don't matter once γ and β are zero. Where this happens after every step, use a
+    Buffers stay as they are: they don't matter once γ and β are zero. Where masks are applied after every step, use a
     :class:`Keeper`.
 
     Args:
@@ -273,9 +275,9 @@ def apply_masks(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -
 
 
 def unit_multiples(groups: Groups, round_to: int) -> dict[str, int]:
-    """The number of units of each group whose channels are a multiple of ``round_to``, which hardware likes.
+    """How many units of each group make a number of channels that is a multiple of ``round_to``.
 
-    Attention heads are not counted in channels: theirs is 1.
+    Hardware computes such widths fastest. For attention heads, which are not counted in channels, it is 1.
 
     Args:
         groups: the backbone's groups.
@@ -301,14 +303,11 @@ def unit_multiples(groups: Groups, round_to: int) -> dict[str, int]:
     }
 
 
-def require_round_to(round_to: int) -> int:
+def require_round_to(round_to: int) -> None:
     """Refuse what is no number of channels to round to."""
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(
-            f"Expected argument `round_to` to be an integer of at least 1, but got {round_to!r}. 8 makes every width a "
-            "multiple of 8; 1 leaves them as they are."
-        )
-    return round_to
+    require_whole(
+        round_to, "argument `round_to`", advice="8 makes every width a multiple of 8; 1 leaves them as they are."
+    )
 
 
 def round_up(
@@ -319,7 +318,7 @@ def round_up(
     Args:
         counts: group → number of units.
         sizes: group → units there are.
-        multiples: see :func:`unit_multiples`; a group that is missing, or None, stays as it is.
+        multiples: from :func:`unit_multiples`; the number of a group without one stays as it is. Default: all do.
 
     Example:
         >>> round_up({"a": 3, "b": 9, "c": 3}, {"a": 32, "b": 12, "c": 6}, {"a": 8, "b": 8})
@@ -339,7 +338,7 @@ def widths(
         sizes: group → number of units.
         kept_fraction: f in (0, 1].
         floor: the least number of units.
-        multiples: group → what its number is rounded up to, see :func:`unit_multiples`; default: nothing is.
+        multiples: from :func:`unit_multiples`, to which widths are rounded up. Default: they are not.
 
     Raises:
         ValueError: an argument out of its range.
@@ -352,7 +351,7 @@ def widths(
         raise ValueError(f"Expected argument `kept_fraction` to be a float in (0, 1], but got {kept_fraction!r}.")
     if floor < 1:
         raise ValueError(f"Expected argument `floor` to be at least 1, but got {floor!r}.")
-    # 1 - 0.9 is a little below 0.1: without rounding, halves would go down for some ratios and up for others.
+    # 1 - 0.9 is a little below 0.1. Rounding to 9 digits first lets halves go up for all ratios alike.
     exact = {
         name: min(size, max(floor, math.floor(round(kept_fraction * size, 9) + 0.5))) for name, size in sizes.items()
     }
@@ -360,7 +359,7 @@ def widths(
 
 
 def random_masks(groups: Groups | Mapping[str, int], ratio: float, seed: int) -> Masks:
-    """Masks that remove a random ``ratio`` of each group's units: a function of the seed alone.
+    """Masks that remove a random ``ratio`` of each group's units, the same ones for the same seed.
 
     Example:
         >>> random_masks({"a": 10}, 0.5, seed=0).kept

@@ -6,8 +6,9 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from lightning_mvp.backbones.features import as_taken, batch_moments
 from lightning_mvp.backbones.least_squares import LeastSquares, is_linear_layer, output_axis
 from lightning_mvp.backbones.masks import require_masks_fit
 from lightning_mvp.backbones.units import Groups
+from lightning_mvp.checks import is_whole
 
 PENALTY = 1e-2
 MEMORY = 2e9  # bytes of activations held at a time
-STREAMED = 128  # images a batch where not all fit
-# A forward pass needs memory for a few activations besides those that are recorded.
-ALIVE = 4
+STREAMED = 128  # images in a batch where not all images fit at once
+ALIVE = 4  # activations of the largest layer that a forward pass needs besides those that are recorded
 
 
 def reconstruct(
@@ -44,12 +45,13 @@ def reconstruct(
 
     .. math:: W' = \Big(\sum y u^\top + \lambda W_0\Big) \Big(\sum u u^\top + \lambda I\Big)^{-1}
 
-    with u what the layer of the *small* net is given (for a convolution its patches), the layers before it being
-    reconstructed already; y the kept outputs of the same layer in the dense net, on the same image; W₀ the weights that
-    the small net has; and λ = ``penalty`` times the mean of the diagonal of :math:`\sum u u^\top`. u and y are centred
-    where the layer has a bias, which is fitted too, or where a batch norm right behind it takes their means up. Each
-    conv group is a least-squares problem of its own. On the images that are used the squared error of each layer is at
-    most the one of W₀. Sums are in float64; the same images give the same weights, bit by bit, on the same machine.
+    Here u is the input of the layer in the *small* net, for a convolution one patch of it; the layers before it are
+    reconstructed already. y are the kept outputs of the same layer in the dense net for the same image. W₀ are the
+    weights that the small net has, and λ is ``penalty`` times the mean of the diagonal of :math:`\sum u u^\top`. u and
+    y are centred where the layer has a bias, which is fitted too, and where a batch norm follows at once, which
+    subtracts their means anyway. Each conv group is a least-squares problem of its own. On the images that are used
+    the squared error of each layer is at most the one of W₀. Sums are in float64; the same images give the same
+    weights, bit by bit, on the same machine.
 
     Batch norms of both nets use the images' own moments on the way. Their stored statistics stay as they are: call
     :func:`~lightning_mvp.backbones.features.reestimate_batch_norm` afterwards. A layer stays as it is if it is called
@@ -59,10 +61,11 @@ def reconstruct(
     Args:
         small: the dense backbone without the units that the masks remove, such as :func:`shrink` makes it; with any
             weights. It is not changed.
-        dense: the backbone to be like. It is not changed.
+        dense: the backbone whose layers' outputs are wanted. It is not changed.
         groups: of the dense backbone.
         masks: the units that ``small`` has, one mask for each group.
-        images: ``(N, C, H, W)`` floats, preprocessed, or several batches of such; two images at least, 1,000 are many.
+        images: ``(N, C, H, W)`` floats, preprocessed, or several batches of such. Two images are the least, and 1,000
+            are enough.
         penalty: how strongly weights are held at W₀; 0 or more.
         memory: bytes of activations that may be held at a time. If the images need no more, one forward pass of each
             net does all of it. Otherwise they go in batches through both nets once for each layer, and batch norms use
@@ -113,12 +116,12 @@ class _Layer:
     """A layer that both nets have.
 
     Args:
-        small: the one that is fitted, and
-        dense: the one that it should be like.
-        rows: the outputs that are left, int64; None for all.
-        norm_follows: nothing but a batch norm reads its output.
-        recorded: numbers an image that must be recorded of its outputs.
-        dense_outputs: numbers an image of the dense layer's output.
+        small: the small net's layer, which is fitted.
+        dense: the dense net's layer, whose outputs it should give.
+        rows: which of the dense layer's outputs the small layer has, int64; None for all.
+        norm_follows: whether a batch norm reads the output, and nothing else does.
+        recorded: how many numbers of the dense layer's output are recorded for each image.
+        dense_outputs: how many numbers the dense layer's whole output has for each image.
     """
 
     small: nn.Module
@@ -144,7 +147,7 @@ def require_count(images: int, argument: str = "reconstruct") -> int:
         ...
         ValueError: Expected argument `reconstruct` to be a number of images, two or more, or 0 for none, but got 1. ...
     """
-    if isinstance(images, bool) or not isinstance(images, int) or images < 0 or images == 1:
+    if not is_whole(images, least=0) or images == 1:
         raise ValueError(
             f"Expected argument `{argument}` to be a number of images, two or more, or 0 for none, but got {images!r}."
             " 1000 is a good number."
@@ -182,7 +185,7 @@ def _batches(images: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _exact(module: nn.Module) -> Iterator[None]:
-    """No number is rounded to fewer digits, and none depends on how fast an algorithm was."""
+    """Full float32 (no TF32, no autocast), by algorithms that are the same in every run."""
     device = next(module.parameters()).device.type
     flags = torch.backends.cudnn.flags(
         torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
@@ -192,7 +195,10 @@ def _exact(module: nn.Module) -> Iterator[None]:
 
 
 class _Readers(TorchDispatchMode):
-    """Counts the operations that read each of some tensors, which are held, so that no other gets their ids."""
+    """Counts the operations that read each watched tensor.
+
+    The tensors are kept, so that no later one is given the id of one that is gone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,24 +260,22 @@ def _probe(net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> t
     made: dict[int, str] = {}
     read_by_norm: set[int] = set()
     readers = _Readers()
-    hooks = []
-    for name, layer in layers.items():
 
-        def note(_layer: nn.Module, _given: Any, output: Tensor, name: str = name) -> None:
-            readers.watch(output)
-            made[id(output)] = name
-            sizes.setdefault(name, []).append(output.numel())
+    def note(name: str, _layer: nn.Module, _given: Any, output: Tensor) -> None:
+        readers.watch(output)
+        made[id(output)] = name
+        sizes.setdefault(name, []).append(output.numel())
 
-        hooks.append(layer.register_forward_hook(note))
-    for norm in (module for module in net.modules() if isinstance(module, _BatchNorm)):
-        # An id that is not among those made so far says nothing: its tensor may be gone, and another get it.
-        hooks.append(norm.register_forward_pre_hook(lambda _, given: read_by_norm.update({id(given[0])} & made.keys())))
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        for norm in (module for module in net.modules() if isinstance(module, _BatchNorm)):
+            # An id that is not among those made so far says nothing: its tensor may be gone, and another get it.
+            hooks.enter_context(
+                norm.register_forward_pre_hook(lambda _, given: read_by_norm.update({id(given[0])} & made.keys()))
+            )
         with readers:
             net(as_taken(images, net))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sizes, {name for key, name in made.items() if key in read_by_norm and readers.counts[key] == 1}
 
 
@@ -288,57 +292,49 @@ def _whole(batches: list[Tensor], layers: Mapping[str, _Layer], memory: float) -
 def _in_one_pass(
     small: nn.Module, dense: nn.Module, layers: Mapping[str, _Layer], images: Tensor, penalty: float
 ) -> dict[str, bool]:
-    """The dense net's outputs are recorded; then each layer of the small net is fitted when the pass comes to it."""
+    """The dense net's outputs are recorded; then one pass of the small net fits each layer as it reaches it."""
     wanted: dict[str, Tensor] = {}
     fitted: dict[str, bool] = {}
-    hooks = []
-    for name, layer in layers.items():
 
-        def record(_layer: nn.Module, _given: Any, output: Tensor, name: str = name, layer: _Layer = layer) -> None:
-            wanted[name] = layer.wanted(output)
+    def record(name: str, _layer: nn.Module, _given: Any, output: Tensor) -> None:
+        wanted[name] = layers[name].wanted(output)
 
-        def fit(own: nn.Module, given: Any, output: Tensor, name: str = name, layer: _Layer = layer) -> Tensor:
-            sums = LeastSquares(own, penalty, layer.norm_follows)
-            sums.add(given[0], output, wanted.pop(name).to(output.device))
-            fitted[name] = sums.fit()
-            return own.forward(*given)
+    def fit(name: str, own: nn.Module, given: Any, output: Tensor) -> Tensor:
+        sums = LeastSquares(own, penalty, layers[name].norm_follows)
+        sums.add(given[0], output, wanted.pop(name).to(output.device))
+        fitted[name] = sums.fit()
+        return own.forward(*given)
 
-        hooks += [layer.dense.register_forward_hook(record), layer.small.register_forward_hook(fit)]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.dense.register_forward_hook(partial(record, name)))
+            hooks.enter_context(layer.small.register_forward_hook(partial(fit, name)))
         for net in (dense, small):
             net(as_taken(images, net))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return fitted
 
 
 class _Reached(Exception):
-    """The forward pass has come to the layer; the rest of it is not needed."""
+    """The forward pass has reached the layer, and the rest of it is not needed."""
 
 
 def _until(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer is given and makes of it."""
+    """A layer's input and output in one forward pass, which ends there."""
     seen: list[Tensor] = []
 
     def stop(_layer: nn.Module, given: Any, output: Tensor) -> None:
         seen.extend((given[0], output))
         raise _Reached
 
-    hook = layer.register_forward_hook(stop)
-    try:
+    with layer.register_forward_hook(stop), suppress(_Reached):
         net(as_taken(images, net))
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
     return seen[0], seen[1]
 
 
 def _streamed(
     small: nn.Module, dense: nn.Module, layers: Mapping[str, _Layer], batches: list[Tensor], penalty: float
 ) -> dict[str, bool]:
-    """Batch after batch through both nets as far as the layer, for one layer after the other."""
+    """For one layer after the other all batches go through both nets, as far as that layer."""
     parts = [part for batch in batches for part in batch.tensor_split(math.ceil(len(batch) / STREAMED))]
     fitted = {}
     for name, layer in layers.items():

@@ -1,4 +1,4 @@
-"""Torch-Pruning's own pruner, for comparisons with ours; nothing else in the package cuts with it."""
+"""Torch-Pruning's own pruner, which a study compares with ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_mvp.backbones.attention import attention_modules, set_heads
 
 
 class RoundPruner(Protocol):
-    """What prunes one more round at each call, in place."""
+    """Prunes a network in place, one round further with each ``step()``."""
 
     def step(self) -> object: ...
 
@@ -21,15 +21,15 @@ class RoundPruner(Protocol):
 def reference_pruner(
     network: nn.Module, example: Tensor, kept_fractions: Sequence[float], whole: Sequence[nn.Module]
 ) -> RoundPruner:
-    """``tp.pruner.BasePruner`` with ``GroupTaylorImportance``, every layer by the same ratio, as it is documented.
+    """``tp.pruner.BasePruner`` with ``GroupTaylorImportance`` and one ratio for all layers, as it is documented.
+
+    In a transformer it removes whole heads and hidden units and keeps the residual stream, as our own pruning does.
 
     Args:
         network: pruned in place by each ``step()``, from the gradients that its parameters have then.
         example: a batch of images.
-        kept_fractions: of the units, after each round.
-        whole: layers whose outputs stay.
-
-    In a transformer whole heads and hidden units go, as in ours, and the residual stream stays.
+        kept_fractions: the fraction of the units that is left after each round.
+        whole: layers that keep all outputs.
     """
 
     def ratios(_: float, rounds: int) -> list[float]:
@@ -54,7 +54,7 @@ def reference_pruner(
 
 
 def _residual_writers(network: nn.Module) -> list[nn.Module]:
-    """The layers of a timm transformer that write to its residual stream, which stays whole as in ours."""
+    """The layers of a timm transformer whose outputs are added to its residual stream."""
     writers = []
     for name, layer in network.named_modules():
         if name.endswith(("attn.proj", "mlp.fc2")):
@@ -65,15 +65,15 @@ def _residual_writers(network: nn.Module) -> list[nn.Module]:
 
 
 class WithHeads:
-    """Torch-Pruning's pruner for a transformer: afterwards timm's attention says how many heads are left.
+    """Torch-Pruning's pruner for a transformer, with the right number of heads after each round.
 
-    Torch-Pruning 1.6 takes each round's ratio of the heads that are *left*, and soon none are: it is told what is
-    right.
+    Torch-Pruning 1.6 applies each round's ratio to the heads that are *left*, as if it were a ratio of all heads, so
+    that soon none are left. Here it is given the ratios that lead to the right numbers.
 
     Args:
-        pruner: of the network.
-        attention: its attention modules, all of as many heads.
-        kept_fractions: of the heads, after each round.
+        pruner: Torch-Pruning's, of the network.
+        attention: the network's attention modules, all with the same number of heads.
+        kept_fractions: the fraction of the heads that is left after each round.
     """
 
     def __init__(self, pruner: Any, attention: Sequence[Any], kept_fractions: Sequence[float]) -> None:
@@ -81,8 +81,8 @@ class WithHeads:
         heads = [attention[0].num_heads]
         heads += [max(1, int(fraction * heads[0] + 0.5)) for fraction in kept_fractions]
         gone = [(before - after) / before for before, after in pairwise(heads)]
-        # Torch-Pruning rounds the number of units to remove up. A ratio that is a hair smaller leaves whole numbers as
-        # they are.
+        # Torch-Pruning rounds the number of heads to remove up, so that a rounding error in the ratio would remove one
+        # more.
         pruner.per_step_head_pruning_ratio = [0.0, *(max(0.0, ratio - 1e-6) for ratio in gone)]
 
     def step(self) -> None:

@@ -1,4 +1,4 @@
-"""The groups of a backbone that was cut, read off those it had before: nothing is traced again."""
+"""The groups of a backbone that was cut, computed from those it had before, without tracing it again."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lightning_mvp.backbones.units import Groups, Member, UnitGroup
 
 
 def groups_left(groups: Groups, masks: Mapping[str, Any], backbone: nn.Module, n_features: int) -> Groups:
-    """What :func:`~lightning_mvp.backbones.groups.find_groups` finds in the small backbone. Pure.
+    """The groups that :func:`~lightning_mvp.backbones.groups.find_groups` would find in the small backbone. Pure.
 
     Args:
-        groups: of the backbone before.
-        masks: what was kept of them, one for each.
-        backbone: before it was cut.
-        n_features: of its output.
+        groups: of the backbone before it was cut.
+        masks: the units that are kept, one mask for each group.
+        backbone: as it was before it was cut.
+        n_features: how many features its output has.
 
     Returns:
         Groups of the same names, with index maps into the smaller tensors.
 
     Raises:
-        ValueError: masks of another backbone.
+        ValueError: the masks are of another backbone.
 
     Example:
         >>> from lightning_mvp.backbones import find_groups, random_masks

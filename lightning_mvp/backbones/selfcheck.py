@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_mvp.backbones.copies import cpu_copy, tensors_in, without_checkpointing
-from lightning_mvp.backbones.inputs import as_inputs
+from lightning_mvp.backbones.inputs import as_inputs, first_line
 from lightning_mvp.backbones.masks import Masks, apply_masks, random_masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.errors import SelfCheckError
 
-TOLERANCE = 1e-9
-SMALL = 64
+TOLERANCE = 1e-9  # the largest difference that rounding in float64 explains, as a share of the largest output
+SMALL = 64  # pixels on a side below which the last maps of a network may have one pixel
 
 
 @torch.no_grad()
@@ -51,9 +51,9 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 def _without_dropout(module: nn.Module) -> nn.Module:
     for part in module.modules():
-        if isinstance(getattr(part, "drop_rate", None), float):  # of models that call F.dropout themselves
+        if isinstance(getattr(part, "drop_rate", None), float):  # read by models that call F.dropout themselves
             part.drop_rate = 0.0  # type: ignore[assignment]
-        if isinstance(part, (nn.MultiheadAttention, nn.RNNBase)):  # theirs is a number
+        if isinstance(part, (nn.MultiheadAttention, nn.RNNBase)):  # they keep a rate instead of a Dropout module
             part.dropout = 0.0
         if "drop" in type(part).__name__.lower():
             part.eval()
@@ -63,12 +63,14 @@ def _without_dropout(module: nn.Module) -> nn.Module:
 
 
 def unsymmetrical_masks(groups: Groups, pruning_ratio: float, seed: int) -> Masks:
-    """Random masks none of which reads the same backwards, where its group's size allows: such a one hides a flip.
+    """Random masks that differ from their own mirror images where their group's size allows.
+
+    A mask that reads the same backwards would hide an index map that is flipped.
 
     Args:
         groups: of any backbone.
         pruning_ratio: the fraction removed in each group.
-        seed: of the masks.
+        seed: of the random numbers.
     """
     masks = dict(random_masks(groups, pruning_ratio, seed))
     for name, mask in masks.items():
@@ -85,8 +87,8 @@ class Finding:
     """What zeroing and cutting differ by.
 
     Args:
-        difference: the largest, relative to the largest output; infinite where a model fails.
-        why: what is known of the cause, as the end of a sentence; may be empty.
+        difference: the largest difference, relative to the largest output; infinite where a model fails.
+        why: the end of a sentence about the cause; may be empty.
     """
 
     difference: float
@@ -115,8 +117,8 @@ class SelfCheck:
         self.notes: list[str] = []
         self._trains = True
         generator = torch.Generator().manual_seed(1)
-        # Batch norm in train mode divides by how far few values differ, which lifts rounding errors: where the last
-        # maps of small images have one pixel, two samples are too few.
+        # In train mode batch norm divides by the standard deviation of its batch. Where the last maps have one pixel,
+        # two samples may differ so little that the division makes rounding errors large.
         examples = as_inputs(example_input)
         small = all(example.shape[-1] < SMALL for example in examples if example.ndim == 4)
         samples = 8 if small else 2
@@ -128,7 +130,7 @@ class SelfCheck:
         )
 
     def _outputs(self, module: nn.Module, seed: int = 0) -> list[Tensor]:
-        """What a module returns; what it draws at random is the same for every module that draws the same shapes."""
+        """What a module returns, with the same random numbers for every module that draws the same shapes."""
         torch.manual_seed(seed)
         with torch.no_grad():
             return tensors_in(module(*self.images))
@@ -137,14 +139,13 @@ class SelfCheck:
         return _without_dropout(shrink(self.clone, groups, masks).train(training))
 
     def compare(self, groups: Groups, masks: Mapping[str, Any], training: bool) -> Finding:
-        """The difference in one mode. Train mode counts for nothing where the dense copy itself can't be compared."""
+        """The difference in one mode. It is 0 in train mode where even the dense backbone differs from pass to pass."""
         if training and not self._trains:
             return Finding(0.0)
         try:
             finding = self._compare(groups, masks, training)
         except Exception as error:  # whatever a forward pass raises where shapes don't fit
-            lines = str(error).splitlines() or [type(error).__name__]
-            finding = Finding(float("inf"), f" ({lines[0]})")
+            finding = Finding(float("inf"), f" ({first_line(error)})")
         if training and not finding.exact and not self._can_train(groups):
             self._trains = False
             return Finding(0.0)
@@ -168,10 +169,10 @@ class SelfCheck:
                 " in the backward pass: an operation such as a square root has no finite derivative where removed "
                 "units are zero",
             )
-        return Finding(worst if worst == worst else float("inf"))  # features may not be numbers, either
+        return Finding(worst if worst == worst else float("inf"))  # NaN is infinite, too
 
     def _has_finite_gradients(self, zeroed: nn.Module, groups: Groups) -> bool:
-        """Whether gradients are finite with the units zeroed, or are not without, either. On one sample."""
+        """Whether gradients of one sample are finite with the units zeroed, or not even finite without that."""
 
         def finite(module: nn.Module) -> bool:
             images = [image[:1] for image in self.images]
@@ -189,7 +190,7 @@ class SelfCheck:
         try:
             one, two = self._outputs(dense, seed=0), self._outputs(dense, seed=1)
         except Exception as error:  # of any kind, such as a detector's that wants targets
-            self.notes.append(f"train mode: not compared, the backbone fails in it ({str(error).splitlines()[0]})")
+            self.notes.append(f"train mode: not compared, the backbone fails in it ({first_line(error)})")
             return False
         if max(map(_difference, one, two)) <= TOLERANCE:
             return True
@@ -203,7 +204,7 @@ class SelfCheck:
 
 
 def _difference(expected: Tensor, got: Tensor) -> float:
-    """Relative to the largest output; infinite where one of them is not a number."""
+    """The largest difference relative to the largest output; infinite where an output is not a number."""
     if expected.shape != got.shape:
         return float("inf")
     if not expected.numel():
@@ -213,7 +214,7 @@ def _difference(expected: Tensor, got: Tensor) -> float:
 
 
 def _features(expected: Tensor, got: Tensor, groups: Groups, masks: Mapping[str, Any]) -> float:
-    """Of features on axis 1 of which some were removed: those must be zero."""
+    """The largest difference of features on axis 1 that are left; the removed ones must be zero."""
     axis = 1 if expected.ndim > 1 else 0
     kept = torch.from_numpy(groups.kept_features(masks, expected.shape[axis]))
     gone = torch.ones(expected.shape[axis], dtype=torch.bool).index_fill(0, kept, False)
@@ -251,7 +252,7 @@ def exact_groups(
             return check.worst(part, {mode: {name: masks[mode][name] for name in names} for mode in masks})
 
         def inexact(names: list[str]) -> dict[str, Finding]:
-            """Of these groups those to blame, found by halving."""
+            """Those of the groups that make zeroed and cut copies differ, found by halving."""
             found = finding(names)
             if found.exact:
                 return {}
@@ -261,7 +262,7 @@ def exact_groups(
             blamed = inexact(first) | inexact(second)
             if blamed:
                 return blamed
-            for name in second:  # exact apart, but not together
+            for name in second:  # each half is exact, but not both together
                 found = finding([*first, name])
                 if found.exact:
                     first.append(name)

@@ -1,4 +1,7 @@
-"""One hash of all that shapes a backbone's forward pass: two backbones of one hash have the same groups of units."""
+"""One hash of everything that a backbone's forward pass depends on but its weights.
+
+Two backbones of the same hash have the same groups of units.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Of these libraries the version is hashed, which stands for their code. All other code is hashed itself.
+from lightning_mvp.backbones.copies import HOOKS
+
+# The code of these libraries is hashed by its version, all other code by itself.
 VERSIONED = {
     "torch": "torch",
     "timm": "timm",
@@ -32,7 +37,6 @@ _INTERNAL = frozenset(
 ) | {name for name in vars(nn.Module()) if name.startswith("_")}
 # A hook may refer to anything, even to a whole Trainer: objects that are nested deeper or are larger are not described.
 _DEPTH, _VALUES = 24, 200_000
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class _Unknown(Exception):
 
 
 def structure_of(backbone: nn.Module, inputs: Sequence[Tensor]) -> Structure | None:
-    """Hash what shapes the forward pass: classes and their code, attributes, hooks, tied names, shapes, versions.
+    """Hash what the forward pass depends on: classes and their code, attributes, hooks, tied names, shapes, versions.
 
     Weights and batch-norm statistics don't count, nor do dtype, device and training mode. All other buffers do.
 
@@ -63,7 +67,8 @@ def structure_of(backbone: nn.Module, inputs: Sequence[Tensor]) -> Structure | N
         inputs: of one forward pass. Of images only the shape of one sample counts.
 
     Returns:
-        The structure, or None where an attribute can't be described by value: such a backbone is like no other.
+        The structure, or None where an attribute can't be described by its value, so that no other backbone is known
+        to be the same.
 
     Example:
         >>> from torch import nn
@@ -83,7 +88,7 @@ def structure_of(backbone: nn.Module, inputs: Sequence[Tensor]) -> Structure | N
 
 @functools.cache
 def _environment() -> list[str]:
-    """Versions of the libraries, and our own code: while it is worked on its version stays."""
+    """Versions of the libraries, and a hash of our own code, which changes more often than its version."""
     versions = [f"{name} {importlib.metadata.version(package)}" for name, package in VERSIONED.items()]
     own = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -92,7 +97,7 @@ def _environment() -> list[str]:
 
 
 class _Describer:
-    """Turns values into nested lists of JSON; remembers what it has seen, so that circles end."""
+    """Turns values into nested lists for JSON. It remembers what it has seen, so that circular references end."""
 
     def __init__(self, backbone: nn.Module) -> None:
         self.portable = True
@@ -119,7 +124,7 @@ class _Describer:
                     if kind == "buffer" and tensor is not None and not isinstance(module, _BatchNorm):
                         own.append(self.values(tensor))
             own.append([[key, self.value(value)] for key, value in vars(module).items() if key not in _INTERNAL])
-            own.append([[self.value(hook) for hook in vars(module).get(kind, {}).values()] for kind in _HOOKS])
+            own.append([[self.value(hook) for hook in vars(module).get(kind, {}).values()] for kind in HOOKS])
             described.append(own)
         return described
 
@@ -134,10 +139,10 @@ class _Describer:
         return [str(tensor.dtype), list(tensor.shape), hashlib.sha256(content.numpy().tobytes()).hexdigest()]
 
     def value(self, value: Any) -> Any:
-        """Any attribute by value.
+        """An attribute, described by its value.
 
         Raises:
-            _Unknown: it can't be.
+            _Unknown: that can't be done.
         """
         if value is None or isinstance(value, (bool, int, float, str, bytes, complex, slice, range, type(Ellipsis))):
             return f"{type(value).__name__} {value!r}"
@@ -178,17 +183,17 @@ class _Describer:
         if isinstance(value, types.BuiltinFunctionType):
             return ["builtin", value.__module__, value.__qualname__]
         if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
-            raise _Unknown  # a module that is not part of the backbone has weights, and may change
+            raise _Unknown  # a module outside of the backbone has weights of its own, which may change
         return [self.type(type(value)), [[key, self.value(item)] for key, item in vars(value).items()]]
 
     def type(self, kind: type) -> Any:
-        """A class: its name, and where no version stands for it, the code of its methods."""
+        """A class: its name and, if it is of no versioned library, the code of its methods."""
         name = f"{kind.__module__}.{kind.__qualname__}"
         if self._is_versioned(kind.__module__) or kind.__module__ == "builtins":
             return name
         self.portable = False
         if id(kind) not in self.code:
-            self.code[id(kind)] = name  # while it is described: methods may name their own class
+            self.code[id(kind)] = name  # for now, since methods may name their own class
             described: list[Any] = []
             for base in kind.__mro__:
                 if base is object or self._is_versioned(base.__module__):
@@ -205,7 +210,7 @@ class _Describer:
         return self.code[id(kind)]
 
     def function(self, function: types.FunctionType) -> Any:
-        """A function: its name, and where no version stands for it, its code and that of the functions it calls."""
+        """A function: its name and, if it is of no versioned library, its code and that of the functions it calls."""
         name = f"{function.__module__}.{function.__qualname__}"
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         if self._is_versioned(function.__module__):
@@ -229,7 +234,7 @@ class _Describer:
         return [self.code[id(function)], *(self._cell(cell) for cell in cells)]
 
     def _cell(self, value: Any) -> Any:
-        """What a function has closed over; the class of a method that calls ``super()`` is described already."""
+        """A value of a function's closure. A class is there for ``super()``, and is described already."""
         return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else self.value(value)
 
     @staticmethod

@@ -1,12 +1,14 @@
 """A physically smaller backbone, cut by our own index maps.
 
-Torch-Pruning's ``prune()`` is not used: it makes new Parameters in place and loses ``channels_last``, and the
-self-check should prove the very index maps by which masks, zoo entries and merged weights are read.
+Torch-Pruning's ``prune()`` is not used: it makes new Parameters in place and loses ``channels_last``. Besides, the
+self-check proves the index maps that cut, and they must be those by which masks, zoo entries and merged weights are
+read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -75,11 +77,11 @@ def _replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _update_sizes(module: nn.Module) -> None:
     """Make a layer's attributes say what its tensors' shapes are."""
-    if isinstance(module, _ConvNd) and module.transposed:  # of several conv groups it is never cut
+    if isinstance(module, _ConvNd) and module.transposed:  # one with several conv groups is never cut
         if module.groups == 1:
             module.in_channels, module.out_channels = module.weight.shape[:2]
     elif isinstance(module, _ConvNd):
-        if module.groups > 1:  # whole conv groups go, each with its outputs
+        if module.groups > 1:  # conv groups are removed whole, each with its outputs
             module.groups = module.weight.shape[0] // (module.out_channels // module.groups)
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
@@ -151,11 +153,11 @@ def shrink(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> nn.
 def resize(module: nn.Module, groups: Groups, masks: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Give a backbone other tensors, of the sizes that masks leave, in place: `shrink` without its copy.
 
-    A copy that serves many masks in turn, as when every model of a zoo looks at the same images, is made once only.
+    One copy may so serve many masks in turn, as when every model of a zoo is run on the same images.
 
     Args:
-        module: the dense backbone, or one that was resized before; `forward` is right afterwards, its ``recipe`` and
-            timm's attributes for new classifiers are as they were.
+        module: the dense backbone, or one that was resized before. Its ``recipe`` and timm's attributes for new
+            classifiers stay as they are.
         groups: of the dense backbone.
         masks: one for each group.
         state: the kept entries of the tensors in groups, by state dict name; others stay as they are.
@@ -177,7 +179,7 @@ def _widths(masks: Mapping[str, Any]) -> dict[str, int]:
 def without_sync(module: nn.Module, inputs: Sequence[Tensor] = ()) -> nn.Module:
     """Turn synchronised batch norms, which train only under DDP on GPUs, into plain ones in place.
 
-    timm's, with an activation inside, stay: in eval mode they compute the same anywhere.
+    timm's synchronised norms with an activation inside stay: in eval mode they compute the same anywhere.
 
     Args:
         module: any; changed in place.
@@ -195,14 +197,13 @@ def without_sync(module: nn.Module, inputs: Sequence[Tensor] = ()) -> nn.Module:
     axes: dict[nn.Module, int] = {}
     if synchronised and len(inputs):
         note = lambda part, given: axes.update({part: given[0].ndim})  # noqa: E731
-        hooks = [part.register_forward_pre_hook(note) for part in synchronised]
-        with evaluating(module):
+        with evaluating(module), ExitStack() as hooks:
+            for part in synchronised:
+                hooks.enter_context(part.register_forward_pre_hook(note))
             module(*inputs)
-        for hook in hooks:
-            hook.remove()
 
     def local(part: nn.Module) -> nn.Module:
-        if isinstance(part, nn.SyncBatchNorm) and type(part) is nn.SyncBatchNorm:
+        if type(part) is nn.SyncBatchNorm:
             kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(axes.get(part, 4), nn.BatchNorm2d)
             norm = kind(part.num_features, part.eps, part.momentum, part.affine, part.track_running_stats)
             # The same tensor objects are kept, with their dtype, device and memory.

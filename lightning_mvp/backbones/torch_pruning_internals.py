@@ -13,7 +13,7 @@ from torch_pruning.dependency import index_mapping, shape_infer
 # The node of a dependency graph that stands for what the model returns: channels that reach it are its output.
 OutputOp = tp.ops._OutputOp
 
-# How channels are renumbered on their way through an operation, each read by `strands._mapped`.
+# How channels are renumbered on their way through an operation, each read by `channel_sets._mapped`.
 Flatten = index_mapping._FlattenIndexMapping  # each channel becomes `_stride` features in a row
 Concat = index_mapping._ConcatIndexMapping  # channels come behind those of other tensors, from `offset[0]` on
 Split = index_mapping._SplitIndexMapping  # a part of the channels, from `offset[0]` to `offset[1]`

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import numpy as np
@@ -14,64 +15,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_mvp.backbones.attention import attention_modules, heads_group, projections
-from lightning_mvp.backbones.conv_groups import Labels, block_labels, joined
-from lightning_mvp.backbones.copies import tensors_in, without_checkpointing
+from lightning_mvp.backbones.channel_sets import (
+    ChannelSet,
+    Item,
+    Unsupported,
+    channel_set_of,
+    channels_of,
+    dependency_graph,
+)
+from lightning_mvp.backbones.conv_groups import Labels, block_labels, conv_groups_of, is_depthwise, joined
+from lightning_mvp.backbones.copies import without_checkpointing
 from lightning_mvp.backbones.features import classifier_names
-from lightning_mvp.backbones.inputs import first_line, shapes_of
-from lightning_mvp.backbones.strands import Item, Strand, Unsupported, channels_of, dependency_graph, strand_of
+from lightning_mvp.backbones.group_names import distinct, group_name
+from lightning_mvp.backbones.inputs import first_line, unfit_example
+from lightning_mvp.backbones.outputs import AllOutputs
 from lightning_mvp.backbones.torch_pruning_internals import OutputOp
 from lightning_mvp.backbones.units import Groups, Kind, Member, Role, UnitGroup
 
 Part = Literal["producer", "norm", "consumer", "features"]
 
 
-def conv_groups_of(module: Any) -> int:
-    """The number of conv groups of a grouped or depthwise convolution, 0 for anything else."""
-    return int(module.groups) if isinstance(module, _ConvNd) and module.groups > 1 else 0
-
-
-def is_depthwise(module: Any) -> bool:
-    """Torch-Pruning takes inputs and outputs of such a convolution for one."""
-    return isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels
-
-
-class _Outputs(nn.Module):
-    """A model that returns all its tensors in one list, in the mode in which it returns most.
-
-    Auxiliary classifiers, as GoogLeNet has, run in train mode only; Torch-Pruning traces in eval mode.
-    """
-
-    shapes: list[tuple[int, ...]]
-
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self.model, self.mode = model, False
-        with torch.no_grad():
-            output = model.eval()(*inputs)
-            self.plain = isinstance(output, Tensor)
-            self.shapes = [tuple(tensor.shape) for tensor in tensors_in(output)]
-            more = self._train_outputs(inputs)
-        if len(more) > len(self.shapes):
-            self.mode, self.plain, self.shapes = True, False, more
-        model.train(self.mode)
-
-    def _train_outputs(self, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
-        """Shapes in train mode; none where one sample can't train, or training needs more than images."""
-        try:
-            return [tuple(tensor.shape) for tensor in tensors_in(self.model.train()(*inputs))]
-        except Exception:  # of any kind: eval mode, which has passed, is enough
-            return []
-
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
-        self.model.train(self.mode)
-        return tensors_in(self.model(*inputs))
-
-
 class Tracer:
     """One traced copy of a backbone.
 
     Args:
-        clone: on the CPU, free to be spoilt.
+        clone: a copy on the CPU that tracing may change.
         inputs: of one forward pass.
 
     Raises:
@@ -82,13 +50,9 @@ class Tracer:
         self.clone = clone
         self.names = {module: name for name, module in clone.named_modules()}
         try:
-            self.outputs = _Outputs(clone, inputs)
+            self.outputs = AllOutputs(clone, inputs)
         except Exception as error:  # whatever a forward pass raises
-            raise ValueError(
-                f"Expected argument `example_input` to be what the backbone takes in one forward pass, but "
-                f"{type(clone).__name__} fails on {shapes_of(inputs)} ({first_line(error)}). Give a batch as your "
-                "data loader has it, of the right size and number of channels."
-            ) from error
+            raise unfit_example(clone, inputs, error) from error
         self.calls = self._trace_order(inputs)
         self.attention, self.skipped = attention_modules(clone)
         self.classifiers, self.projections = set(classifier_names(clone)), set(projections(clone))
@@ -106,24 +70,23 @@ class Tracer:
                 ) from error
 
     def _trace_order(self, inputs: tuple[Tensor, ...]) -> dict[str, list[int]]:
-        """Module name → when it is done in the forward pass, once for each call."""
+        """Module name → its place among all calls that end in the forward pass, once for each call of it."""
         calls: dict[str, list[int]] = {}
-        clock = iter(range(1 << 30))
+        clock = itertools.count()
 
         def note(module: nn.Module, *_: Any) -> None:
             calls.setdefault(self.names[module], []).append(next(clock))
 
-        hooks = [m.register_forward_hook(note) for m in self.clone.modules()]
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as hooks:
+            for module in self.clone.modules():
+                hooks.enter_context(module.register_forward_hook(note))
             self.outputs(*inputs)
-        for hook in hooks:
-            hook.remove()
         return calls
 
-    # From strands to groups -------------------------------------------------------------------------------------------
+    # From sets of channels to groups ----------------------------------------------------------------------------------
 
-    def _index(self, item: Item, size: int, entries_there: int | None = None) -> np.ndarray:
-        """``(units, span)``: the entries that each of the strand's channels owns."""
+    def _index(self, item: Item, size: int, entries_there: int | None) -> np.ndarray:
+        """``(channels of the set, span)``: the entries of a module that each channel of a set owns."""
         name = self.names.get(item.module, "output")
         span = len(item.entries) // size
         if not np.array_equal(np.sort(item.units), np.repeat(np.arange(size), span)):
@@ -138,9 +101,9 @@ class Tracer:
         return len(outputs) == 1 and isinstance(outputs[0].module, _BatchNorm)
 
     def _is_factor(self, layer: nn.Module) -> bool:
-        """Whether a sigmoid makes a producer's output a factor, as in squeeze-and-excitation."""
+        """Whether a sigmoid turns a producer's output into factors of other channels, as in squeeze-and-excitation."""
         ahead = list(self.graph.module2node[layer].outputs)
-        for node in ahead:  # it grows
+        for node in ahead:  # the list grows while it is read
             if "igmoid" in str(node.name):
                 return True
             if not isinstance(node.module, (_ConvNd, nn.Linear, _BatchNorm, OutputOp)):
@@ -150,22 +113,25 @@ class Tracer:
     def _produces(self, item: Item) -> bool:
         return bool(self.graph.is_out_channel_pruning_fn(item.handler))
 
-    def _strand(self, layer: Any, outputs: bool = True) -> Strand:
+    def _set_of(self, layer: Any, outputs: bool = True) -> ChannelSet:
         try:
-            return strand_of(self.graph, self.unknown, layer, outputs)
+            return channel_set_of(self.graph, self.unknown, layer, outputs)
         except Unsupported:
             raise
         except Exception as error:  # whatever goes wrong in Torch-Pruning means that it can't follow the channels
             raise Unsupported(f"Torch-Pruning can't follow its channels ({first_line(error)})") from error
 
-    def _strands_of(self, layer: nn.Module) -> list[Strand]:
-        """The strand of a layer's outputs, and those that grouped convolutions tie to it by their other side."""
-        strands = [self._strand(layer)]
+    def _sets_of(self, layer: nn.Module) -> list[ChannelSet]:
+        """The set of a layer's outputs, and the sets that grouped convolutions tie to it.
+
+        Where the inputs of a grouped convolution are in a set, its outputs must be in one, too, and vice versa.
+        """
+        sets = [self._set_of(layer)]
         while True:
             sides = {
                 (item.module, self._produces(item))
-                for strand in strands
-                for item in strand.items
+                for each in sets
+                for item in each.items
                 if conv_groups_of(item.module) and not is_depthwise(item.module)
             }
             missing = sorted(
@@ -173,8 +139,8 @@ class Tracer:
                 key=lambda side: self.names[side[0]],
             )
             if not missing:
-                return strands
-            strands.append(self._strand(*missing[0]))
+                return sets
+            sets.append(self._set_of(*missing[0]))
 
     def _producers_of(self, items: Iterable[Item]) -> list[str]:
         """Names of the layers whose outputs are the units, in forward order."""
@@ -182,7 +148,7 @@ class Tracer:
         return sorted({self.names[item.module] for item in producing}, key=lambda name: self.calls[name][0])
 
     def _part(self, item: Item) -> tuple[Part, int | None]:
-        """What an item does with the units, and how many entries there are of which units own some.
+        """What an item does with the units, and how many entries the axis has of which they own some.
 
         Raises:
             Unsupported: it can't be masked or cut exactly.
@@ -211,7 +177,11 @@ class Tracer:
         return "producer", channels_of(module, outputs=True)
 
     def _output(self, reached: int) -> Part:
-        """Whether units are the features of a backbone that returns one tensor with its features on axis 1."""
+        """The part of units that reach the output: its features, if it is one tensor with features on axis 1.
+
+        Raises:
+            Unsupported: the output is of another kind, so that nobody knows what reads these units.
+        """
         if not self.outputs.plain:
             raise Unsupported("it is one of the backbone's outputs, and nobody knows who reads it")
         shape: Any = self.outputs.shapes[0]
@@ -219,7 +189,7 @@ class Tracer:
             raise Unsupported("it is the backbone's output, tokens, and nobody knows who reads it")
         return "features"
 
-    def _group_of(self, strands: Sequence[Strand], names: list[str]) -> UnitGroup:
+    def _group_of(self, sets: Sequence[ChannelSet], names: list[str]) -> UnitGroup:
         """The group of units that the layers called ``names`` produce.
 
         Raises:
@@ -227,27 +197,28 @@ class Tracer:
         """
         found: list[tuple[Any, Part, np.ndarray, int]] = []
         blocks: dict[str, list[tuple[int, Labels]]] = {}
-        for number, strand in enumerate(strands):
-            for item in strand.items:
+        for number, each in enumerate(sets):
+            for item in each.items:
                 module = item.module
                 if isinstance(module, nn.Parameter):
                     bare = next((n for n, p in self.clone.named_parameters() if p is module), "a parameter")
                     raise Unsupported(f"`{bare}`, no layer's weight, is added to or scales these channels")
                 if not isinstance(module, OutputOp) and not self.names.get(module):
-                    continue  # an activation, addition, pooling or reshape: it owns nothing
+                    continue  # an activation, addition, pooling or reshape has no entries
                 part, channels = self._part(item)
-                index = self._index(item, strand.size, channels)
+                index = self._index(item, each.size, channels)
                 conv_groups = conv_groups_of(module)
                 if conv_groups and channels is not None:
                     labels = block_labels(index, channels, conv_groups)
                     blocks.setdefault(self.names[module], []).append((number, labels))
-                if part != "consumer" or not conv_groups:  # a grouped one has no axis of inputs that units could own
+                # The weight of a grouped convolution has no axis of all its inputs, of which units could own entries.
+                if part != "consumer" or not conv_groups:
                     found.append((module, part, index, number))
         if len({(id(module), part) for module, part, _, _ in found}) != len(found):
             raise Unsupported("a grouped convolution ties its channels to themselves")
-        units = [np.arange(strand.size)[:, None] for strand in strands]
+        units = [np.arange(each.size)[:, None] for each in sets]
         if blocks:
-            whole = joined([strand.size for strand in strands], list(blocks.values()))
+            whole = joined([each.size for each in sets], list(blocks.values()))
             if whole is None or len(whole[0]) == 1:
                 raise Unsupported(f"the conv groups of `{next(iter(blocks))}` leave no units to choose from")
             units = whole
@@ -278,15 +249,15 @@ class Tracer:
                 members += _members(prefix, module, ("weight",), int(not transposed), index, "consumer", is_mlp)
         sources = self._sources(names)
         kind: Kind = "mlp" if is_mlp else "residual" if len(sources) > 1 else "conv"
-        return UnitGroup(_group_name(sources, kind), kind, size, tuple(members), features[0] if features else None)
+        return UnitGroup(group_name(sources, kind), kind, size, tuple(members), features[0] if features else None)
 
     def _sources(self, names: list[str]) -> list[str]:
-        """The producers that begin units: no factors, and no grouped convolutions, which go on with them."""
+        """The producers that begin units; factors and grouped convolutions only continue those of other layers."""
         layers = {name: self.clone.get_submodule(name) for name in names}
         return [n for n in names if not conv_groups_of(layers[n]) and not self._is_factor(layers[n])] or names
 
     def _is_mlp(self, layers: Sequence[Any], names: list[str]) -> bool:
-        """Whether it is the hidden layer between two linear layers, or two 1×1 convolutions of a module called MLP."""
+        """Whether the units are a hidden layer: between linear layers, or 1×1 convolutions of a module called MLP."""
         if len(names) != 1 or len(layers) < 2:
             return False
         if all(isinstance(layer, nn.Linear) for layer in layers):
@@ -309,11 +280,12 @@ class Tracer:
             try:
                 if module not in self.graph.module2node:
                     raise Unsupported("the output does not depend on it")
-                strands = self._strands_of(module)
-                producers = self._producers_of(item for strand in strands for item in strand.items)
-                group = self._group_of(strands, producers)
+                sets = self._sets_of(module)
+                producers = self._producers_of(item for each in sets for item in each.items)
+                group = self._group_of(sets, producers)
             except Unsupported as reason:
-                producers = self._producers_of(reason.items) or producers  # they would fail alike
+                # The other producers of the same units would be refused for the same reason.
+                producers = self._producers_of(reason.items) or producers
                 others = f" and {len(producers) - 1} layers coupled to it" if len(producers) > 1 else ""
                 listed = f"; they are {', '.join(other for other in producers if other != name)}" if others else ""
                 self.skipped.append(f"{name}{others}: left out, {reason}{listed}")
@@ -323,11 +295,11 @@ class Tracer:
             found.append((self.calls[producers[0]][0], group))
         for name, module in layers:
             declared = getattr(module, "unit_groups", None)
-            if callable(declared):  # a layer of a user's own that says itself which units it has
+            if callable(declared):  # a layer of a user's own may say itself which units it has
                 found += [(self.calls[name][0], group) for group in declared(name)]
         for name, attention in self.attention.items():
             found.append((self.calls.get(f"{name}.qkv".lstrip("."), [0])[0], heads_group(name, attention)))
-        groups = self._distinct([group for _, group in sorted(found, key=lambda pair: pair[0])])
+        groups = distinct([group for _, group in sorted(found, key=lambda pair: pair[0])], self._sources)
         return Groups(groups, [*self.skipped, *unaccounted(self.clone, groups, self.skipped, self._why_left)])
 
     def _why_left(self, name: str, module: nn.Module) -> str:
@@ -340,23 +312,11 @@ class Tracer:
             return "the forward pass does not call it"
         return f"a {type(module).__name__} goes with the channels that it reads, which are left whole"
 
-    def _distinct(self, groups: list[UnitGroup]) -> list[UnitGroup]:
-        """Groups that would share a name are called by a smaller part of the backbone, or by their first layer."""
-        names = [group.name for group in groups]
-        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-            alike = [i for i, other in enumerate(names) if other == name]
-            layers = {i: _producers(groups[i]) for i in alike}
-            smaller = {i: _group_name(self._sources(layers[i]), groups[i].kind, deeper=1) for i in alike}
-            distinct = len(set(smaller.values())) == len(alike) and not set(smaller.values()) & set(names)
-            for i in alike:
-                names[i] = smaller[i] if distinct else f"{layers[i][0]}.{groups[i].kind}"
-        return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
-
 
 def unaccounted(
-    backbone: nn.Module, groups: Sequence[UnitGroup], notes: Sequence[str], why: Any = lambda name, module: "not found"
+    backbone: nn.Module, groups: Sequence[UnitGroup], notes: Sequence[str], why: Callable[[str, nn.Module], str]
 ) -> list[str]:
-    """A note for each reason why modules with parameters are in no group and in no note, naming all of them."""
+    """One note for each reason why modules with parameters are in no group; those that notes name are passed over."""
     named = {word for note in notes for word in re.findall(r"[\w.]+", note)}
     owners = {member.tensor.rpartition(".")[0] for group in groups for member in group.members}
     left: dict[str, list[str]] = {}
@@ -367,7 +327,7 @@ def unaccounted(
 
 
 def _shared_tensors(backbone: nn.Module) -> dict[str, tuple[str, str]]:
-    """Module → two names of a parameter of its that has several: tied weights, and modules registered twice."""
+    """Module → two names of one of its parameters, where it has several: tied weights, modules registered twice."""
     first: dict[int, str] = {}
     shared: dict[str, tuple[str, str]] = {}
     for name, parameter in backbone.named_parameters(remove_duplicate=False):
@@ -383,22 +343,3 @@ def _members(
 ) -> list[Member]:
     present = [name for name in attributes if getattr(module, name, None) is not None]
     return [Member(f"{prefix}.{name}".lstrip("."), axis, index, role, gate) for name in present]
-
-
-def _producers(group: UnitGroup) -> list[str]:
-    """The layers that produce a group's units, in forward order."""
-    weights = [member.tensor for member in group.members if member.role == "producer"]
-    return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in weights))
-
-
-def _group_name(producers: list[str], kind: Kind, deeper: int = 0) -> str:
-    """``layer1.residual`` by the stage of the last layer that adds to it, ``blocks.3.mlp``, or the layer's own name."""
-    parts = producers[-1].split(".")
-    if kind == "residual":
-        stage = next((i for i, part in enumerate(parts) if i and part[-1].isdigit()), len(parts) - 1)
-        if parts[stage].isdigit() and not parts[stage - 1][-1].isdigit():  # stages.1, where others say layer1
-            stage += 1
-        return ".".join([*parts[: stage + deeper], "residual"])
-    if kind == "mlp" and len(parts) > 1 and not parts[-1].isdigit():
-        return ".".join(parts[:-1])
-    return producers[0]

@@ -1,4 +1,4 @@
-"""The records of what can be pruned: units, the groups they form, and which tensor entries each unit owns."""
+"""What can be pruned: units, the groups they form, and the tensor entries that each unit owns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-SHOWN = 200  # characters of a note; it may name hundreds of layers
+SHOWN = 200  # characters of a note that are shown: a note may name hundreds of layers
 
 Kind = Literal["conv", "residual", "mlp", "heads"]
 Role = Literal["producer", "norm", "statistic", "consumer"]
@@ -27,7 +27,7 @@ class Member:
         role: a ``producer`` computes the unit; a ``norm`` scales and shifts it; a ``statistic`` is a norm's buffer; a
             ``consumer`` reads the unit.
         gate: whether the sum of weight · gradient over the unit's entries, added up over all gate members, is the
-            loss's derivative by a gate on the unit's output (DESIGN, "Importance").
+            loss's derivative by a gate on the unit's output (see "Importance" in docs/design.md).
     """
 
     tensor: str
@@ -47,7 +47,7 @@ class UnitGroup:
         kind: ``conv`` (one layer's channels), ``residual`` (channels that several layers add to), ``mlp`` (hidden
             neurons) or ``heads`` (attention heads).
         size: number of units.
-        members: the tensors concerned.
+        members: the tensors of which the units own entries.
         feature_index: int64 ``(units, span)`` into the backbone's output features, if the units are some of them.
     """
 
@@ -154,8 +154,8 @@ class Groups:
         Args:
             include: patterns as of ``fnmatch``, such as ``"layer3.*"``, or kinds: ``"conv"``, ``"residual"``, ``"mlp"``
                 or ``"heads"``.
-            exclude: patterns or kinds, too. One that only matches what was left out already (``groups.skipped``) does
-                nothing.
+            exclude: patterns as of ``fnmatch``, or kinds. One that only matches what was left out already
+                (``groups.skipped``) changes nothing.
 
         Raises:
             ValueError: a pattern matches neither a group nor what was left out, or no group is left.
@@ -189,14 +189,14 @@ class Groups:
         return any(fnmatchcase(part, pattern) for part in words | parts)
 
     def listed(self, sizes: Mapping[str, int], where: str) -> Groups:
-        """Exactly the groups of a zoo; those that it does not list stay whole.
+        """The groups that a zoo lists; all others stay whole.
 
         Args:
             sizes: group → its number of units, in the zoo's order.
             where: the zoo, for errors.
 
         Raises:
-            ValueError: a group of the zoo's is not there, or is of another size; it is named, with the reason.
+            ValueError: a group of the zoo is missing or of another size; the message names it and the reason.
         """
         for name, size in sizes.items():
             if name in self._groups and self[name].size == size:

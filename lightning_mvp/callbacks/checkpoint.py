@@ -23,17 +23,17 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
     Here ``best_model_path`` is the best *pruned* model: only values of the monitored metric count that were measured
     after MVPCallback's last round. If a run ends without a best model, a warning says why and what to do.
 
-    What serves resuming waits for nothing. ``save_last=True`` writes ``last.ckpt`` whenever a save is due, from the
-    beginning of the run on, and also where the metric is not among the best: ``ckpt_path="last"`` goes on after a kill.
-    (``"link"`` does so until there is a best model, and then links to the latest of those.) Without ``monitor`` saves
-    that ``every_n_train_steps`` or ``train_time_interval`` asks for are done from the beginning on, too.
-    ``save_on_exception`` writes whatever there is.
+    Checkpoints for resuming are written before pruning, too. ``save_last=True`` writes ``last.ckpt`` whenever a save is
+    due, from the beginning of the run on, and also where the metric is not among the best, so that ``ckpt_path="last"``
+    goes on after a kill. ``save_last="link"`` does the same until there is a best model, and then links to the latest
+    of those. Without ``monitor`` saves by ``every_n_train_steps`` or ``train_time_interval`` begin with the run, too.
+    ``save_on_exception`` writes the model of that moment.
 
-    Each fit starts without a best model, as MVPCallback starts anew; a resumed one goes on with its checkpoint's.
+    Each new fit starts without a best model, because MVPCallback starts anew. A resumed fit has its checkpoint's.
 
-    Args: those of ``lightning.pytorch.callbacks.ModelCheckpoint``, with the same defaults, but for ``filename``:
-    without one files are called ``epoch1-step20.ckpt``, which no command line has to quote. Without ``monitor`` the
-    latest pruned model is kept.
+    The arguments are those of ``lightning.pytorch.callbacks.ModelCheckpoint``, with the same defaults except for
+    ``filename``: without one files are called ``epoch1-step20.ckpt``, a name that needs no quotes on a command line.
+    Without ``monitor`` the latest pruned model is kept.
 
     Raises:
         ValueError: at the start of fit, a Trainer without MVPCallback.
@@ -86,7 +86,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
         decide = super().on_train_batch_end
         self._decide(trainer, counts, lambda: decide(trainer, pl_module, outputs, batch, batch_idx))
         if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
-            # The best waits for the metric; the last need not.
+            # The best model waits until the metric is measured; the last one need not.
             self._save_last_checkpoint(trainer, super()._monitor_candidates(trainer))
         self._defer_save_until_validation |= deferred
 
@@ -95,7 +95,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
         """Let Lightning decide, and refuse a best model that it may not choose yet.
 
         Raises:
-            RuntimeError: a version of Lightning goes another way than through the methods that are overridden here.
+            RuntimeError: this version of Lightning chose one by other methods than those that are overridden here.
         """
         path, models = self.best_model_path, dict(self.best_k_models)
         self._withheld = not counts
@@ -115,7 +115,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
 
     @override
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
-        # A value that doesn't count is, to Lightning, not there yet: a save that is due waits for the next validation.
+        # Lightning is not shown a value that does not count, so that a save that is due waits for the next validation.
         candidates = super()._monitor_candidates(trainer)
         if self._withheld and self.monitor is not None:
             candidates.pop(self.monitor, None)
@@ -125,7 +125,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
 
     @override
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        # Lightning asks for this whenever a save is due, and for the last one only sometimes.
+        # Lightning calls this whenever a save is due, but saves the last model only after some of these calls.
         if not self._withheld:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         elif self.monitor is None and self.save_top_k != 0 and not self._every_n_epochs:
@@ -140,7 +140,7 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
         self._replace(trainer, previous, self.best_model_path)
 
     def _save_unpruned(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """The latest model, to go on from; ``best_model_path`` doesn't name it."""
+        """Save the latest model, to go on from, without naming it as ``best_model_path``."""
         previous = self._unpruned_path
         self._unpruned_path = self._get_metric_interpolated_filepath_name(monitor_candidates, trainer, previous)
         self._save_checkpoint(trainer, self._unpruned_path)
@@ -153,9 +153,9 @@ class PrunedCheckpoint(WaitsForPruning, ModelCheckpoint):
     @override
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self._last_saved_at == trainer.global_step and self._last_checkpoint_saved == self.last_model_path:
-            return  # nothing was saved since
+            return  # the last model of this step is saved already
         wanted, step = self.save_last, self._last_global_step_saved
-        if wanted and not self.best_model_path:  # there is nothing to link to
+        if wanted and not self.best_model_path:  # there is no best model yet to link to
             self.save_last = True
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self.save_last = wanted

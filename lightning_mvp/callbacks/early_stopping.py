@@ -14,15 +14,16 @@ from lightning_mvp.callbacks.pruned_metric import WaitsForPruning
 class PrunedEarlyStopping(WaitsForPruning, EarlyStopping):
     """Lightning's ``EarlyStopping`` that ignores everything before MVPCallback's last round.
 
-    Metrics fall at each round, and a plain ``EarlyStopping`` would end the run in the middle of pruning. Here neither
-    the best score nor patience, thresholds and the check for NaN know of values that were measured before the last
-    round. Each fit starts anew, as MVPCallback does; a resumed one goes on with its checkpoint's score and patience.
+    Metrics fall at each round, and a plain ``EarlyStopping`` would end the run in the middle of pruning. Here the best
+    score, patience, thresholds and the check for NaN disregard all values that were measured before the last
+    round. Each new fit starts anew, as MVPCallback does. A resumed fit goes on with its checkpoint's score and
+    patience.
 
-    Args: those of ``lightning.pytorch.callbacks.EarlyStopping``, with the same defaults.
+    The arguments are those of ``lightning.pytorch.callbacks.EarlyStopping``, with the same defaults.
 
     Raises:
         ValueError: at the start of fit, a Trainer without MVPCallback.
-        RuntimeError: a ``monitor`` that nobody logs, at the first check, also before the last round; unless ``strict``
+        RuntimeError: at the first check, even before the last round, a ``monitor`` that nobody logs, unless ``strict``
             is false.
         MisconfigurationException: arguments that Lightning refuses.
 

@@ -1,4 +1,4 @@
-"""What can't work beside pruning: refused or warned of, before it costs time."""
+"""Refusals and warnings, before training, of what can't work together with pruning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
 
 
 def refuse_hidden_input(module: L.LightningModule) -> None:
-    """Refuse a compiled module without example input: hooks, which would see the first one, may not run in it.
+    """Refuse a compiled module without example input, since hooks, which would see its first input, may not run in it.
 
     Raises:
         ValueError: it is under torch.compile.
@@ -74,10 +74,10 @@ def refuse_hidden_input(module: L.LightningModule) -> None:
 
 
 def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> None:
-    """Refuse ``sync_batchnorm=True`` where the conversion would drop what timm put inside a norm: its activation.
+    """Refuse ``sync_batchnorm=True`` where the conversion would drop the activation inside one of timm's norms.
 
     Raises:
-        ValueError: a batch norm has submodules, named.
+        ValueError: a batch norm, which is named, has an activation inside.
     """
     if not converts_batch_norms(trainer):
         return
@@ -91,11 +91,11 @@ def refuse_lossy_sync_batch_norm(trainer: L.Trainer, backbone: nn.Module) -> Non
 
 
 def warn_of_guessed_steps(schedule: Schedule, steps: float) -> None:
-    """Warn that the number of steps is an assumption: with manual optimization only the module knows it."""
+    """Warn that the number of steps is an assumption, because with manual optimization only the module knows it."""
     rank_zero_warn(
-        f"With manual optimization nobody knows how often an optimizer will step. {steps:.0f} steps of the backbone's "
-        f"are assumed, one for each batch; the last pruning round comes with step {schedule.last_step}. Give "
-        "`steps_per_round` if that is wrong."
+        "With manual optimization the number of optimizer steps is not known before training. One step of the "
+        f"backbone's optimizer for each batch is assumed, {steps:.0f} in all, with the last pruning round after step "
+        f"{schedule.last_step}. Give `steps_per_round` if that is wrong."
     )
 
 
@@ -103,14 +103,16 @@ def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored:
     """Warn that fit ended before the last round, and say why if the steps since the last one gave no scores.
 
     Args:
-        done: rounds that have happened.
-        rounds: how many there should have been.
-        step: optimizer steps done.
-        zoo: whether an entry was to be written.
-        scored: whether the next round could have been decided.
+        done: how many rounds have happened.
+        rounds: how many rounds there should have been.
+        step: how many optimizer steps have been done.
+        zoo: whether an entry should have been written.
+        scored: whether there are scores for the next round.
     """
     why = ""
-    if done and not scored:  # the scaler of a mixed precision leaves such steps out, so that no loss tells
+    if (
+        done and not scored
+    ):  # the gradient scaler of precision 16-mixed skips such steps, so that the loss does not show them
         why = f" Since round {done} no step had finite gradients: {LOOK_FOR_ZERO_CHANNELS}"
     rank_zero_warn(
         f"Pruning is not complete: {done} of {rounds} rounds had happened when fit ended, after {step} steps of an "
@@ -119,14 +121,14 @@ def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored:
 
 
 def warn_of_dead_units(backbone: nn.Module, groups: Groups) -> None:
-    """Warn of units that are zero before pruning begins: the backbone was pruned already."""
+    """Warn of units that are zero before pruning begins, because the backbone was pruned already."""
     masks = masks_from_zeros(backbone, groups)
     dead = sum(masks.sizes.values()) - sum(masks.kept.values())
     if dead:
         rank_zero_warn(
             f"{dead} of the backbone's {sum(masks.sizes.values())} units are zero before pruning begins, as after an "
-            "earlier fit. Pruning begins anew and counts them as units; load the dense weights if that is not meant, "
-            "or resume with ckpt_path to go on."
+            "earlier fit. Pruning begins anew, and they count as units. To prune the dense model, "
+            "load its weights; to go on, resume with ckpt_path."
         )
 
 

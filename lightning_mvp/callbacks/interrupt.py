@@ -1,4 +1,4 @@
-"""Ctrl-C: finish the step, save, and say how to go on."""
+"""Ctrl-C ends a fit after the present step, with a checkpoint to go on from."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Interrupt(L.Callback):
     """Delays the first Ctrl-C until a step is done, then writes a checkpoint; a second one interrupts at once.
 
     In the middle of a step weights and counters don't fit together. Where the training loader has a state and no worker
-    processes, Ctrl-C also waits while a batch is fetched, because that state must not run ahead of the steps; worker
-    processes end at Ctrl-C themselves. Only rank 0 acts on the first Ctrl-C, and the others end with it. Whoever else
-    handles SIGINT keeps it.
+    processes, Ctrl-C also waits while a batch is fetched, because that state must not run ahead of the steps. Worker
+    processes end at Ctrl-C by themselves. Only rank 0 acts on the first Ctrl-C, and the other ranks end with it.
+    Another handler of SIGINT that is there already is not replaced.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Interrupt(L.Callback):
         rank_zero_info("Finishing the training step (or validation), then saving. Ctrl-C again stops at once.")
 
     def _interrupt(self) -> None:
-        """Between two steps, where weights and counters fit together."""
+        """Raise KeyboardInterrupt between two steps, where weights and counters fit together."""
         if self._asked and self._acts:
             self._between_steps = True
             raise KeyboardInterrupt
@@ -77,7 +77,7 @@ class Interrupt(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Called after each training batch; while gradients are accumulated the step goes on."""
+        """Called after each training batch; a step ends where its gradients are not accumulated further."""
         assert self._pruning is not None
         if self._pruning.step > self._step:
             self._step, self._in_step = self._pruning.step, False
@@ -93,8 +93,8 @@ class Interrupt(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Called when an error, or Ctrl-C, ends the run.
 
-        After Ctrl-C a checkpoint is written beside the Trainer's others, unless a step was cut short, and the way to go
-        on is told. Rank 0 writes alone, since nobody knows whether the other ranks still answer.
+        After Ctrl-C a checkpoint is written beside the Trainer's others, unless a step was cut short, and a message
+        says how to go on. Rank 0 writes alone, since the other ranks may have ended.
         """
         self._restore()
         if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != TrainerFn.FITTING:
@@ -102,7 +102,7 @@ class Interrupt(L.Callback):
         if self._pruning is None or not self._pruning.step:
             return
         bar = trainer.progress_bar_callback
-        if isinstance(bar, RichProgressBar):  # its display is live, and would be drawn over what is said now
+        if isinstance(bar, RichProgressBar):  # else its live display would be drawn over the message
             bar.on_exception(trainer, pl_module, exception)
         path = latest_checkpoint(trainer.checkpoint_callback)
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)

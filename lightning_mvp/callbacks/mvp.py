@@ -185,7 +185,7 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         if not is_overridden("configure_model", pl_module):  # else the backbone may not be there yet
             self._prepare(trainer, pl_module)
             if self.zoo is not None:  # a run that goes on may begin with its θ⁰; the checkpoint's weights come later
-                self.zoo.capture(self._backbone(pl_module))
+                self.zoo.capture(trainer, self._backbone(pl_module))
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -203,10 +203,11 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
             require_time_for(self.schedule, steps)
         if self.zoo is not None and not self._dev_run:
             if self._resumed is None:
-                self.zoo.capture(backbone)
+                self.zoo.capture(trainer, backbone)
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
-            self.zoo.reserve({**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round})
+            config = {**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round}
+            self.zoo.reserve(trainer, config)
         if self._pruner is None:
             refuse_hidden_input(pl_module)
             self._hook = backbone.register_forward_pre_hook(self._see_first_input)
@@ -231,7 +232,7 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         head = self._head(pl_module)
         if head is not None:
             check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
-        contract = None if self.zoo is None else self.zoo.contract
+        contract = None if self.zoo is None else self.zoo.contract(pl_module.trainer)
         keep_features = self.head_name is None
         found = find_prunable(backbone, example, self.settings, keep_features=keep_features, contract=contract)
         self._pruner = Pruner(found, example, self.settings)
@@ -247,7 +248,7 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
         self._tell_module()
         if self.zoo is not None and not self._dev_run:
-            self.zoo.open(backbone, self.pruner.prunable.every)
+            self.zoo.open(trainer, backbone, self.pruner.prunable.every)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
@@ -386,7 +387,8 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         self.schedule = Schedule(**state_dict["schedule"])
         self.step, self._peak_rate = state_dict["step"], state_dict["peak_rate"]
         if self.zoo is not None:
-            self.zoo.resume(state_dict.get("theta0") or state_dict.get("theta0_fingerprint"))
+            assert self._module is not None
+            self.zoo.resume(self._module.trainer, state_dict.get("theta0") or state_dict.get("theta0_fingerprint"))
         self._resumed = state_dict["pruner"]
         if self._pruner is not None:
             self._pruner.load_state_dict(state_dict["pruner"])

@@ -1,4 +1,4 @@
-"""Which optimizer moves the backbone, and how many steps it will do."""
+"""The optimizer that trains the backbone, and how many steps it will do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def find_optimizer(trainer: L.Trainer, backbone: nn.Module) -> torch.optim.Optim
     """The one optimizer that owns parameters of the backbone.
 
     Raises:
-        ValueError: none does, several do, or it is one that pruning can't work with.
+        ValueError: none does, several do, or pruning can't work with it.
     """
     parameters = {id(parameter) for parameter in backbone.parameters()}
     owners = [
@@ -45,10 +45,10 @@ def find_optimizer(trainer: L.Trainer, backbone: nn.Module) -> torch.optim.Optim
 
 
 def require_owned(optimizer: torch.optim.Optimizer, backbone: nn.Module, groups: Groups) -> None:
-    """Refuse units that the optimizer doesn't move.
+    """Refuse units that the optimizer doesn't train.
 
     Raises:
-        ValueError: a unit's gate is in none of the optimizer's parameter groups, named.
+        ValueError: a parameter of a unit's gate, which is named, is in no parameter group of the optimizer.
     """
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     parameters = dict(backbone.named_parameters())
@@ -74,7 +74,7 @@ def planned_steps(trainer: L.Trainer) -> float:
             batches = trainer.num_training_batches
             factors = [callback.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs or 0)]
             steps = min(steps, float(sum(math.ceil(batches / factor) for factor in factors)))
-    steps -= trainer.global_step  # of an earlier fit of this Trainer; those of a checkpoint are not there yet
+    steps -= trainer.global_step  # steps of this Trainer's earlier fits; a checkpoint is not loaded yet
     optimizers = len(trainer.optimizers)
     if optimizers > 1 and trainer.max_steps != -1:  # Lightning counts the steps of all of them
         steps = min(steps, trainer.max_steps // optimizers)

@@ -1,4 +1,4 @@
-"""Whether the value of a metric was measured on the pruned model: what callbacks that wait for pruning share."""
+"""Whether a metric's value was measured on the pruned model, for callbacks that wait for pruning."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from lightning_mvp.lightning_internals import require_lightning
 
 
 class WaitsForPruning(L.Callback):
-    """Mixed into a callback with a ``monitor``: lets it see only values that were measured after the last round.
+    """A mixin for callbacks with a ``monitor``, which then decide only by values measured after the last round.
 
-    A value counts if it was measured within a span that began after the last round: a validation, a training epoch, or
-    a training batch. So neither a validation before the last round counts, nor the average over an epoch in which that
-    round happened.
+    A value counts if it was measured in a validation, a training epoch or a training batch that began after the last
+    round. So neither a validation before that round counts, nor the average over an epoch in which it happened.
     """
 
     waits_for_pruning = True
@@ -49,8 +48,8 @@ class WaitsForPruning(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each training batch: an epoch begins with its first."""
-        # Resumed from a checkpoint of an epoch's last batch, Lightning calls no on_train_epoch_start for the next one.
+        """Called before each training batch; an epoch begins with its first."""
+        # on_train_epoch_start is not enough: Lightning leaves it out after a checkpoint of an epoch's last batch.
         if batch_idx == 0:
             self._begin("epoch", trainer)
 
@@ -74,7 +73,7 @@ class WaitsForPruning(L.Callback):
         self._decide(trainer, counts, partial(super().on_train_epoch_end, trainer, pl_module))
 
     def _decide(self, trainer: L.Trainer, counts: bool, decide: Callable[[], None]) -> None:
-        """What to do at the end of a span, whether or not the value counts."""
+        """Let the callback decide at the end of a span, if the value counts."""
         if counts:
             decide()
 
@@ -84,14 +83,14 @@ class WaitsForPruning(L.Callback):
             self._began[span] = self._value(trainer)
 
     def _counts(self, span: str, trainer: L.Trainer) -> bool:
-        """At the end of a span: whether the value that the metric has now was measured on the pruned model."""
+        """Whether the metric's value, at the end of a span, was measured on the pruned model."""
         value = self._value(trainer)
         if span in self._began and not _same_measurement(value, self._began[span]):
             self._counting = value
         return self.pruned and (self.monitor is None or _same_measurement(value, self._counting))
 
     def _missing(self, trainer: L.Trainer) -> bool:
-        """Whether nobody logged the metric: Lightning says so at once, not after hours of pruning."""
+        """Whether nobody logged the metric. Lightning then raises at once rather than after hours of pruning."""
         return self.monitor is not None and self._value(trainer) is None
 
     def _value(self, trainer: L.Trainer) -> Tensor | None:
@@ -102,7 +101,7 @@ class WaitsForPruning(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Called for each checkpoint."""
-        # An epoch that is resumed in its middle has no start.
+        # The start of an epoch is not seen by a run that is resumed in its middle.
         return {**super().state_dict(), "epoch_began_pruned": "epoch" in self._began}
 
     @override
@@ -117,6 +116,6 @@ def _validates_in_fit(trainer: L.Trainer) -> bool:
 
 
 def _same_measurement(one: Tensor | None, other: Tensor | None) -> bool:
-    # Each measurement has memory of its own for as long as somebody holds it; reading it again gives another view of
-    # that memory. Equal numbers may be two measurements.
+    # The numbers of two measurements may be equal, but not their memory, as long as both are held. Reading a
+    # measurement again gives another tensor with the same memory.
     return one is not None and other is not None and one.data_ptr() == other.data_ptr()

@@ -22,23 +22,23 @@ def random_state(device: torch.device) -> Tensor:
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
-    """Go on from :func:`random_state`; what was saved on another kind of device restores the CPU's alone."""
+    """Restore what :func:`random_state` returned; on another kind of device only the CPU's part of it."""
     cpu_size = len(torch.get_rng_state())
-    # A view into a larger tensor crashes torch 2.15 here.
+    # Cloned, because torch 2.15 crashes on a view into a larger tensor.
     torch.set_rng_state(state[:cpu_size].clone())
     if device.type == "cuda" and len(state) > cpu_size:
         torch.cuda.set_rng_state(state[cpu_size:].clone(), device)
 
 
 def random_states(trainer: L.Trainer) -> list[Tensor]:
-    """The state of every rank; of this one alone where the others can't be asked, after an exception."""
+    """The state of every rank. After an exception it is that of this rank alone, since the others may not answer."""
     device = trainer.strategy.root_device
     own = random_state(device)
     if trainer.world_size == 1 or trainer.state.status == TrainerStatus.INTERRUPTED:
         return [own]
     gathered = trainer.strategy.all_gather(own.to(device))
     assert isinstance(gathered, Tensor)
-    return [state.clone() for state in gathered.cpu()]  # a view would be saved with all the others
+    return [state.clone() for state in gathered.cpu()]  # a view would be saved with the memory of all
 
 
 def set_random_states(trainer: L.Trainer, states: Sequence[Tensor]) -> None:
@@ -71,7 +71,7 @@ class KeepsRandomState(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each training batch: the first of a resumed run, because what starts up draws numbers, too."""
+        """Called before each training batch. A resumed run restores before its first: starting draws numbers, too."""
         if self._random_states is not None:
             set_random_states(trainer, self._random_states)
             self._random_states = None

@@ -1,4 +1,4 @@
-"""Find a user's backbone, head and example input by name, and refuse what can't work before any work starts."""
+"""Find a user's backbone, head and example input, and refuse what can't work, before any work starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.features import evaluating
-from lightning_mvp.backbones.inputs import as_inputs, one_sample, run_example
+from lightning_mvp.backbones.inputs import as_inputs, one_sample, unfit_example
 from lightning_mvp.lightning_internals import uncompiled
 
 OTHER_HEAD = "Name the linear layer that follows the backbone directly, or leave `head` out."
@@ -17,7 +17,7 @@ def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
     """The submodule at a dotted path, without the wrapper of ``torch.compile``.
 
     Raises:
-        ValueError: there is none; the message lists what ``root`` has.
+        ValueError: there is none; the message lists the submodules of ``root``.
 
     Example:
         >>> resolve_module(nn.Sequential(nn.ReLU()), "0", "backbone")
@@ -35,7 +35,7 @@ def resolve_module(root: nn.Module, path: str, argument: str) -> nn.Module:
 
 
 def example_inputs(given: tuple[Tensor, ...] | None, module: L.LightningModule) -> tuple[Tensor, ...] | None:
-    """What the backbone takes: as given, else the first of the module's ``example_input_array``, else None.
+    """The backbone's example input: as given, else the first of the module's ``example_input_array``, else None.
 
     Raises:
         ValueError: the array neither is a batch of images nor begins with one.
@@ -49,7 +49,7 @@ def example_inputs(given: tuple[Tensor, ...] | None, module: L.LightningModule) 
 def check_head(
     module: nn.Module, backbone: nn.Module, head: nn.Module, example: tuple[Tensor, ...], n_classes: int | None
 ) -> None:
-    """Refuse a head that is not what turns this backbone's features into the module's output.
+    """Refuse a head that does not make the module's output of this backbone's features.
 
     Raises:
         ValueError: the head is not linear, has another number of outputs than there are classes, the backbone fails on
@@ -67,7 +67,10 @@ def check_head(
         )
     with evaluating(module):
         inputs = one_sample(example, backbone)
-        features = run_example(backbone, inputs)
+        try:
+            features = backbone(*inputs)
+        except Exception as error:  # of any kind: the backbone is the user's
+            raise unfit_example(backbone, inputs, error) from error
         if not isinstance(features, Tensor) or features.shape[-1] != head.in_features:
             got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise ValueError(
@@ -76,7 +79,7 @@ def check_head(
             )
         try:
             expected = module(*inputs)
-        except Exception as error:  # of any kind: it is the user's
+        except Exception as error:  # of any kind: the module is the user's
             raise ValueError(
                 f"Expected {type(module).__name__}.forward to take what its backbone takes, so that "
                 "head(backbone(x)) can be compared with module(x) on the example input, but it fails "

@@ -1,4 +1,4 @@
-"""A fit that goes on where it was stopped: one checkpoint, always whole, and Ctrl-C between steps."""
+"""A fit that goes on where it was stopped, from one checkpoint that is always whole."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from typing_extensions import override
 from lightning_mvp.callbacks.random_state import KeepsRandomState
 
 NAME = "last.ckpt"
-SHARE = 20  # checkpoints take at most a twentieth of the time
+SHARE = 20  # how many times longer training between two checkpoints takes than writing one, at least
 
 
 class Resumable(KeepsRandomState, Checkpoint):
-    """Keeps a checkpoint of the last steps, from which the same fit goes on exactly, torch's random state included.
+    """Keeps one checkpoint, from which the same fit goes on exactly, with torch's random state.
 
-    It is written every so many seconds of training, at Ctrl-C and at SIGTERM, always after a whole step, and takes its
-    name only once all of it is there. ``with`` this callback around ``fit`` the first Ctrl-C waits for the end of the
-    step and the checkpoint, and ends the fit with ``SystemExit(130)``; a second one stops at once.
+    It is written every so many seconds of training, at Ctrl-C and at SIGTERM, always after a whole step, and replaces
+    the one before only when it is complete. Use ``with`` this callback around ``fit``: then the first Ctrl-C waits for
+    the end of the step, writes the checkpoint and ends the fit with ``SystemExit(130)``. A second one stops at once.
 
     Args:
-        folder: for ``last.ckpt``; made when the first one is written.
-        seconds: between two checkpoints, or more where writing one takes long; 0: after every step.
+        folder: for ``last.ckpt``; it is made with the first checkpoint.
+        seconds: between two checkpoints; 0 for one after every step. Where writing takes long they are fewer, so that
+            it takes at most a twentieth of the time.
 
     Example:
         >>> Resumable("training", seconds=30).path.name
@@ -39,15 +40,15 @@ class Resumable(KeepsRandomState, Checkpoint):
 
     def __init__(self, folder: str | Path, seconds: float) -> None:
         self.path, self.seconds = Path(folder, NAME), seconds
-        self.last_model_path = ""  # what MVPCallback names after a second Ctrl-C
+        self.last_model_path = ""  # the path that MVPCallback names after a second Ctrl-C
         self._asked = self._handles = False
 
     @property
     def checkpoint(self) -> str | None:
-        """Where to go on from, for ``ckpt_path``; None in the beginning."""
+        """The checkpoint to go on from, for ``ckpt_path``; None if there is none yet."""
         return str(self.path) if self.path.exists() else None
 
-    # Ctrl-C: not in a hook, because Lightning puts back the handlers it found at some moment of the fit ---------------
+    # Ctrl-C. Not in a hook, because Lightning restores the handlers that it found when the fit began ------------------
 
     def __enter__(self) -> Resumable:
         main = threading.current_thread() is threading.main_thread()
@@ -67,7 +68,7 @@ class Resumable(KeepsRandomState, Checkpoint):
     ) -> None:
         if self._handles:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._asked and kind is None:  # asked after the last step
+        if self._asked and kind is None:  # Ctrl-C came after the last step
             raise KeyboardInterrupt
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Resumable(KeepsRandomState, Checkpoint):
             raise SystemExit(130)
 
     def _save(self, trainer: L.Trainer) -> None:
-        """By all ranks; the first writes."""
+        """Save the checkpoint; all ranks take part, and rank 0 writes."""
         begin, partial = time.monotonic(), self.path.with_name(f".{NAME}.{os.getpid()}")
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:

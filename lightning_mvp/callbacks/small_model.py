@@ -1,4 +1,4 @@
-"""From a pruned module, or from a checkpoint of one, to the model that is physically small."""
+"""The physically small model of a pruned module, or of a checkpoint of one."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def cut(
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU: tensors and plain containers only.
+    """The content of a checkpoint, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it can't be read so.
+        ValueError: it is damaged, or holds other things than tensors and plain containers.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"Expected a checkpoint at {path}, but there is no such file.")
@@ -46,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # of any kind: it depends on where the file is damaged
+    except Exception as error:  # a damaged file may raise anything
         foreign = re.search(r"Unsupported (?:global|class).*", str(error))
         why = (
             "it is damaged, or something else"
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def pruning_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The state of a checkpoint's `MVPCallback`, if it has one."""
     states = (checkpoint.get("callbacks") or {}).values()
-    known = {"settings", "pruner"}  # by its content, for it may be of a subclass
+    known = {"settings", "pruner"}  # its key is no help, because the callback may be of a subclass
     return next((state for state in states if isinstance(state, Mapping) and known <= state.keys()), None)
 
 
@@ -93,7 +93,7 @@ def small_model_from(
     if backbone is None:
         raise ValueError(
             f"Expected argument `backbone` to be given, because {named} is of an older version and doesn't name it. "
-            "Pass the dotted name that MVPCallback had, and `head` likewise."
+            "Pass the dotted name that MVPCallback had, and that of `head`, too."
         )
     _load(module, saved, named)
     own, linear = resolve_module(module, backbone, "backbone"), None
@@ -115,7 +115,7 @@ def small_model_from(
 
 
 def _load(module: L.LightningModule, saved: Mapping[str, Any], named: str) -> None:
-    """Load the checkpoint's weights into the module, by its own hooks, as ``load_from_checkpoint`` does."""
+    """Load the checkpoint's weights into the module, with its hooks called, as by ``load_from_checkpoint``."""
     if is_overridden("configure_model", module):
         module.configure_model()
     module.on_load_checkpoint(dict(saved))
@@ -129,7 +129,7 @@ def _load(module: L.LightningModule, saved: Mapping[str, Any], named: str) -> No
 
 
 def _example(given: Any, pruner: Mapping[str, Any], module: L.LightningModule) -> tuple[Tensor, ...]:
-    """The example that is given, else one of the shapes in the checkpoint, else the module's own."""
+    """The example that is given, else zeros of the shapes in the checkpoint, else the module's own example."""
     if given is None and "inputs" in pruner:
         return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in pruner["inputs"])
     example = example_inputs(None if given is None else as_inputs(given), module)

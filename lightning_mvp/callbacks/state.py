@@ -1,4 +1,4 @@
-"""What can be asked of MVPCallback before, during and after fit."""
+"""What MVPCallback can tell before, during and after fit."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class PruningState(L.Callback):
         """The Trainer's MVPCallback, for another callback that depends on it.
 
         Args:
-            callback: the other one.
-            trainer: both are in it.
-            remedy: what else could be done without an MVPCallback, for the message.
+            callback: the callback that depends on it.
+            trainer: the Trainer of both.
+            remedy: for the message, what else a user could do; it begins with a comma.
 
         Raises:
             ValueError: there is none.
@@ -61,7 +61,7 @@ class PruningState(L.Callback):
 
     @property
     def pruner(self) -> Pruner:
-        """What prunes; known once the backbone's groups are."""
+        """The engine that prunes, which exists once the backbone's groups are known."""
         if self._pruner is None:
             raise RuntimeError(
                 "There are no groups, masks or costs before fit; call trainer.fit(module) first. After a fit with "
@@ -102,7 +102,7 @@ class PruningState(L.Callback):
         return self._pruner.round
 
     def small_model(self) -> nn.Module:
-        """The pruned model, physically small, as a plain module on the CPU in eval mode: ``.train()`` it to go on.
+        """The pruned model, physically small, as a plain module on the CPU in eval mode.
 
         Returns:
             The small backbone, followed by the small head where ``head`` was given.
@@ -129,10 +129,10 @@ class PruningState(L.Callback):
         """What :meth:`small_model` gives after fit, from a checkpoint of the run, in any process.
 
         Args:
-            checkpoint: of a run whose last pruning round had happened: a file, which is loaded with
-                ``weights_only=True``, or what was loaded from it.
-            module: a new module, made as the one that was trained was; its weights become the checkpoint's.
-            example_input: a batch of images or its shape; default: of the shape that the run's was.
+            checkpoint: a checkpoint that was written after the last pruning round: a file, which is loaded with
+                ``weights_only=True``, or its content.
+            module: a new module, made as the one that was trained was. The checkpoint's weights are loaded into it.
+            example_input: a batch of images or its shape; default: the shape in the checkpoint.
             backbone: dotted name of the backbone; default: the run's. Needed for older checkpoints, which don't say it.
             head: dotted name of the linear layer that follows the backbone; default: the run's. Needed for older
                 checkpoints, which don't say it.
@@ -142,7 +142,7 @@ class PruningState(L.Callback):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no such checkpoint, or the module isn't made as the one that was trained; says how.
+            ValueError: it is no such checkpoint, or the module isn't made as the one that was trained.
 
         Example:
             >>> PruningState.small_model_from({"state_dict": {}}, L.LightningModule())
@@ -160,7 +160,7 @@ class PruningState(L.Callback):
         Args:
             module: the LightningModule.
             example_input: a batch of images; default as in fit.
-            steps: the run's optimizer steps, needed for the rounds' steps where ``steps_per_round`` is None.
+            steps: the run's optimizer steps, by which rounds are placed where ``steps_per_round`` is None.
 
         Returns:
             A plan for each round. With global scope its widths are None, because they depend on scores.

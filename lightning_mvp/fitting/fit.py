@@ -14,6 +14,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import Tensor, nn
 
+from lightning_mvp.backbones.passes import Place
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -74,7 +75,7 @@ class AccuracyCurve(L.Callback):
 
 
 class EntryFacts(L.Callback):
-    """What a run came to, for its zoo entry: ``seconds`` of training and ``val_accuracy``; stands before MVPCallback.
+    """What a run came to, for its zoo entry: ``data``, ``seconds`` of training, ``val_accuracy``; before MVPCallback.
 
     Args:
         pruning: the callback that writes the entry.
@@ -92,7 +93,8 @@ class EntryFacts(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TaskModule)
-        self.pruning.info["val_accuracy"] = pl_module.accuracy_on(*self.datamodule.val_images())
+        self.pruning.info |= self.datamodule.data.described()
+        self.pruning.info["val_accuracy"] = pl_module.accuracy_in(self.datamodule, device=Place.of(trainer))
 
 
 class StepSeconds(L.Callback):

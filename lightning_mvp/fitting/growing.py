@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_mvp.checks import require_whole
 from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -187,10 +188,7 @@ def require_growth(neighbours: int, which: str, among: int | None) -> None:
 
 def require_wave(wave: int) -> int:
     """Refuse the wave of the seeds, and what is no wave."""
-    if type(wave) is not int or wave < 1:
-        raise ValueError(
-            f"Expected argument `wave` to be an integer of at least 1 (0 are the seeds), but got {wave!r}."
-        )
+    require_whole(wave, "argument `wave`", advice="Wave 0 are the seeds.")
     return wave
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_mvp.checks import is_number, require_whole
+
 # A rate below this share of its peak hardly moves weights any more.
 LOW_RATE = 0.05
 
 
-def require_ratio(pruning_ratio: object, name: str = "pruning_ratio") -> float:
+def require_ratio(pruning_ratio: float) -> float:
     """Return ``pruning_ratio`` if it is a float in (0, 1).
 
     Raises:
@@ -25,9 +27,9 @@ def require_ratio(pruning_ratio: object, name: str = "pruning_ratio") -> float:
         ValueError: Expected argument `pruning_ratio` to be a float in (0, 1), but got 80. It is the fraction that \
 pruning removes: 0.8 keeps 20 %.
     """
-    if isinstance(pruning_ratio, bool) or not isinstance(pruning_ratio, (int, float)) or not 0 < pruning_ratio < 1:
+    if not is_number(pruning_ratio) or not 0 < pruning_ratio < 1:
         raise ValueError(
-            f"Expected argument `{name}` to be a float in (0, 1), but got {pruning_ratio!r}. "
+            f"Expected argument `pruning_ratio` to be a float in (0, 1), but got {pruning_ratio!r}. "
             "It is the fraction that pruning removes: 0.8 keeps 20 %."
         )
     return float(pruning_ratio)
@@ -66,13 +68,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         require_ratio(self.pruning_ratio)
-        for name, value, least in (
-            ("rounds", self.rounds, 1),
-            ("steps_per_round", self.steps_per_round, 1),
-            ("warmup_steps", self.warmup_steps, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
+        for name, least in (("rounds", 1), ("steps_per_round", 1), ("warmup_steps", 0)):
+            require_whole(getattr(self, name), f"argument `{name}`", least)
         if not self.power > 0:
             raise ValueError(f"Expected argument `power` to be above 0, but got {self.power!r}.")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks, require_round_to, unit_multiples
+from lightning_mvp.checks import require_whole
 from lightning_mvp.pruning.choose import RatioOf, Scope, choose_masks, require_choice
 from lightning_mvp.pruning.criteria import CRITERIA, Criterion
 from lightning_mvp.pruning.schedule import Schedule
@@ -72,8 +73,7 @@ class PruningSettings:
         CRITERIA.resolve(self.criterion)
         require_choice("ratio_of", self.ratio_of, RatioOf)
         require_choice("scope", self.scope, Scope)
-        if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
-            raise ValueError(f"Expected argument `floor` to be an integer of at least 1, but got {self.floor!r}.")
+        require_whole(self.floor, "argument `floor`")
         require_round_to(self.round_to)
         for name in ("include", "exclude"):
             patterns = getattr(self, name)

@@ -12,10 +12,10 @@ from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.checks import require_whole
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_time_for
 from lightning_mvp.pruning.settings import PruningSettings
-from lightning_mvp.study.growth import require_positive
 from lightning_mvp.study.methods import METHODS, ORACLE
 from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.data import load_data
@@ -52,7 +52,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
             require_time_for(PruningSettings(**own.pruning).schedule(trial.steps), trial.steps)
         if settings.parent is None and trial.method == "generic_parent":
             raise ValueError("Expected `parent` to be given for the method generic_parent, but got None.")
-    data = load_data(**settings.data)
+    data = load_data(**settings.data).loaded()
     task = split_tasks(data.classes, **settings.split).get(settings.target_kind, 0)
     options: dict[str, Any] = {"augment": settings.augment, "images_per_class": settings.images_per_class}
     datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, **options)
@@ -60,7 +60,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     TaskModule.for_task(backbone, datamodule.facts, **settings.optim)
     if pruning.ratio_of != "units" or pruning.scope == "global":
         # Whether the ratio can be reached depends on the backbone, and not on which units score best.
-        example = torch.zeros(1, *data.train.images.shape[1:])
+        example = torch.zeros(1, *data.image_shape)
         groups = find_groups(backbone, example, check=False).select(pruning.include, pruning.exclude)
         scores = {group.name: torch.ones(group.size) for group in groups}
         cost = CostModel(backbone, groups, example)
@@ -73,7 +73,7 @@ def _refuse_bad_vote(settings: StudySettings) -> None:
         require_choice("vote.similarity", vote.get("similarity", "leep"), Literal[tuple(SIMILARITIES.known)])
     require_choice("vote.missing", vote.get("missing", "theta0"), Missing)
     require_choice("vote.ballots", vote.get("ballots", "masks"), Ballots)
-    require_positive(vote.get("neighbours", 8), "`vote.neighbours`")
+    require_whole(vote.get("neighbours", 8), "`vote.neighbours`")
     require_temperature(vote.get("temperature"))
 
 

@@ -1,4 +1,4 @@
-"""Studies read back from their folders, ready to be compared: runs know their zoo and operating point."""
+"""Studies read back from their folders, each run with its zoo and operating point, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lightning_mvp.zoo.entry import config_hash
 
 @dataclass(frozen=True)
 class Study:
-    """One zoo at one operating point.
+    """A study of one zoo at one operating point.
 
     Args:
-        folder: with its records.
-        settings: it was made with.
+        folder: the folder of its records.
+        settings: the settings it was made with.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Study:
         return self.records(f"{target}--{trial.name}" for trial in trials for target in self.targets)
 
     def _evidence(self, run: dict[str, Any]) -> dict[str, Any]:
-        """What LEEP said of the zoo before a vote, if it was asked."""
+        """What LEEP said of the zoo before a vote; empty where it was not asked."""
         ranking = self.record(rank_part(run["task"], "leep")) if run["method"] == "mvp" else None
         return {"evidence": ranking["evidence"]} if ranking and "evidence" in ranking else {}
 
@@ -84,7 +84,7 @@ class Study:
         return read_records(self.folder, parts)
 
     def beginning(self, part: str) -> dict[str, Any] | None:
-        """The record of its θ⁰ or parent, which may be another study's."""
+        """The record of θ⁰ (``pretrain``) or of the zoo's ``parent``, which another study may have made."""
         return read_record(Path(self.settings.home or self.folder), part)
 
     @property
@@ -94,7 +94,7 @@ class Study:
 
     @property
     def break_even(self) -> float | None:
-        """New tasks that repay this zoo; None where it is another study's."""
+        """The number of new tasks that repay this zoo; None where another study made it."""
         return break_even(self.zoo_seconds, self.runs) if self.owns_zoo else None
 
     @property
@@ -104,7 +104,7 @@ class Study:
 
     @property
     def zoo_seconds(self) -> float:
-        """What the zoo's entries and their parent took."""
+        """The seconds that the zoo's entries and their parent took."""
         parent = self.beginning("parent")
         return sum(record["seconds"] for record in (*self.sources, *([parent] if parent else [])))
 
@@ -146,7 +146,7 @@ class Study:
 
 
 def by_label(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each kind of study, in their order; one without a name is ``""``."""
+    """Label → runs. Studies without a label have ``""``."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         found.setdefault(run.get("label", ""), []).append(run)
@@ -161,8 +161,8 @@ def ratios(runs: Sequence[dict[str, Any]]) -> list[float]:
 def runs_at(runs: Sequence[dict[str, Any]], ratio: float) -> list[dict[str, Any]]:
     """All runs at an operating point, and the dense ones of the same targets at any.
 
-    Where zoos of both kinds were compared, methods of zoos whose entries began with θ⁰ are told from the others by
-    the name of their zoo; what needs no zoo is counted once for each target.
+    Where zoos with and without a parent are compared, runs from a zoo whose entries began with θ⁰ have ``zoo`` set to
+    ``theta0``. A method that needs no zoo counts once for each target.
 
     Args:
         runs: of studies of one kind, as :attr:`Study.runs` and the lines of ``results.jsonl`` about targets are.

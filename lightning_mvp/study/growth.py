@@ -6,22 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-def require_positive(value: object, called: str) -> None:
-    """Refuse what is not an integer of at least 1.
-
-    Args:
-        value: what was given.
-        called: its name in the message.
-
-    Example:
-        >>> require_positive(0, "`steps`")
-        Traceback (most recent call last):
-        ...
-        ValueError: Expected `steps` to be an integer of at least 1, but got 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected {called} to be an integer of at least 1, but got {value!r}.")
+from lightning_mvp.checks import require_whole
 
 
 @dataclass(frozen=True)
@@ -55,7 +40,7 @@ class Growth:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "tasks", "neighbours", "steps", "first_wave"):
-            require_positive(getattr(self, name), f"`growths.….{name}`")
+            require_whole(getattr(self, name), f"`growths.….{name}`")
 
     def wave(self, index: int) -> int:
         """The wave of the task that joins after ``index`` others.

@@ -15,11 +15,10 @@ class Mantel(NamedTuple):
 
 
 def mantel(a: np.ndarray, b: np.ndarray, permutations: int = 1999, seed: int = 0) -> Mantel:
-    r"""Correlation of two symmetric matrices' off-diagonal entries, with a p-value that knows that pairs share tasks
-    (Mantel, "The detection of disease clustering", Cancer Research 1967).
+    r"""Correlation of two symmetric matrices' off-diagonal entries, with a p-value for pairs that share tasks.
 
     :math:`p = (1 + \#\{|r_\pi| \ge |r|\}) / (1 + N)`, with :math:`r_\pi` after the same permutation of the rows and
-    columns of `b`.
+    columns of `b` (Mantel, "The detection of disease clustering", Cancer Research 1967).
 
     Args:
         a: ``(n, n)``, symmetric. Its diagonal does not count.
@@ -28,7 +27,7 @@ def mantel(a: np.ndarray, b: np.ndarray, permutations: int = 1999, seed: int = 0
         seed: of the permutations.
 
     Returns:
-        NaN and 1 where one of the two does not vary.
+        The correlation and p; NaN and 1 where one of the two matrices does not vary.
 
     Example:
         >>> a = np.array([[0, 1, 2, 5], [1, 0, 3, 4], [2, 3, 0, 6], [5, 4, 6, 0]])

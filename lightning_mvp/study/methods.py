@@ -11,7 +11,7 @@ Kind = Literal["zoo", "generic", "once", "rounds", "dense"]
 
 
 class Method(NamedTuple):
-    """What a method is called, and where it starts.
+    """A method's names, and where it starts.
 
     Args:
         full: its name in reports.

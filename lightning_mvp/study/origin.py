@@ -1,4 +1,4 @@
-"""Where models begin: a backbone with weights on disk, its groups and its cost."""
+"""The backbone that models are pruned from: weights on disk, with its groups and cost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Origin:
         recipe: of the backbone.
         weights: its safetensors file.
         image_shape: ``(C, H, W)``.
-        include: the groups to prune, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: all.
-        exclude: the groups to leave whole, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None: none.
+        include: patterns of groups to prune, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`; None for all.
+        exclude: patterns of groups to leave whole, as in :class:`~lightning_mvp.callbacks.mvp.MVPCallback`.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Origin:
         recipe: Mapping[str, Any],
         weights: Path,
         image_shape: tuple[int, ...],
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
+        include: Sequence[str] | None,
+        exclude: Sequence[str] | None,
     ) -> None:
         self.recipe, self.weights, self.image_shape = dict(recipe), weights, image_shape
         self.include, self.exclude = include, exclude
@@ -57,7 +57,7 @@ class Origin:
         return self.groups.select(self.include, self.exclude)
 
     def find_pruned(self, smaller: nn.Module) -> Groups:
-        """The groups that lose units, in what earlier rounds have left of the backbone."""
+        """The groups that lose units, with the units that earlier rounds have left of them."""
         return find_groups(smaller, self.example, check=False).select(self.pruned.names)
 
     @cached_property
@@ -69,7 +69,7 @@ class Origin:
         return magnitude_importance(self.build().state_dict(), self.groups)
 
     def measure(self, masks: Masks | None) -> dict[str, Any]:
-        """Widths, parameters and MACs of what masks leave. None leaves all; groups without a mask stay whole."""
+        """Widths, parameters and MACs of what masks leave; None and groups without a mask stay whole."""
         masks = Masks.full(self.groups) if masks is None else masks
         return {
             "widths": {**self.groups.sizes, **masks.kept},

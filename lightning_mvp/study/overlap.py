@@ -1,4 +1,4 @@
-"""How much the masks of a zoo's tasks have in common, what chance alone would give, and what it goes together with."""
+"""How much the masks of a zoo's tasks have in common, compared with chance, and what that correlates with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_mvp.study.origin import Origin
 from lightning_mvp.study.records import rank_part, require_record
 from lightning_mvp.zoo.kinship import mask_overlap
 
-# A group of fewer units says little by itself: a unit more or less changes its IoU by more than tasks do.
+# In a group of fewer units a single unit changes the IoU more than another task does, so that it says little.
 FEW_UNITS = 8
 
 
@@ -26,10 +26,10 @@ class OverlapRow:
 
     Args:
         pruning_ratio: of the units, after the round that the masks are of.
-        group: its name, or ``"all"`` for all groups together, each weighted by its units, or ``"all mlp"`` for those
-            of a kind, where there are several kinds.
-        depth: its place in the forward pass; -1 for several groups.
-        units: of the group in the backbone.
+        group: its name; ``"all"`` for all groups together, each weighted by its units; or, where there are several
+            kinds of groups, ``"all mlp"`` for all of a kind.
+        depth: the group's place in the forward pass; -1 for several groups.
+        units: how many units the group has in the backbone.
         kept: mean number of units kept.
         iou: mean over pairs of tasks.
         deviation: standard deviation of the IoU over pairs.

@@ -84,7 +84,7 @@ class PartRunner(StudyContext):
         """θ⁰: train the backbone on all seen classes, or take the weights that the settings name."""
         settings = self.settings
         options = {"steps": 300, "batch_size": 128, "learning_rate": None, "augment": "crop", **settings.pretrain}
-        # Large batches bear a higher rate; what is right depends on the optimizer.
+        # Large batches allow a higher rate; how high depends on the optimizer.
         rate = options["learning_rate"] or 4 * settings.optim.get("learning_rate", 0.05)
         backbone = create_backbone(settings.recipe, pretrained=settings.pretrained, weights=settings.weights)
         if settings.weights is not None or settings.pretrained:
@@ -95,7 +95,7 @@ class PartRunner(StudyContext):
         module = TaskModule.for_task(backbone, data.facts, **{**settings.optim, "learning_rate": rate})
         self.fit(module, data, options["steps"], gradient_clip_val=None)
         accuracy = module.accuracy_on(*data.val_images())
-        # A file without a record is of a run stopped in between.
+        # A file without a record is of a run that was stopped in between, and is replaced.
         save_weights(module.backbone, self.theta0_path, overwrite=True)
         return {"classes": len(self.split.seen), "steps": options["steps"], "val_accuracy": accuracy}
 
@@ -127,7 +127,8 @@ class PartRunner(StudyContext):
         callback = self.pruner(pruning_ratio=ratio, task=data.facts, zoo=zoo)
         name = entry_id(task.name, callback.config(steps))
         if (zoo / "zoo.json").exists() and name in ModelZoo(zoo):
-            ModelZoo(zoo).remove(name)  # a stop between entry and record: its seconds and widths are not known
+            # A run was stopped between entry and record, so that its seconds and rounds are not known.
+            ModelZoo(zoo).remove(name)
         rounds = RoundMasks(callback)
         self.fit(module, data, steps, callback, rounds)
         return {
@@ -165,13 +166,13 @@ class PartRunner(StudyContext):
     def rank(self, task: TaskSpec, similarity: Any) -> dict[str, Any]:
         """The similarity of every zoo entry to a task; methods that choose neighbours share it, and its seconds."""
         data, zoo = self.datamodule(task), ModelZoo(self.zoo_home / "zoo")
-        ready = self.zoo_origin.groups  # found once in a process: no ranking's seconds
+        groups = self.zoo_origin.groups  # found once in a process, so not in the seconds of any ranking
         begin = time.perf_counter()
         ranked = rank_neighbours(
             zoo,
             *data.scoring_images(seed=self.settings.seed),
             backbone=self.zoo_origin.build(),
-            groups=ready,
+            groups=groups,
             similarity=similarity,
             k=None,
             classes=data.facts.classes,
@@ -194,7 +195,7 @@ class PartRunner(StudyContext):
         settings = self.settings.changed(trial.changes)
         data = self.datamodule(task, batch_size=settings.batch_size, augment=settings.augment)
         method, steps = trial.method, trial.steps
-        _ = self.zoo_origin.cost, self.theta0.cost  # found once in a process: no method's seconds, whichever is first
+        _ = self.zoo_origin.cost, self.theta0.cost  # counted once in a process, so not in the seconds of any method
         begin = time.perf_counter()
         start = StartingPoints(self, settings, data).make(method)
         module = TaskModule.for_task(start.backbone, data.facts, **settings.optim)
@@ -228,7 +229,7 @@ class PartRunner(StudyContext):
         }
 
     def _mimic(self, module: TaskModule, data: TaskDataModule, settings: StudySettings, start: StartingPoint) -> None:
-        """Give the module its teacher, if it mimics: what it was cut from, or θ⁰ with ``vote.teacher``."""
+        """Give a module that mimics its teacher: the backbone it was cut from, or θ⁰ with ``vote.teacher: theta0``."""
         if not module.mimic:
             return
         origin = self.theta0 if settings.vote.get("teacher") == "theta0" else start.origin
@@ -238,14 +239,14 @@ class PartRunner(StudyContext):
     def make_cutter(
         self, trial: Trial, module: TaskModule, data: TaskDataModule, settings: StudySettings, masks: Masks | None
     ) -> tuple[Cutter, PruningSettings]:
-        """How a method prunes while it trains: Torch-Pruning's way, by a criterion of ours, or a vote once more.
+        """How a method prunes while it trains: by Torch-Pruning, by a criterion of ours, or a vote once more.
 
         Args:
             trial: the method with its steps.
             module: where it starts.
             data: of the task.
             settings: of the study, with the trial's changes.
-            masks: what a vote left, for ``mvp_refine``.
+            masks: the units that a vote has left, for ``mvp_refine``.
         """
         origin = self.theta0
         if trial.method == "torch_pruning":
@@ -275,14 +276,14 @@ class PartRunner(StudyContext):
 
 
 def _measure(module: TaskModule, cutter: Cutter, origin: Origin) -> dict[str, Any]:
-    """What pruning left; Torch-Pruning does not tell its masks."""
+    """Sizes after pruning, and the masks if they are known: Torch-Pruning does not tell them."""
     if cutter.masks is None:
         return {"parameters": count_parameters(module.backbone), "macs": count_macs(module.backbone, origin.example)}
     return {"masks": units_kept(cutter.masks), **origin.measure(cutter.masks)}
 
 
 class RoundMasks(L.Callback):
-    """Keeps the masks after each round: the units left, by the fraction of them.
+    """Keeps for each round the units that it left, and the fraction removed.
 
     Args:
         pruning: the callback that prunes; it comes before this one.

@@ -10,18 +10,15 @@ from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.records import rank_part
 from lightning_mvp.study.study_settings import StudySettings
 
-# A step of a physically small model costs about this share of a dense one's.
-SMALL_STEP = 0.35
-# The same for a model that is cut in rounds while it trains.
-CUT_STEP = 0.6
-# What a part costs besides its steps (groups, ridge head, evaluation), in dense steps.
-OVERHEAD_STEPS = 40
+SMALL_STEP = 0.35  # what a step of a physically small model costs, as a share of a dense one's
+CUT_STEP = 0.6  # what a step costs on average while a model is cut in rounds
+OVERHEAD_STEPS = 40  # what a part costs besides its steps (groups, ridge head, evaluation), in dense steps
 SHARES = {"zoo": SMALL_STEP, "generic": SMALL_STEP, "once": SMALL_STEP, "rounds": CUT_STEP, "dense": 1.0}
 
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """One unit of work. Its ``cost`` is in steps of the dense backbone, for the display."""
+    """One unit of work, with its cost in steps of the dense backbone, for the display."""
 
     name: str
     cost: float
@@ -31,7 +28,7 @@ Waves = list[list[PlannedPart]]
 
 
 def plan(settings: StudySettings) -> dict[str, Waves]:
-    """The parts of each stage in waves; a wave needs those before it.
+    """The parts of each stage, in waves of which each needs those before it.
 
     Example:
         >>> settings = StudySettings({}, {"sources": 2, "targets": 1}, {}, methods=("mvp", "dense"))
@@ -73,7 +70,7 @@ def _zoo_parts(settings: StudySettings) -> list[PlannedPart]:
 
 
 def _growth_waves(settings: StudySettings) -> Waves:
-    """One task of each growing zoo after the other; those of several zoos go on side by side."""
+    """Waves of one task for each growing zoo: a zoo grows by one task after the other, several zoos at a time."""
     growths = {name: settings.growth(name) for name in settings.growths}
     longest = max((growth.tasks for growth in growths.values()), default=0)
     return [
@@ -95,7 +92,7 @@ def generic_models(settings: StudySettings) -> list[str]:
 def _runs(
     kind: str, tasks: int, trials: Sequence[Trial], settings: StudySettings, number_of_tasks: Callable[[Trial], int]
 ) -> Waves:
-    """Rankings of the tasks that are wanted by methods that choose neighbours, then all runs."""
+    """A wave of the rankings that methods with neighbours need, then a wave of all runs."""
     ranks, runs = {}, []
     for index in range(tasks):
         task = f"{kind}-{index:03d}"
@@ -111,12 +108,12 @@ def _runs(
 
 
 def _longest_first(parts: list[PlannedPart]) -> list[PlannedPart]:
-    """Workers then finish together."""
+    """The longest parts first, so that workers finish at about the same time."""
     return sorted(parts, key=lambda part: (-part.cost, part.name))
 
 
 def parts_of_shard(parts: Sequence[PlannedPart], shard: int, shards: int) -> list[PlannedPart]:
-    """Those of one of several jobs: by task, so that a job's own rankings come before its own runs."""
+    """The parts of one of several jobs, chosen by task, so that each run's ranking is made by the same job."""
     tasks = [re.search(r"(?:source|target|heldout|development)-(\d+)", part.name) for part in parts]
     numbers = [0 if task is None else int(task[1]) for task in tasks]
     return [part for part, number in zip(parts, numbers, strict=True) if number % shards == shard]

@@ -1,4 +1,4 @@
-"""One JSON file for each finished part of a study: written whole or not at all, never computed twice."""
+"""One JSON file for each finished part of a study, so that no part is computed twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_mvp.files import write_json
 from lightning_mvp.study.methods import ORACLE, Trial
 from lightning_mvp.study.study_settings import StudySettings
 
-# These settings may change after a study has begun: each run's record says with which ones it was made.
+# These settings may change after a study has begun, because the record of each run has those it was made with.
 MAY_CHANGE = {"methods", "fewer", "trials", "variants", "growths", "tuned", "label"}
 
 
@@ -19,8 +19,8 @@ def open_study(folder: Path, settings: StudySettings) -> None:
     """Begin a study in ``folder``, or go on with the same one; methods and trials may be added.
 
     Raises:
-        FileExistsError: the folder holds a study with other settings, or runs that were made with others, named; it is
-            left as it is.
+        FileExistsError: the folder holds a study with other settings, or a run that was made with others, which is
+            named. Then nothing is changed.
     """
     path = folder / "settings.json"
     if not path.exists():
@@ -73,7 +73,7 @@ def record_path(folder: Path, part: str) -> Path:
 
 
 def rank_part(task: str, similarity: str) -> str:
-    """The part that ranks the zoo for a task; one by LEEP counts shared classes, too, and serves the oracle.
+    """The part that ranks the zoo for a task. A ranking by LEEP also counts shared classes, so it serves the oracle.
 
     Example:
         >>> rank_part("target-003", "leep"), rank_part("target-003", "cover")
@@ -89,7 +89,7 @@ def read_record(folder: Path, part: str) -> dict[str, Any] | None:
 
 
 def require_record(folder: Path, part: str) -> dict[str, Any]:
-    """The record of a part that is done before whoever asks for it."""
+    """The record of a part that earlier waves have done."""
     record = read_record(folder, part)
     assert record is not None, f"{part} is made before what needs it"
     return record
@@ -101,6 +101,6 @@ def read_records(folder: Path, parts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def write_record(folder: Path, part: str, record: Mapping[str, Any]) -> None:
-    """Keep a part's record; of two that did the same work the first stays."""
+    """Keep a part's record. Where two processes did the same part, the first record stays."""
     if not record_path(folder, part).exists():
         write_json(record_path(folder, part), dict(record), overwrite=True)

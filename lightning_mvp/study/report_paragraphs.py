@@ -1,4 +1,4 @@
-"""What a comparison found, in words and tables: each function gives some paragraphs of Markdown."""
+"""What a comparison found, as paragraphs and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.study.trials import TrialResult, compare_trials, split_order
 from lightning_mvp.study.zoo_fingerprints import read_fingerprints
 
-# What correlates with the overlap of masks, as a table calls it; OverlapRow has the same names in small letters.
+# What the overlap of masks may correlate with, as a table names it. OverlapRow has the same names in small letters.
 MEASURES = ("LEEP", "classes", "superclasses")
 HEADINGS = ("method", "steps", "seconds", "accuracy, %", "parameters", "MACs")
 
@@ -84,7 +84,7 @@ def about(studies: Sequence[Study]) -> Iterator[str]:
 
 
 def _theta0(studies: Sequence[Study]) -> str:
-    """Where θ⁰ comes from. Several studies begin with the weights that one of them made."""
+    """Where θ⁰ comes from, by the first study that made its own."""
     records = [record for study in studies if (record := study.beginning("pretrain")) is not None]
     for record in records:
         if "val_accuracy" in record:
@@ -156,7 +156,7 @@ def operating_point(ratio: float, rows: Sequence[Row], runs: Sequence[Run], labe
 
 
 def _reach(runs: Sequence[Run]) -> Iterator[str]:
-    """How many steps iterative Taylor needs for what MVP reaches, and MVP for what Taylor reaches; then MVP's best."""
+    """The steps that iterative Taylor needs for MVP's accuracy and MVP for Taylor's, and the longest runs of both."""
     ours, theirs = (_by_steps(runs, method) for method in ("mvp", "taylor"))
     most, longest = max(ours, default=0), max(theirs, default=0)
     common = [target for target in ours.get(most, {}) if target in theirs.get(longest, {})]
@@ -200,7 +200,7 @@ def _count(steps: float, first: int, last: int) -> str:
 
 
 def zoos(studies: Sequence[Study]) -> Iterator[str]:
-    """What each zoo cost, when that is repaid, and which entries voted."""
+    """What each zoo cost, after how many new tasks that is repaid, and which entries voted."""
     yield "## The zoos"
     for study in studies:
         entries, split = study.sources, study.settings.split
@@ -285,7 +285,7 @@ def _trial_cells(trial: TrialResult, is_reference: bool) -> list[str]:
 
 
 def variants(studies: Sequence[Study]) -> Iterator[str]:
-    """A section for each study that has variants: against the first one, which the settings thereby fix as primary."""
+    """A section for each study that has variants; all are compared with the first one that its settings name."""
     for study in studies:
         if not study.varied:
             continue

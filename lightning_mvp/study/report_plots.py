@@ -19,7 +19,7 @@ from lightning_mvp.study.results import Run, by_target, interval, target_of
 
 Runs = Sequence[Run]
 
-# Colour-blind-safe (Okabe and Ito), MVP in the strongest; controls that are drawn together have one colour.
+# Colours that colour-blind people can tell apart (Okabe and Ito). Controls that are drawn together have one colour.
 COLOURS = {
     "mvp": "#D55E00",
     "grown": "#E69F00",
@@ -41,7 +41,7 @@ DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
 
 
 def framed(width: float, height: float, xlabel: str = "", ylabel: str = "", title: str = "") -> tuple[Figure, Axes]:
-    """A figure of so many inches with one pair of axes."""
+    """A figure with one pair of axes, its size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -51,7 +51,7 @@ def framed(width: float, height: float, xlabel: str = "", ylabel: str = "", titl
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    """Wherever it stood inside, it would hide some line."""
+    """A legend below the axes, since inside it would hide some line."""
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=columns, loc="outside lower center")
 
 
@@ -66,7 +66,7 @@ def _means(values: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def correlation(x: Any, y: Any) -> float:
-    """Pearson's, or NaN (quietly) where one of the two does not vary.
+    """Pearson's correlation, or NaN without a warning where one of the two does not vary.
 
     Example:
         >>> correlation([0, 1, 2], [1, 3, 5]), correlation([0, 1], [2, 2])
@@ -78,9 +78,9 @@ def correlation(x: Any, y: Any) -> float:
 
 
 def on_common_targets(runs: Runs) -> list[Run]:
-    """The runs on targets on which MVP was run with all its budgets, of methods that were run on half of those or more.
+    """The runs on targets on which MVP was run with all its numbers of steps, so that means are of the same tasks.
 
-    Means over other targets would be of other tasks.
+    Methods that were run on fewer than half of these targets are left out.
     """
     budgets = by_target(_only(runs, "mvp"), lambda run: run["steps"]).values()
     every = set(map(target_of, runs))
@@ -93,8 +93,8 @@ def on_common_targets(runs: Runs) -> list[Run]:
 def accuracy_against_steps(runs: Runs) -> Figure:
     """Mean test accuracy with its 95 % interval against optimizer steps, over the targets that methods have in common.
 
-    Every point is a training of its own with so many steps. Where no method was run with several numbers of steps, the
-    curves while training are drawn instead, which the low rates at a schedule's end favour.
+    Every point is a training run of its own with so many steps. Where no method was run with several numbers of steps,
+    accuracies while training are drawn instead. They rise at the end, where a schedule's rate is low.
     """
     runs = on_common_targets(runs)
     budgets: dict[str, list[int]] = {}
@@ -184,10 +184,11 @@ def widths_per_group(runs: Runs) -> Figure:
 
 
 def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
-    """Mean IoU of two tasks' masks in each group, beside chance, and what it goes together with.
+    """Mean IoU of two tasks' masks in each group, compared with chance, and what it correlates with.
 
-    Above, for three ratios: the mean over pairs (± one standard deviation), that of random masks, and a task's with the
-    backbone's own magnitude mask. Below, at the last ratio: correlations over pairs, filled where Mantel's p < 0.05.
+    The upper plot shows for three ratios the mean over pairs (± one standard deviation), the IoU of random masks, and
+    that of a task's mask with the backbone's own magnitude mask. The lower plot shows for the last ratio correlations
+    over pairs, filled where Mantel's p < 0.05.
     """
     levels = sorted({row.pruning_ratio for row in rows})
     groups = [row.group for row in rows if row.pruning_ratio == levels[0]]
@@ -227,10 +228,10 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
 
 
 def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
-    """Mean accuracy against the MACs that are left, a line for each method and budget run at every operating point.
+    """Mean accuracy against the MACs that are left, a line for each method and number of steps.
 
-    All means are over the targets on which MVP was run with these steps at every point; a method that was not run on
-    all of them is left out.
+    All means are over the targets on which MVP was run with these steps at every operating point. A method that was
+    not run on all of them, at every point, is left out.
     """
     tables = [
         by_target([run for run in runs if not run.get("zoo")], lambda run: (run["method"], run["steps"]))
@@ -256,7 +257,7 @@ def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
 def accuracy_against_entries(runs: Runs) -> Figure | None:
     """Mean accuracy against the number of a grown zoo's entries, a line for each growth, number of steps and weight.
 
-    A growth has its colour, a number of steps its marker, which is hollow without mimicking.
+    Colours are growths and markers are numbers of steps; markers are hollow without mimicking.
 
     Args:
         runs: of variants; those without ``vote.entries`` are left out, and targets that not all points have.

@@ -53,13 +53,12 @@ class Difference:
     high: float
 
 
-def paired_bootstrap(differences: Sequence[float], strata: Sequence[object] | None = None, seed: int = 0) -> Difference:
+def paired_bootstrap(differences: Sequence[float], strata: Sequence[object] | None = None) -> Difference:
     """Mean of paired differences with its percentile interval, 2.5 to 97.5 % of resampled means.
 
     Args:
         differences: one for each target.
-        strata: the zoo of each target; targets are resampled within their zoo.
-        seed: of the resampling.
+        strata: the zoo of each target; targets are resampled within their zoo. Default: all are of one zoo.
 
     Example:
         >>> paired_bootstrap([1.0, 2.0, 3.0])
@@ -69,7 +68,7 @@ def paired_bootstrap(differences: Sequence[float], strata: Sequence[object] | No
     if len(values) < 2:
         return Difference(float(values.mean()), math.nan, math.nan)
     names = [0] * len(values) if strata is None else list(strata)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for name in sorted(set(names), key=str):
         own = values[[other == name for other in names]]
@@ -80,7 +79,20 @@ def paired_bootstrap(differences: Sequence[float], strata: Sequence[object] | No
 
 @dataclass(frozen=True)
 class Row:
-    """One method with its steps over all targets."""
+    """One method with one number of steps, over all targets.
+
+    Args:
+        method: its key in :data:`~lightning_mvp.study.methods.METHODS`.
+        label: its name in reports.
+        steps: the number of optimizer steps.
+        accuracy: mean over targets.
+        seconds: median over targets.
+        parameters: mean over targets.
+        macs: mean over targets.
+        mvp_minus: MVP's accuracy minus this method's, over the same targets; None for MVP itself or without an MVP run.
+        targets: how many targets there are.
+        zoo: "theta0" for zoos whose entries began with θ⁰ where zoos with a parent are compared, too; else empty.
+    """
 
     method: str
     label: str
@@ -89,10 +101,8 @@ class Row:
     seconds: float
     parameters: int
     macs: int
-    #: MVP's accuracy minus this method's, over the same targets; None for MVP itself or without an MVP run.
     mvp_minus: Difference | None
     targets: int = 0
-    #: "theta0" for zoos whose entries began with θ⁰, where others are compared, too.
     zoo: str = ""
 
 
@@ -102,7 +112,7 @@ def target_of(run: Run) -> Target:
 
 
 def by_target(runs: Iterable[Run], kind: Callable[[Run], Key]) -> dict[Key, dict[Target, Run]]:
-    """The runs of each kind, by their target; both in the order in which they come first."""
+    """Kind → target → run. Kinds and targets are in the order of their first runs."""
     found: dict[Key, dict[Target, Run]] = {}
     for run in runs:
         found.setdefault(kind(run), {})[target_of(run)] = run
@@ -123,7 +133,7 @@ def paired_difference(ours: Mapping[Target, float], theirs: Mapping[Target, floa
 
 
 def seconds_of_task(run: Run) -> float:
-    """From the task's images in memory to the trained model, evaluation apart."""
+    """What a run took from the task's images in memory to the trained model, without evaluation."""
     return run["start_seconds"] + run["fit_seconds"]
 
 
@@ -132,8 +142,8 @@ def summarise(runs: Sequence[Run], reference: tuple[str, int] | None = None) -> 
 
     Args:
         runs: records of targets.
-        reference: method and steps that the others are set against, over the targets both have; None takes MVP with
-            the steps of its first run.
+        reference: the method and steps that others are compared with, over the targets that both have; None takes MVP
+            with the steps of its first run.
     """
     by_method = by_target(runs, lambda run: (run["method"], run["steps"], run.get("zoo", "")))
     mvp = next((key[:2] for key in by_method if key[0] == "mvp"), ("mvp", 0)) if reference is None else reference
@@ -159,7 +169,7 @@ def summarise(runs: Sequence[Run], reference: tuple[str, int] | None = None) -> 
 
 
 def verdict(row: Row, ours: str = "MVP") -> str:
-    """Who won, in a sentence, from the paired interval; ``ours`` is what the others are set against.
+    """A sentence about who won, by the paired interval; ``ours`` is what the others are compared with.
 
     Example:
         >>> difference = Difference(-0.05, -0.07, -0.03)
@@ -204,7 +214,7 @@ def break_even(zoo_seconds: float, runs: Sequence[Run]) -> float | None:
 class Reach(NamedTuple):
     """The steps at which a rival's mean curve reaches an accuracy: an estimate and its 95 % bootstrap interval.
 
-    ``inf`` where the curve stays below up to its last point.
+    It is ``inf`` where even the curve's last point is below.
     """
 
     steps: float
@@ -212,13 +222,12 @@ class Reach(NamedTuple):
     high: float
 
 
-def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequence[float], seed: int = 0) -> Reach:
+def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequence[float]) -> Reach:
     """The steps at which the mean curve over targets reaches the mean goal, by interpolation in log steps.
 
     Args:
         curves: for each target ``(steps, accuracy)`` of runs with different budgets, ascending.
         goals: for each target the accuracy to reach.
-        seed: of the bootstrap over targets.
 
     Example:
         >>> steps_to_reach([[(100, 0.5), (1000, 0.7)]] * 2, [0.6, 0.6]).steps
@@ -239,7 +248,7 @@ def steps_to_reach(curves: Sequence[Sequence[tuple[int, float]]], goals: Sequenc
         share = (goal - means[first - 1]) / (means[first] - means[first - 1])
         return float(np.exp(steps[first - 1] + share * (steps[first] - steps[first - 1])))
 
-    generator, n = np.random.default_rng(seed), len(curves)
+    generator, n = np.random.default_rng(0), len(curves)
     found = sorted(reach(generator.integers(n, size=n)) for _ in range(1000))
     return Reach(reach(np.arange(n)), found[25], found[974])
 

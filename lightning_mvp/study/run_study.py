@@ -1,4 +1,4 @@
-"""A comparison from start to end: run the parts that are not done yet in worker processes, show how far it is."""
+"""A comparison from start to end: worker processes run the parts that have no record yet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from datetime import timedelta
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,22 +36,23 @@ def run_study(
     shards: int = 1,
     console: Console | None = None,
 ) -> None:
-    """Run all parts that have no record yet; stopped at any moment, the same call goes on where it was.
+    """Run all parts that have no record yet. Stopped at any moment, the same call goes on where it was.
 
     Args:
-        folder: of the study; holds ``settings.json``, ``theta0.safetensors``, ``zoo/``, ``generic/`` and ``runs/``.
+        folder: of the study, with ``settings.json``, ``theta0.safetensors``, ``zoo/``, ``generic/`` and ``runs/``.
         settings: of the study.
         workers: processes of one thread each.
-        stages: out of :data:`~lightning_mvp.study.study_settings.STAGES`; one that needs another's parts asks for it.
-        shard: which share of each stage's parts to do, in 0..shards-1, where several jobs work in one folder.
+        stages: some of :data:`~lightning_mvp.study.study_settings.STAGES`. A stage that needs parts of others is
+            refused without them.
+        shard: the number of this job among those that share a folder, in 0..shards-1; each does a share of each stage.
         shards: how many jobs there are.
         console: for the progress display.
 
     Raises:
         FileExistsError: the folder holds a study with other settings.
-        ValueError: settings that can't work, an unknown stage, or one whose forerunners are not done, before anything
-            is written.
-        ChildProcessError: a part failed, named; what was finished stays.
+        ValueError: settings that can't work, an unknown stage, or one whose parts from earlier stages are missing.
+            Then nothing is written.
+        ChildProcessError: a part failed, which is named; finished parts stay.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -76,7 +79,9 @@ def _run_waves(
     """Run the waves one after the other. No target may change the zoos, so they are compared before and after."""
     cost, left = sum(part.cost for _, wave in todo for part in wave), sum(len(wave) for _, wave in todo)
     seconds = cost * seconds_per_step(settings) / min(workers, max(len(wave) for _, wave in todo))
-    console.print(f"About {_clock(seconds)} for the other {left} on this machine, by six timed steps.")
+    console.print(
+        f"About {timedelta(seconds=round(seconds))} for the other {left} on this machine, by six timed steps."
+    )
     columns = (
         TextColumn("{task.description:<32}"),
         BarColumn(bar_width=20),
@@ -109,7 +114,7 @@ def _run_waves(
 def _require_forerunners(
     folder: Path, settings: StudySettings, everything: dict[str, Waves], stages: Sequence[str], shards: int
 ) -> None:
-    """Refuse a stage that needs parts which neither exist nor are about to be made here."""
+    """Refuse a stage that needs parts of earlier stages, where they are neither done nor part of this call."""
     order = ["pretrain", "zoo", "grow"]
     for stage in (stage for stage in STAGES if stage in stages and stage != "pretrain"):
         for before in {"zoo": order[:1], "grow": order[:2], "overlap": order[:2]}.get(stage, order):
@@ -157,30 +162,19 @@ def _require_other_study(folder: Path, settings: StudySettings) -> None:
         )
 
 
-def seconds_per_step(settings: StudySettings, steps: int = 6) -> float:
-    """The median time of some steps of the dense backbone, in this process, for an estimate."""
+def seconds_per_step(settings: StudySettings) -> float:
+    """The median time of six steps of the dense backbone, in this process, for an estimate."""
     recipe = settings.recipe
     backbone = create_backbone(recipe)
     layout = training_layout(backbone)
     backbone.to(memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(settings.batch_size, recipe.get("in_chans", 3), recipe["input_size"], recipe["input_size"])
     taken = []
-    for _ in range(steps):
+    for _ in range(6):
         start = time.perf_counter()
         backbone(images.contiguous(memory_format=layout)).square().mean().backward()
         taken.append(time.perf_counter() - start)
-    return sorted(taken)[steps // 2]
-
-
-def _clock(seconds: float) -> str:
-    """
-    Example:
-        >>> _clock(42), _clock(600), _clock(9000)
-        ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return median(taken)
 
 
 def _finish(pool: ProcessPoolExecutor, stage: list[PlannedPart]) -> Iterator[PlannedPart]:

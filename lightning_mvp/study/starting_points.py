@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,9 +46,9 @@ class StartingPoint:
     """Where a method's fine-tuning starts, and what is kept of how it got there.
 
     Args:
-        backbone: small, or dense.
+        backbone: a small one, or the dense one.
         origin: the backbone that it was cut from, which it may mimic.
-        masks: the units of the origin that are left; None: all.
+        masks: the units of the origin that are left; None for all.
         notes: further entries of the run's record.
     """
 
@@ -71,15 +72,17 @@ class StartingPoints:
 
     def make(self, method: str) -> StartingPoint:
         """Where a method starts. One that prunes while it trains, or never, starts from the dense θ⁰."""
-        theta0, number = self.study.theta0, self.number_of_neighbours
-        # Others for each target, the same in every run.
+        number = self.number_of_neighbours
+        # Random choices differ between targets, and are the same in every run.
         seed = self.settings.seed + zlib.crc32(self.data.facts.name.encode())
         makers: dict[str, Callable[[], StartingPoint]] = {
             "mvp": lambda: self._vote(self.ranking()[:number]),
             "mvp_refine": lambda: self._vote(self.ranking()[:number]),
             "nearest": lambda: self._vote(self.ranking()[:1]),
             "random_vote": lambda: self._vote(number, similarity="random", temperature=None, seed=seed),
-            "farthest_vote": lambda: self._vote(self._farthest(), temperature=None),
+            "farthest_vote": lambda: self._vote(
+                sorted(self.ranking(), key=attrgetter("score"))[:number], temperature=None
+            ),
             "all_vote": lambda: self._vote(self.ranking(), temperature=None),
             "grown": self._grown,
             "generic": lambda: self._generic("generic"),
@@ -90,8 +93,8 @@ class StartingPoints:
             "vote_nearest": lambda: self._average_weights(1, self._masks_of_vote()),
             "magnitude_average": lambda: self._other_masks(self.study.zoo_origin.magnitudes()),
             "random_average": lambda: self._other_masks(random_importance(self.study.zoo_origin.groups, seed)),
-            "parent_magnitude": self._parent_magnitude,
-            "oneshot_magnitude": lambda: self._cut_once(theta0, theta0.magnitudes(), self.settings.pruning_ratio),
+            "parent_magnitude": lambda: self._magnitude(self.study.zoo_origin, self.settings.entry_ratio),
+            "oneshot_magnitude": lambda: self._magnitude(self.study.theta0, self.settings.pruning_ratio),
             "oneshot_taylor": self._oneshot_taylor,
             "oneshot_reconstructed": lambda: self._oneshot_taylor(RECONSTRUCTION_IMAGES),
         }
@@ -114,9 +117,6 @@ class StartingPoints:
         small_zoo = sorted(neighbour.name for neighbour in ranked)[:limit]
         return [neighbour for neighbour in ranked if neighbour.name in small_zoo]
 
-    def _farthest(self) -> list[Neighbour]:
-        return sorted(self.ranking(), key=lambda neighbour: neighbour.score)[: self.number_of_neighbours]
-
     # From θ⁰ or the parent, without a vote ----------------------------------------------------------------------------
 
     def _dense(self) -> StartingPoint:
@@ -132,10 +132,8 @@ class StartingPoints:
         scores = taylor_importance(backbone, module.head, islice(endless(data), ONESHOT_BATCHES), origin.groups)
         return self._cut_once(origin, scores, self.settings.pruning_ratio, backbone, images)
 
-    def _parent_magnitude(self) -> StartingPoint:
-        """The parent cut once more by magnitude, to the size of the zoo's entries."""
-        origin = self.study.zoo_origin
-        return self._cut_once(origin, origin.magnitudes(), self.settings.entry_ratio)
+    def _magnitude(self, origin: Origin, ratio: float) -> StartingPoint:
+        return self._cut_once(origin, origin.magnitudes(), ratio)
 
     def _cut_once(
         self, origin: Origin, scores: Scores, ratio: float, backbone: nn.Module | None = None, images: int = 0
@@ -155,7 +153,7 @@ class StartingPoints:
         return StartingPoint(self._reestimated(small), origin, masks, origin.measure(masks))
 
     def _reestimated(self, backbone: nn.Module) -> nn.Module:
-        """The backbone with batch-norm statistics of the target, as voted ones have: no method starts without."""
+        """The backbone with the target's batch-norm statistics, which voted backbones have: every method starts so."""
         reestimate_batch_norm(backbone, reestimation_batches(self.data, self.settings.seed))
         return backbone
 
@@ -214,7 +212,7 @@ class StartingPoints:
         return self._run_vote(self.study.zoo_origin, neighbours, reestimate_batches=0)[1].masks
 
     def _voted_masks(self, build: Callable[[Origin], nn.Module]) -> StartingPoint:
-        """The vote's masks on weights from before the zoo, or on none: what are averaged weights worth?"""
+        """The vote's masks on weights from before the zoo or on random ones: what are averaged weights worth?"""
         origin, masks = self.study.zoo_origin, self._masks_of_vote()
         return self._at(shrink(build(origin), origin.groups, masks), origin, masks)
 
@@ -223,7 +221,7 @@ class StartingPoints:
         return self._average_weights(self.number_of_neighbours, top_units(scores, self._masks_of_vote().kept))
 
     def _average_weights(self, number: int, masks: Masks) -> StartingPoint:
-        """Masks on the average weights of so many nearest models; what these lack is as before the zoo."""
+        """Masks on the average weights of so many nearest models; weights that none has are as before the zoo."""
         origin, zoo, ranked = self.study.zoo_origin, ModelZoo(self.study.zoo_home / "zoo"), self.ranking()[:number]
         entries = {neighbour.name: zoo[neighbour.name] for neighbour in ranked}
         scores = {neighbour.name: neighbour.score for neighbour in ranked}

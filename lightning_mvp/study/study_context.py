@@ -1,4 +1,4 @@
-"""What the parts of a study share in one process: its data, its tasks, θ⁰, the zoo's parent, and earlier records."""
+"""The data, tasks and backbones of a study, which all of its parts in one process share."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class StudyContext:
 
     @cached_property
     def data(self) -> ImageData:
-        return load_data(**self.settings.data)
+        return load_data(**self.settings.data).loaded()
 
     @cached_property
     def halves(self) -> tuple[ImageData, ImageData]:
-        """The images that θ⁰, parent and zoo learn from, and those of new tasks: the same unless ``new_images``."""
+        """The images that θ⁰, parent and zoo learn from, and those of new tasks; both are all unless ``new_images``."""
         if not self.settings.new_images:
             return self.data, self.data
         train = self.data.train
@@ -75,7 +75,7 @@ class StudyContext:
 
     def _load_origin(self, recipe: Mapping[str, Any], weights: Path) -> Origin:
         pruning = PruningSettings(**self.settings.pruning)
-        return Origin(recipe, weights, tuple(self.data.train.images.shape[1:]), pruning.include, pruning.exclude)
+        return Origin(recipe, weights, tuple(self.data.image_shape), pruning.include, pruning.exclude)
 
     def task(self, name: str) -> TaskSpec:
         """The task of a name such as ``source-007``."""

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from lightning_mvp.checks import require_whole
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
-from lightning_mvp.study.growth import Growth, require_positive
+from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS, Trial, parse_method
 
 TargetKind = Literal["target", "heldout"]
@@ -104,7 +105,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "source_steps", "batch_size"):
-            require_positive(getattr(self, name), f"argument `{name}`")
+            require_whole(getattr(self, name), f"argument `{name}`")
         if not self.methods:
             raise ValueError("Expected argument `methods` to name at least one method, but got none.")
         for trial in (*self.measured(), *self.tried()):

@@ -1,4 +1,4 @@
-"""One page over several reports: what a reader with ten minutes wants to know, computed from their runs."""
+"""One page over several reports, for a reader with ten minutes, computed from their runs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Report:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """On targets, by methods; variants, trials and what made zoos grow say no ratio."""
+        """The runs of methods on targets. Variants, trials and entries of growing zoos have no ratio."""
         return [line for line in self.lines if "pruning_ratio" in line]
 
     @property
@@ -82,12 +82,12 @@ class Report:
 
     @cached_property
     def settings(self) -> list[StudySettings]:
-        """Of its studies."""
+        """The settings of its studies."""
         found = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))["settings"]
         return [StudySettings.from_dict(settings) for settings in found.values()]
 
     def sections(self) -> Iterator[Section]:
-        """Its kinds of study and operating points."""
+        """A section for each kind of study and operating point in which MVP was run."""
         for label, own in by_label(self.runs).items():
             points, title = ratios(own), label or self.folder.name
             for ratio in points:
@@ -99,7 +99,7 @@ class Report:
 
 
 def _rivals(rows: Sequence[Row], steps: int) -> dict[str, Row]:
-    """Those with as many steps by their names, and iterative Taylor with more as ``taylor@1000``."""
+    """Method → row with as many steps, and iterative Taylor with more steps as ``taylor@1000``."""
     more = {f"{row.method}@{row.steps}": row for row in rows if row.method == "taylor" and row.steps > steps}
     return {row.method: row for row in rows if row.steps == steps} | more
 
@@ -146,7 +146,7 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
 
 
 def cases_by_rival(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:
-    """The rivals from scratch, by what they are called, with the targets that know their evidence."""
+    """Name of a rival from scratch → the targets with the evidence that LEEP gave; of several kinds of target."""
     budgets = sorted({run["steps"] for run in runs if run["method"] == "taylor"})
     every = {f"iterative Taylor, {steps:,} steps": cases(runs, ("taylor", steps)) for steps in budgets}
     return {name: own for name, own in every.items() if len({case.kind for case in own}) > 1}

@@ -1,4 +1,4 @@
-"""A reference that is not ours: Torch-Pruning's own iterative Taylor pruner, used as its documentation does."""
+"""Torch-Pruning's own iterative Taylor pruner, used as its documentation shows, as a method to compare with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TorchPruningCutter:
         self.pruner = reference_pruner(self.net, example, kept, [module.head])
 
     def observe(self, backbone: nn.Module) -> None:
-        """Nothing: it takes gradients of its own before each cut."""
+        """Does nothing, because gradients are taken before each cut."""
 
     def cut(self, module: TaskModule, moments: Moments, kept_fraction: float) -> TaskModule:
         self.net.train()
@@ -52,7 +52,7 @@ class TorchPruningCutter:
             F.cross_entropy(self.net(images), labels).backward()
         self.pruner.step()
         self.net.zero_grad()
-        moments.clear()  # it makes new parameters, and its examples new optimizers
+        moments.clear()  # Torch-Pruning makes new parameters, for which its examples make new optimizers
         backbone, head = self.net[0], self.net[1]
         smaller = TaskModule.for_task(backbone, module.facts, **module.training_options)
         assert isinstance(head, nn.Linear)

@@ -1,4 +1,4 @@
-"""Runs with settings of their own, set against one of them: trials on development tasks, variants on targets."""
+"""Runs with settings of their own, compared with one of them: trials on development tasks, variants on targets."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class TrialResult:
     """What one trial or variant gave, its orders of growth averaged in each task.
 
     Args:
-        name: of the trial, without its order of growth.
-        method: with its steps.
-        changes: dotted settings.
-        accuracy: over tasks.
+        name: the trial's name without its order of growth.
+        method: the method with its steps.
+        changes: the dotted settings that were changed.
+        accuracy: mean over tasks, with its interval.
         start: mean accuracy before the first step.
-        difference: accuracy minus the reference's, over the tasks both have; NaN where there are none.
-        orders: order of growth → its mean accuracy, where there are several.
-        seconds: median of a task's.
+        difference: accuracy minus the reference's, over the tasks that both have; NaN where there are none.
+        orders: order of growth → its mean accuracy, where there are several orders.
+        seconds: median over tasks.
         macs: mean over tasks.
-        tasks: how many there were.
+        tasks: how many tasks there were.
     """
 
     name: str
@@ -45,25 +45,25 @@ class TrialResult:
 
     @property
     def question(self) -> str:
-        """What it is about, the first part of a name such as ``batch-norm.kept``."""
+        """The first part of a name such as ``batch-norm.kept``: what is asked."""
         return self.name.partition(".")[0].replace("-", " ")
 
     @property
     def answer(self) -> str:
-        """What it answers, the rest of its name: ``kept``."""
+        """The rest of such a name, ``kept``: the answer that was tried."""
         return self.name.partition(".")[2]
 
 
 def compare_trials(runs: Sequence[Run], reference: str | None = None) -> list[TrialResult]:
-    """Each trial against one of them, paired over tasks, in the order of the runs.
+    """Each trial compared with one of them, paired over tasks, in the order of the runs.
 
-    Trials that differ in the order of growth alone are called alike but for an ending such as ``.A``; each task counts
-    once, with their mean.
+    The names of trials that differ only in the order of growth differ only in an ending such as ``.A``. They are one
+    trial here, and each task counts once, with their mean.
 
     Args:
         runs: of trials on development tasks, or of variants on targets, of one or several studies whose tasks are the
             same.
-        reference: the name that the others are set against; None: the first one's.
+        reference: the name of the trial that others are compared with; None for the first one.
 
     Example:
         >>> run = {"trial": "a.A@1", "task": "t", "steps": 1, "accuracy": 0.5, "curve": [(0, 0.2), (1, 0.5)]}

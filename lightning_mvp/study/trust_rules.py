@@ -1,4 +1,4 @@
-"""Rules that predict from LEEP whether the vote will beat pruning from scratch, fitted and checked on a study."""
+"""Rules that predict from LEEP whether a vote will beat pruning from scratch, fitted and tested on a study's runs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from scipy.special import expit
 from lightning_mvp.study.results import Run, target_of
 from lightning_mvp.voting.trust import Evidence, Rule
 
-# Weight of the squared slopes in the logistic regression, whose features are standardised. It keeps the slopes finite
-# where the vote almost always won or almost always lost.
+# The weight of the squared slopes in the logistic regression, whose features are standardised. It keeps the slopes
+# finite where the vote almost always won or almost always lost.
 PENALTY = 1.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A target on which both were run.
+    """A target on which both the vote and pruning from scratch were run.
 
     Args:
-        kind: of target, the study's label.
-        evidence: what LEEP said.
+        kind: the kind of target, which is the study's label.
+        evidence: what LEEP said before anything was trained.
         difference: accuracy of the vote minus that of pruning from scratch.
     """
 
@@ -37,7 +37,7 @@ class Case:
 
 
 def cases(runs: Sequence[Run], rival: tuple[str, int]) -> list[Case]:
-    """The targets of finished runs, those of MVP that know their evidence beside the rival's.
+    """The targets with finished runs of both MVP, with its evidence, and the rival.
 
     MVP has the steps of its first run of each kind, as in :func:`~lightning_mvp.study.results.summarise`.
 
@@ -68,7 +68,7 @@ def _fit(found: Sequence[Case], features: Sequence[str]) -> np.ndarray:
 
     def loss(weights: np.ndarray) -> float:
         logits = np.where(won > 0, 1, -1) * (scaled @ weights)
-        # One case more, half won: probabilities stay inside (0, 1) where the vote won or lost every time.
+        # One more case that is half won keeps probabilities inside (0, 1) where the vote won or lost every time.
         prior = (np.logaddexp(0, weights[0]) + np.logaddexp(0, -weights[0])) / 2
         return float(np.logaddexp(0, -logits).sum() + prior + PENALTY / 2 * (weights[1:] ** 2).sum())
 
@@ -85,7 +85,7 @@ def fit(found: Sequence[Case], features: Sequence[str] = ("explained",)) -> Rule
     r"""Logistic regression of winning on what LEEP explains; with no features the share of wins, whatever LEEP says.
 
     Maximises :math:`\sum_i \log P(won_i) - \frac{λ}{2} \lVert w \rVert^2` over weights w of standardised features,
-    with λ = 1 and one case more that is half won.
+    with λ = 1 and one more case that is half won.
 
     Example:
         >>> good, bad = (Evidence(-2 * (1 - share), 2.0, -2.0, 1.0) for share in (0.8, 0.2))
@@ -127,16 +127,16 @@ class Bin:
     cases: int
 
 
-def calibration(predictions: Sequence[float] | np.ndarray, won: Sequence[bool], bins: int = 4) -> list[Bin]:
-    """Cases in bins of about equal number, by their prediction.
+def calibration(predictions: Sequence[float] | np.ndarray, won: Sequence[bool]) -> list[Bin]:
+    """Cases in four bins of about equal number, by their prediction.
 
     Example:
-        >>> calibration([0.1, 0.2, 0.8, 0.9], [False, False, True, True], bins=2)[1].observed
+        >>> calibration([0.1, 0.2, 0.8, 0.9], [False, False, True, True])[-1].observed
         1.0
     """
     order = np.argsort(np.asarray(predictions), kind="stable")
     found = []
-    for part in np.array_split(order, min(bins, len(order))):
+    for part in np.array_split(order, min(4, len(order))):
         wins = int(sum(won[index] for index in part))
         interval = stats.binomtest(wins, len(part)).proportion_ci(method="wilson")
         mean = float(np.mean([predictions[index] for index in part]))

@@ -1,4 +1,4 @@
-"""A worker process of a comparison: it runs the parts it is handed, one after the other."""
+"""A worker process of a comparison, which runs one part after the other."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _runner: PartRunner | None = None
 
 
 def start_worker(folder: str, settings: dict[str, Any]) -> None:
-    """Make this process a worker: one thread, one runner of parts."""
+    """Make this process a worker with one thread."""
     global _runner
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     quiet_lightning()
-    rank_zero_module.log.setLevel(logging.WARNING)  # each of hundreds of votes would show a table
+    rank_zero_module.log.setLevel(logging.WARNING)  # else each of hundreds of votes shows a table
     _runner = PartRunner(Path(folder), StudySettings.from_dict(settings))
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End with the parent process: if that is killed, a worker would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

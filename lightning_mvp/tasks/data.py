@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lightning_mvp.tasks.glyphs import load_glyphs
+from lightning_mvp.tasks.glyphs import CHARACTERS, class_name, load_glyphs
 from lightning_mvp.tasks.partition import ImageData, Part, drop_duplicates, stratified_split
-from lightning_mvp.tasks.sources import Source, load_arrays, load_digits, load_imagefolder, load_torchvision
+from lightning_mvp.tasks.sources import (
+    Source,
+    arrays_classes,
+    load_arrays,
+    load_digits,
+    load_huggingface,
+    load_imagefolder,
+    load_torchvision,
+)
 
-__all__ = ["DATA_SETS", "ImageData", "Part", "Source", "load_data"]
+__all__ = ["DATA_SETS", "ImageData", "Part", "Source", "class_names_of", "load_data"]
 
-DATA_SETS = ("glyphs", "digits", "torchvision", "imagefolder", "arrays")
+DATA_SETS = ("glyphs", "digits", "torchvision", "imagefolder", "huggingface", "arrays")
 
 
 def load_data(
@@ -38,21 +47,26 @@ def load_data(
     what is left unless shipped. Draws are stratified and seeded. Then train and val images that are byte-equal to a
     test image are dropped, and train images that are byte-equal to a val image.
 
+    Image files are listed and not opened: "imagefolder", "huggingface", and those of torchvision's sets that are files.
+    Of these a task's own images are compared, file with file, once it asks for them: equal pixels in different files
+    pass.
+
     Args:
-        name: "glyphs", "digits", "torchvision", "imagefolder" or "arrays"; or the import path of a function of your
-            own, "mypackage.images", that returns a :class:`~lightning_mvp.tasks.sources.Source`. It is called with
-            `options`, and with `root`, `image_size` and `seed` where it has such arguments.
-        root: folder of the files, for the last three.
+        name: "glyphs", "digits", "torchvision", "imagefolder", "huggingface" or "arrays"; or the import path of a
+            function of your own, "mypackage.images", that returns a :class:`~lightning_mvp.tasks.sources.Source`. It is
+            called with `options`, and with `root`, `image_size` and `seed` where it has such arguments.
+        root: folder of the files, for the last four.
         image_size: height and width of the images; None keeps them as they are (glyphs: 32).
         seed: the partition (and the glyphs) follow from it.
         download: fetch missing files, for "torchvision". Under several processes do this once beforehand.
         val_fraction: share of the training images drawn for val, in (0, 1); not for glyphs.
-        mean: of each channel in [0, 1], to normalise with; None takes that of the training images. A backbone with
-            other people's weights wants the one that it was trained with.
+        mean: of each channel in [0, 1], to normalise with; None takes that of the training images, of image files from
+            2,000 of them. A backbone with other people's weights wants the one that it was trained with.
         std: likewise.
         options: `test_fraction` (default 0.2; where no test part is shipped); for torchvision `dataset`, its class
-            name, and arguments of its constructor; for arrays `train` and `test`, paths of npz files; for glyphs
-            `characters`, `per_class_train`, `per_class_val`, `per_class_test`.
+            name, and arguments of its constructor; for huggingface `path`, `image`, `label`, and arguments of
+            `load_dataset`; for arrays `train` and `test`, paths of npz files; for glyphs `characters`,
+            `per_class_train`, `per_class_val`, `per_class_test`.
 
     Raises:
         ValueError: for an unknown name or option, or malformed data.
@@ -112,9 +126,66 @@ def _load(
     if val is None:
         kept, drawn = stratified_split(train.labels, val_fraction, seed + 1)
         train, val = train[kept], train[drawn]
-    train, val = drop_duplicates(train, val, test)
-    title = str(arguments["dataset"]).lower() if name == "torchvision" else name.rpartition(".")[2]
-    return ImageData(title, source.classes, train, val, test, *moments)  # type: ignore[arg-type]
+    if train.in_memory:
+        train, val = drop_duplicates(train, val, test)
+    size = None if train.in_memory else image_size
+    about = selection_hash(
+        name,
+        image_size=image_size,
+        seed=seed,
+        val_fraction=val_fraction,
+        mean=moments[0],
+        std=moments[1],
+        **dict(options),
+    )
+    title = title_of(name, arguments)
+    return ImageData(title, source.classes, train, val, test, *moments, image_size=size, about=about)  # type: ignore[arg-type, misc]
+
+
+def title_of(name: str, options: Mapping[str, Any]) -> str:
+    """What a data set is called."""
+    return str(options["dataset"]).lower() if name == "torchvision" else name.rpartition(".")[2]
+
+
+def selection_hash(
+    name: str,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    root: Any = None,
+    download: bool = False,
+    **options: Any,
+) -> str:
+    """What tells one selection of images from another without looking at them, by the arguments of :func:`load_data`.
+
+    The folder is no part of it: the same images may lie elsewhere.
+    """
+    moments = [None if values is None else list(values) for values in (mean, std)]
+    selection = (name, image_size, seed, val_fraction, moments, sorted((key, str(options[key])) for key in options))
+    return hashlib.blake2b(repr(selection).encode(), digest_size=8).hexdigest()
+
+
+def class_names_of(name: str, **options: Any) -> tuple[str, ...]:
+    """The classes of a data set, as :func:`load_data` names them, without a pixel read where its files allow that.
+
+    Args:
+        name: as for :func:`load_data`.
+        options: likewise.
+
+    Example:
+        >>> class_names_of("glyphs", characters="AB")
+        ('latin-capital-a', 'latin-capital-b')
+    """
+    if name == "glyphs":
+        return tuple(class_name(character) for character in options.get("characters") or CHARACTERS)
+    if name == "digits":
+        return tuple(f"digit-{digit}" for digit in range(10))
+    if name == "arrays" and "train" in options:
+        return arrays_classes(Path(options.get("root") or "", options["train"]))
+    return load_data(name, **options).classes
 
 
 def _read(
@@ -129,6 +200,8 @@ def _read(
         return load_torchvision(root=root, image_size=image_size, download=download, **options)
     if name == "imagefolder":
         return load_imagefolder(root=root, image_size=image_size, **options)
+    if name == "huggingface":
+        return load_huggingface(root=root, image_size=image_size, download=download, **options)
     if name == "arrays":
         return load_arrays(root=root, image_size=image_size, **options)
     return _load_own(name, {"root": root, "image_size": image_size, "seed": seed}, options)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -13,20 +15,28 @@ from torch import Tensor
 
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.images import BrokenImageError, Images
 from lightning_mvp.tasks.loader import TaskLoader, check_loading
-from lightning_mvp.tasks.partition import ImageData, Part
+from lightning_mvp.tasks.mixing import Mixture
+from lightning_mvp.tasks.partition import ImageData, Part, drop_duplicates
+from lightning_mvp.tasks.preprocessing import fitted
 from lightning_mvp.tasks.splits import TaskSpec
 
 __all__ = ["TaskDataModule", "TaskLoader"]
 
 PartName = Literal["train", "val", "test"]
+Broken = Literal["refuse", "skip"]
 
 
 class TaskDataModule(L.LightningDataModule):
     """Some classes of a data set as one task, over the data set's one partition.
 
     Labels are positions in `classes`. Everything that learns or chooses (training, scores, LEEP, batch-norm
-    re-estimation) is served from the train part alone; `val_images` and `test_images` are for measuring.
+    re-estimation) is served from the train part alone; the val and test parts are for measuring.
+
+    Of images that are opened when they are asked for, those of the task's classes are looked through once, when the
+    first of them is asked for: files that an image of another part equals are left out, and files that can't be read
+    are refused or left out, before anything is trained on the others.
 
     Args:
         data: a loaded data set, or the name of one for `load_data`.
@@ -34,9 +44,18 @@ class TaskDataModule(L.LightningDataModule):
         name: of the task; by default the data set's, with a hash of `classes` if they are given.
         batch_size: images per batch and process.
         seed: of partition (if `data` is a name), order and augmentation.
-        augment: "none", "crop" or "crop_flip" (see `TaskLoader`).
+        augment: "none", "crop", "crop_flip", "imagenet", "randaug", a callable, or a mapping with its `_target_` (see
+            `TaskLoader`).
         images_per_class: keep only so many training images of each class, drawn by `seed`.
         data_options: further arguments of `load_data` if `data` is a name.
+        preprocessing: what the model wants: `input_size`, `mean`, `std`, and perhaps `interpolation` and `crop`, as
+            `preprocessing_of` gives them for pretrained weights. None: the size, mean and standard deviation of the
+            data set's images.
+        num_workers: number of loading processes, or "auto" (see `TaskLoader`).
+        balance: whether an epoch shows each class equally often.
+        mixing: arguments of `timm.data.Mixup`, by which training images are mixed; None: they are not.
+        broken: what to do with image files that can't be read: "refuse" names the first, "skip" leaves them out with a
+            warning.
 
     Raises:
         ValueError: for an unknown or repeated class, fewer than two, or more `images_per_class` than there are.
@@ -49,7 +68,6 @@ class TaskDataModule(L.LightningDataModule):
         ((8, 3, 32, 32), [0, 0, 0, 0, 1, 1, 1, 1])
     """
 
-    facts: TaskFacts
     spec: TaskSpec
 
     def __init__(
@@ -59,12 +77,19 @@ class TaskDataModule(L.LightningDataModule):
         name: str | None = None,
         batch_size: int = 32,
         seed: int = 0,
-        augment: str = "crop",
+        augment: Any = "crop",
         images_per_class: int | None = None,
         data_options: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        num_workers: Any = "auto",
+        balance: bool = False,
+        mixing: Mapping[str, Any] | None = None,
+        broken: Broken = "refuse",
     ) -> None:
         super().__init__()
-        check_loading(batch_size, augment)
+        check_loading(batch_size, augment, num_workers)
+        if broken not in get_args(Broken):
+            raise ValueError(f"Expected argument `broken` to be one of {get_args(Broken)}, but got {broken!r}.")
         if isinstance(data, str):
             data = load_data(data, **{"seed": seed, **(data_options or {})})
         elif data_options:
@@ -76,40 +101,87 @@ class TaskDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
+        self.num_workers = num_workers
+        self.balance = balance
+        self.mixing = mixing
         self.data = data
+        self.broken = broken
+        self.images_per_class = images_per_class
         self.spec = TaskSpec(name, chosen)
-        self.facts = TaskFacts(name, chosen, data.image_size, data.mean, data.std)
+        if mixing is not None:
+            Mixture(mixing, len(chosen))
+        self._preprocessing = preprocessing
+        self._training: list[TaskLoader] = []
+        if preprocessing is not None or data.in_memory:
+            self.facts  # noqa: B018 (refuses what can't be, before any work)
         wanted = torch.tensor([data.classes.index(label) for label in chosen])
-        self._train, self._val, self._test = (_of_classes(part, wanted) for part in (data.train, data.val, data.test))
+        self._listed = tuple(_of_classes(part, wanted) for part in (data.train, data.val, data.test))
         if images_per_class is not None:
-            counts = self._train.labels.bincount(minlength=len(chosen))
-            if not 1 <= images_per_class <= int(counts.min()):
-                raise ValueError(
-                    f"Expected argument `images_per_class` to be an int in [1, {int(counts.min())}], the training "
-                    f"images of class {chosen[int(counts.argmin())]!r}, but got {images_per_class}."
-                )
-            self._train = self._train[_balanced(self._train.labels, images_per_class, seed)]
+            self._require_enough(self._listed[0], images_per_class)
+        if data.in_memory:
+            self._parts  # noqa: B018
+
+    @cached_property
+    def facts(self) -> TaskFacts:
+        """What a model must know about the task; of image files without `preprocessing` some are opened for it."""
+        told = self._preprocessing
+        if told is None:
+            size = self.data.image_size or common_size(self._parts, self.data.name)
+            told = {"input_size": size, "mean": self.data.mean, "std": self.data.std}
+        return TaskFacts(self.spec.name, self.spec.classes, **told)
+
+    @cached_property
+    def _parts(self) -> tuple[Part, Part, Part]:
+        """Train, val and test, as they are used."""
+        train, val, test = self._listed
+        if not self.data.in_memory:
+            train, val = drop_duplicates(train, val, test)
+            train, val, test = (readable(part, self.broken) for part in (train, val, test))
+            _require_images(self.data, train, self.spec.classes)
+        if self.images_per_class is not None:
+            self._require_enough(train, self.images_per_class)
+            train = train[_balanced(train.labels, self.images_per_class, self.seed)]
+        return train, val, test
+
+    def _require_enough(self, train: Part, count: int) -> None:
+        counts = train.labels.bincount(minlength=len(self.spec.classes))
+        if not 1 <= count <= int(counts.min()):
+            raise ValueError(
+                f"Expected argument `images_per_class` to be an int in [1, {int(counts.min())}], the training "
+                f"images of class {self.spec.classes[int(counts.argmin())]!r}, but got {count}."
+            )
 
     def train_dataloader(self) -> TaskLoader:
-        return self._loader(self._train, train=True)
+        loader = self._loader("train")
+        self._training.append(loader)
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        """Lightning calls it after each run: the loading processes of training, which stay from epoch to epoch, end."""
+        for loader in self._training:
+            loader.close()
+        self._training.clear()
 
     def val_dataloader(self) -> TaskLoader:
-        return self._loader(self._val)
+        return self._loader("val")
 
     def test_dataloader(self) -> TaskLoader:
-        return self._loader(self._test)
+        return self._loader("test")
 
     def train_images(self) -> tuple[Tensor, Tensor]:
-        """All training images of the task, raw: uint8 (N, C, H, W) and labels (N,)."""
-        return self._train.images, self._train.labels
+        """All training images of the task: uint8 (N, C, H, W), raw, and labels (N,).
+
+        Image files are all opened, and brought to the model's size. :meth:`pass_loader` opens them batch by batch.
+        """
+        return self._in_memory(self.part("train"))
 
     def val_images(self) -> tuple[Tensor, Tensor]:
-        """All validation images of the task, raw."""
-        return self._val.images, self._val.labels
+        """All validation images of the task, as in :meth:`train_images`."""
+        return self._in_memory(self.part("val"))
 
     def test_images(self) -> tuple[Tensor, Tensor]:
-        """All test images of the task, raw."""
-        return self._test.images, self._test.labels
+        """All test images of the task, as in :meth:`train_images`."""
+        return self._in_memory(self.part("test"))
 
     def scoring_images(self, n: int = 500, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Training images for scores such as LEEP: raw, not augmented, equally many of every class.
@@ -121,8 +193,7 @@ class TaskDataModule(L.LightningDataModule):
         Raises:
             ValueError: if `n` is less than the number of classes.
         """
-        part = self.scoring_part(n, seed)
-        return part.images, part.labels
+        return self._in_memory(self.scoring_part(n, seed))
 
     def scoring_part(self, n: int = 500, seed: int = 0) -> Part:
         """The images of :meth:`scoring_images`, as a part: for a pass that opens them batch by batch."""
@@ -130,12 +201,13 @@ class TaskDataModule(L.LightningDataModule):
             raise ValueError(
                 f"Expected argument `n` to be at least {len(self.spec.classes)}, one image per class, but got {n}."
             )
-        rarest = int(self._train.labels.bincount(minlength=len(self.spec.classes)).min())
-        return self._train[_balanced(self._train.labels, min(rarest, n // len(self.spec.classes)), seed)]
+        train = self._parts[0]
+        rarest = int(train.labels.bincount(minlength=len(self.spec.classes)).min())
+        return train[_balanced(train.labels, min(rarest, n // len(self.spec.classes)), seed)]
 
     def part(self, name: PartName) -> Part:
         """The images and labels of one part of the task: "train", "val" or "test"."""
-        return {"train": self._train, "val": self._val, "test": self._test}[name]
+        return self._parts[("train", "val", "test").index(name)]
 
     def pass_loader(self, part: Part | PartName, facts: TaskFacts | None = None, batch_size: int = 64) -> TaskLoader:
         """Batches for a pass that trains nothing: in the order of the part, not augmented, on this process alone.
@@ -146,19 +218,29 @@ class TaskDataModule(L.LightningDataModule):
             batch_size: images a batch.
         """
         chosen = self.part(part) if isinstance(part, str) else part
-        return TaskLoader(chosen, facts or self.facts, batch_size=batch_size)
+        return TaskLoader(chosen, facts or self.facts, batch_size=batch_size, num_workers=self.num_workers)
 
-    def _loader(self, part: Part, train: bool = False) -> TaskLoader:
+    def _in_memory(self, part: Part) -> tuple[Tensor, Tensor]:
+        if isinstance(part.images, Tensor):
+            return part.images, part.labels
+        return torch.stack([fitted(part.open(index), self.facts) for index in range(len(part))]), part.labels
+
+    def _loader(self, name: PartName) -> TaskLoader:
         trainer = self.trainer
+        device = getattr(getattr(trainer, "strategy", None), "root_device", None)
         return TaskLoader(
-            part,
+            self.part(name),
             self.facts,
             batch_size=self.batch_size,
-            train=train,
+            train=name == "train",
             augment=self.augment,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            num_workers=self.num_workers,
+            pin_memory=device is not None and device.type == "cuda",
+            balance=self.balance,
+            mixing=self.mixing,
         )
 
 
@@ -177,17 +259,82 @@ def _check_classes(data: ImageData, classes: Sequence[str]) -> tuple[str, ...]:
     present = data.train.labels.bincount(minlength=len(data.classes))
     for name in classes:
         if not present[data.classes.index(name)]:
-            raise ValueError(
-                f"Expected class {name!r} of data set {data.name!r} to have training images, but got none."
-            )
+            raise _no_images(data, name)
     return tuple(classes)
+
+
+def _no_images(data: ImageData, name: str) -> ValueError:
+    return ValueError(
+        f"Expected class {name!r} of data set {data.name!r} to have training images, but got none. Add some, or leave "
+        "the class out of the task."
+    )
+
+
+def _require_images(data: ImageData, train: Part, classes: Sequence[str]) -> None:
+    """Refuse a class that has no image left."""
+    for name, count in zip(classes, train.labels.bincount(minlength=len(classes)).tolist(), strict=True):
+        if not count:
+            raise _no_images(data, name)
+
+
+def readable(part: Part, broken: Broken) -> Part:
+    """A part without the files that can't be read.
+
+    Args:
+        part: images that are opened when they are asked for.
+        broken: "refuse" raises the first one's error; "skip" leaves all of them out, with a warning.
+
+    Raises:
+        BrokenImageError: naming the file.
+    """
+    assert isinstance(part.images, Images)
+    good, errors = [], []
+    for index in range(len(part)):
+        try:
+            part.images.check(index)
+            good.append(index)
+        except BrokenImageError as error:
+            if broken == "refuse":
+                raise
+            errors.append(str(error))
+    if not errors:
+        return part
+    more = f" ({len(errors) - 1} more are left out as well)" if len(errors) > 1 else ""
+    warnings.warn(f"Leaving out an image that can't be read: {errors[0]}{more}", stacklevel=2)
+    return part[torch.tensor(good, dtype=torch.int64)]
+
+
+def common_size(parts: Sequence[Part], name: str) -> int:
+    """The one size of all images of some parts.
+
+    Raises:
+        ValueError: they differ, or aren't square.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for part in parts:
+        assert isinstance(part.images, Images)
+        for index in range(len(part)):
+            found.setdefault(part.images.check(index), part.images.name(index))
+            if len(found) > 1:
+                (one, first), (other, second) = list(found.items())[:2]
+                raise ValueError(
+                    f"Expected images of one size in data set {name!r}, but {first} has {one[0]} × {one[1]} and "
+                    f"{second} has {other[0]} × {other[1]} pixels. Set `image_size`, or give `preprocessing`."
+                )
+    ((width, height),) = found
+    if width != height:
+        raise ValueError(
+            f"Expected data set {name!r} to have square images, but got {height} × {width}. Set `image_size`, or give "
+            "`preprocessing`."
+        )
+    return width
 
 
 def _of_classes(part: Part, wanted: Tensor) -> Part:
     """The images of the wanted classes, with labels counted in their order."""
     matches = part.labels.unsqueeze(1) == wanted
     index = matches.any(1).nonzero().flatten()
-    return Part(part.images[index], matches[index].int().argmax(1))
+    return Part(part[index].images, matches[index].int().argmax(1))
 
 
 def _balanced(labels: Tensor, per_class: int, seed: int) -> Tensor:

@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.images import BrokenImageError
+from lightning_mvp.tasks.mixing import Mixing, Mixture
 from lightning_mvp.tasks.partition import Part
-from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.tasks.preprocessing import fitted, normalised, preprocess
+from lightning_mvp.tasks.transforms import SHIFTS, Augment, random_transform, require_augment, seeded
 
-AUGMENTATIONS = ("none", "crop", "crop_flip")
+# More loading processes than these are seldom faster, and each holds batches of its own.
+MOST_WORKERS = 8
+# Batches that each loading process makes ahead.
+PREFETCHED = 2
+
+Workers = int | Literal["auto"]
+# Which image, by how much it is moved down and to the right, whether it is mirrored, and the seed of its transform.
+Request = tuple[int, int, int, bool, int]
 
 
 class TaskLoader:
-    """Batches of one part: cut and augmented from a uint8 tensor in one copy, preprocessed by `facts`.
+    """Batches of one part, augmented and preprocessed by `facts`.
 
     The order and the augmentation of image i in epoch e are functions of (seed, e, i): they change neither with the
-    batch size nor with the number of processes. A full pass moves on to the next epoch; Lightning says which epoch it
-    is by `sampler.set_epoch`. A last training batch of one image joins the batch before it (batch norm needs two).
-    A checkpoint taken while training resumes with exactly the next batch; one taken after `fit` stopped inside an epoch
-    begins a new epoch, because Lightning counts the stopped one as done.
+    batch size nor with the number of processes, of loading processes, or where they are killed. A full pass moves on to
+    the next epoch; Lightning says which epoch it is by `sampler.set_epoch`. A last training batch of one image joins
+    the batch before it (batch norm needs two). A checkpoint taken while training resumes with exactly the next batch;
+    one taken after `fit` stopped inside an epoch begins a new epoch, because Lightning counts the stopped one as done.
     Over several processes the order is wrapped around until all ranks have equally many images.
 
-    Shapes: yields float32 (B, C, S, S) and int64 (B,).
+    Images in memory are cut and augmented in one copy for each batch. Others, and any with a random transform, are
+    opened one by one, by loading processes (torch's `DataLoader`), which make batches ahead.
+
+    Shapes: yields float32 (B, C, S, S) and int64 (B,); labels float32 (B, classes) where images are mixed.
 
     Args:
         part: images and labels.
         facts: preprocessing of the task.
         batch_size: images per batch and process.
         train: shuffle and augment.
-        augment: "none", "crop" (random shift by up to S/8 with zeros around) or "crop_flip" (and mirror).
+        augment: "none", "crop" (random shift by up to S/8 with zeros around), "crop_flip" (and mirror), "imagenet"
+            (random part of the image, and mirror), "randaug", or a callable: see
+            :func:`~lightning_mvp.tasks.transforms.random_transform`.
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
+        num_workers: number of loading processes; "auto": as many as there are cores for each rank of this machine, at
+            most 8, and none for images in memory. 0: this process opens images itself.
+        pin_memory: whether batches lie where a GPU copies them from without waiting.
+        balance: whether an epoch shows each class equally often: as many images as there are, drawn with replacement.
+        mixing: training images are mixed with others of their batch, and their labels likewise; None: they are not.
 
     Raises:
         ValueError: for an empty part or arguments out of range.
@@ -55,29 +79,38 @@ class TaskLoader:
         *,
         batch_size: int = 32,
         train: bool = False,
-        augment: str = "none",
+        augment: Augment = "none",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_workers: Workers = "auto",
+        pin_memory: bool = False,
+        balance: bool = False,
+        mixing: Mixing | None = None,
     ) -> None:
         if not len(part):
             raise ValueError(
                 f"Expected task {facts.name!r} to have images in every part it is asked for, but got none."
             )
-        check_loading(batch_size, augment)
+        check_loading(batch_size, augment, num_workers)
         if not 0 <= rank < world_size:
             raise ValueError(f"Expected argument `rank` to be in [0, {world_size}), but got {rank}.")
         self.part = part
         self.facts = facts
         self.batch_size = batch_size
         self.train = train
-        self.augment = augment
+        self.augment = augment if train else "none"
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.balance = balance and train
+        self.mixture = None if mixing is None or not train else Mixture(mixing, len(facts.classes))
         self.epoch = 0  # of the batch that comes next
         self.position = 0  # in its epoch
         self._resume = False
+        self._opening: _Opening | None = None
 
     batch_sampler = None  # Lightning asks for it wherever there is a `sampler`
 
@@ -98,6 +131,10 @@ class TaskLoader:
         """Let the next pass begin where `state` was taken."""
         self.epoch, self.position, self._resume = state["epoch"], state["position"], True
 
+    def close(self) -> None:
+        """End the loading processes, if there are any; the next pass starts new ones."""
+        self._opening = None
+
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
         return len(self._starts()) - 1
@@ -106,15 +143,51 @@ class TaskLoader:
         first = self.position if self._resume else 0
         self._resume = False
         epoch, starts = self.epoch, self._starts()
-        order, shifts, mirrored = self._draw(epoch)
-        for position in range(first, len(self)):
+        for position, (images, labels) in enumerate(self._batches(epoch, starts, first), first):
             last = position + 1 == len(self)
             # The position moves before the batch is handed out: a checkpoint that is taken while the model trains on
             # this batch must point to the next one.
             self.epoch, self.position = (epoch + 1, 0) if last else (epoch, position + 1)
-            index = order[starts[position] : starts[position + 1]]
-            images = self._cut(index, shifts[index], mirrored[index])
-            yield preprocess(images, self.facts), self.part.labels[index]
+            if self.mixture is not None:
+                yield self.mixture.mixed(images, labels, _key(self.seed, epoch, position, self.rank))
+            else:
+                yield images, labels
+
+    def _batches(self, epoch: int, starts: Sequence[int], first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from one of them on, not mixed yet."""
+        order, shifts, mirrored = self._draw(epoch)
+        parts = [order[start:stop] for start, stop in zip(starts[first:], starts[first + 1 :], strict=False)]
+        # Of images that are drawn several times each drawing has a shift of its own.
+        places = torch.arange(starts[first], starts[-1]) * self.world_size + self.rank if self.balance else None
+        drawn = parts if places is None else list(places.split([len(part) for part in parts]))
+        images = self.part.images
+        if isinstance(images, Tensor) and self.augment in SHIFTS:
+            for index, own in zip(parts, drawn, strict=True):
+                cut = self._cut(images, index, shifts[own], mirrored[own])
+                yield preprocess(cut, self.facts), self.part.labels[index]
+            return
+        if self._opening is None:
+            self._opening = _Opening(self.part, self.facts, self.augment, self._workers(), self.pin_memory, self.train)
+        moves = torch.zeros_like(shifts) if self.augment not in ("crop", "crop_flip") else shifts - self._margin
+        if self.augment != "crop_flip":
+            mirrored = torch.zeros_like(mirrored)
+        yield from self._opening.batches(
+            [
+                [
+                    (i, *moves[place].tolist(), bool(mirrored[place]), _key(self.seed, epoch, place))
+                    for i, place in zip(index.tolist(), own.tolist(), strict=True)
+                ]
+                for index, own in zip(parts, drawn, strict=True)
+            ]
+        )
+
+    def _workers(self) -> int:
+        if self.num_workers != "auto":
+            return int(self.num_workers)
+        if self.part.in_memory or len(self.part) <= self.batch_size or multiprocessing.current_process().daemon:
+            return 0
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size
+        return max(1, min(MOST_WORKERS, cores() // ranks_here))
 
     def _starts(self) -> list[int]:
         """Bounds of the batches among the images of one rank."""
@@ -129,24 +202,137 @@ class TaskLoader:
         n = len(self.part)
         order, shifts, mirrored = torch.arange(n), torch.zeros(n, 2, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
         if self.train:
-            key = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+            generator = torch.Generator().manual_seed(_key(self.seed, epoch))
             order = torch.randperm(n, generator=generator)
             shifts = torch.randint(2 * self._margin + 1, (n, 2), generator=generator)
             mirrored = torch.rand(n, generator=generator) < 0.5
+            if self.balance:
+                labels = self.part.labels
+                rarity = 1 / labels.bincount(minlength=1).clamp_min(1).double()
+                order = torch.multinomial(rarity[labels], n, replacement=True, generator=generator)
         wrapped = torch.arange(-(-n // self.world_size) * self.world_size) % n
+        if self.balance:  # a shift belongs to a drawing, and so it is wrapped likewise
+            shifts, mirrored = shifts[wrapped], mirrored[wrapped]
         return order[wrapped[self.rank :: self.world_size]], shifts, mirrored
 
     @property
     def _margin(self) -> int:
-        return self.part.images.shape[-1] // 8
+        images = self.part.images
+        return (images.shape[-1] if isinstance(images, Tensor) else self.facts.input_size) // 8
 
-    def _cut(self, index: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+    def _cut(self, images: Tensor, index: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
         if not self.train or self.augment == "none":
-            return self.part.images.index_select(0, index)
+            return images.index_select(0, index)
         if self.augment == "crop":
             mirrored = torch.zeros_like(mirrored)
-        return shifted(self.part.images, index, shifts - self._margin, mirrored)
+        return shifted(images, index, shifts - self._margin, mirrored)
+
+
+def _key(*numbers: int) -> int:
+    """A seed of 63 bits that follows from some numbers."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Opening:
+    """Opens the images of one part batch by batch, ahead of whoever asks for them.
+
+    Args:
+        part: images and labels.
+        facts: preprocessing of the task.
+        augment: of each image.
+        workers: number of loading processes.
+        pin_memory: whether batches lie where a GPU copies them from without waiting.
+        again: whether several passes are made: the processes then stay.
+    """
+
+    def __init__(
+        self, part: Part, facts: TaskFacts, augment: Augment, workers: int, pin_memory: bool, again: bool
+    ) -> None:
+        self.facts, self.requests = facts, _Requests()
+        self.loader = DataLoader(
+            _Opened(part, facts, augment),
+            batch_sampler=self.requests,  # type: ignore[arg-type]  # any iterable of lists will do
+            num_workers=workers,
+            collate_fn=_Collated(facts),
+            pin_memory=pin_memory,
+            persistent_workers=again and workers > 0,
+            prefetch_factor=PREFETCHED if workers else None,
+            # Torch draws a seed for the loading processes from it: nothing uses that, and nobody's numbers change.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, requests: list[list[Request]]) -> Iterator[tuple[Tensor, Tensor]]:
+        self.requests.of_pass = requests
+        try:
+            for batch in self.loader:
+                if isinstance(batch, BrokenImageError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"A loading process of task {self.facts.name!r} ended before its work was done ({error}). If memory "
+                "ran out, lower data.num_workers (Python: num_workers) or the batch size; with 0 this process opens "
+                "images itself, and shows what happens."
+            ) from error
+
+
+class _Requests:
+    """The batches of requests of the pass that is being made."""
+
+    def __init__(self) -> None:
+        self.of_pass: list[list[Request]] = []
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(self.of_pass)
+
+    def __len__(self) -> int:
+        return len(self.of_pass)
+
+
+class _Opened(Dataset[Any]):
+    """One image at a time, in the model's size, and its label; one that is broken comes as its error."""
+
+    def __init__(self, part: Part, facts: TaskFacts, augment: Augment) -> None:
+        self.part, self.facts, self.transform = part, facts, random_transform(augment, facts)
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, int] | BrokenImageError:
+        index, down, right, mirror, seed = request
+        try:
+            image = self.part.open(index)
+        except BrokenImageError as error:
+            return error
+        if self.transform is not None:
+            with seeded(seed):
+                return self.transform(image), int(self.part.labels[index])
+        image = fitted(image, self.facts)
+        if down or right or mirror:
+            move = torch.tensor([[down, right]])
+            image = shifted(image[None], torch.zeros(1, dtype=torch.int64), move, torch.tensor([mirror]))[0]
+        return image, int(self.part.labels[index])
+
+
+class _Collated:
+    """A batch of opened images, normalised; or the error of one that is broken."""
+
+    def __init__(self, facts: TaskFacts) -> None:
+        self.facts = facts
+
+    def __call__(self, opened: list[tuple[Tensor, int] | BrokenImageError]) -> Any:
+        for each in opened:
+            if isinstance(each, BrokenImageError):
+                return each
+        images = torch.stack([each[0].contiguous() for each in opened])  # type: ignore[index]
+        if not images.is_floating_point():
+            images = normalised(images, self.facts)
+        return images, torch.tensor([each[1] for each in opened])  # type: ignore[index]
 
 
 def shifted(images: Tensor, index: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
@@ -181,9 +367,12 @@ def shifted(images: Tensor, index: Tensor, shifts: Tensor, mirrored: Tensor) -> 
     return torch.from_numpy(cut)
 
 
-def check_loading(batch_size: int, augment: str) -> None:
-    """Refuse a batch size or an augmentation that no loader can serve, before any work."""
+def check_loading(batch_size: int, augment: Augment, num_workers: Workers = "auto") -> None:
+    """Refuse a batch size, an augmentation or a number of processes that no loader can serve, before any work."""
     if batch_size < 1:
         raise ValueError(f"Expected argument `batch_size` to be an int of at least 1, but got {batch_size}.")
-    if augment not in AUGMENTATIONS:
-        raise ValueError(f"Expected argument `augment` to be one of {AUGMENTATIONS}, but got {augment!r}.")
+    if num_workers != "auto" and (type(num_workers) is not int or num_workers < 0):
+        raise ValueError(
+            f"Expected argument `num_workers` to be 'auto' or an int of at least 0, but got {num_workers!r}."
+        )
+    require_augment(augment)

@@ -5,31 +5,38 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_mvp.tasks.images import BrokenImageError, Images
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Images uint8 (N, C, H, W) and labels int64 (N,). Shared within the process: don't write to them.
+    """Images and their labels. Shared within the process: don't write to them.
+
+    Args:
+        images: uint8 (N, C, H, W); or images that are opened when they are asked for.
+        labels: int64 (N,).
 
     Raises:
         ValueError: for other dtypes or shapes.
     """
 
-    images: Tensor
+    images: Tensor | Images
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.ndim != 4):
             raise ValueError(
                 "Expected argument `images` to be a uint8 tensor of shape (N, C, H, W), "
                 f"but got {self.images.dtype} of shape {tuple(self.images.shape)}."
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
             raise ValueError(
                 f"Expected argument `labels` to be an int64 tensor of shape ({len(self.images)},), "
                 f"but got {self.labels.dtype} of shape {tuple(self.labels.shape)}."
@@ -40,8 +47,22 @@ class Part:
 
     def __getitem__(self, index: Tensor) -> Part:
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
+        if isinstance(self.images, Images):
+            return Part(self.images.select(index), self.labels[index])
         # index_select is twice as fast as images[index].
         return Part(self.images.index_select(0, index), self.labels.index_select(0, index))
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.images, Tensor)
+
+    def open(self, index: int) -> Tensor:
+        """One image, uint8 (C, H, W)."""
+        return self.images[index] if isinstance(self.images, Tensor) else self.images.open(index)
+
+
+# So many images of a set that is not in memory give its mean and standard deviation.
+MOMENT_IMAGES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +70,21 @@ class ImageData:
     """A data set: its classes, its three parts, and what images are normalised with.
 
     Args:
-        mean: of each channel, in [0, 1]; None takes those of the train part.
-        std: likewise.
+        name: of the data set.
+        classes: names, in the order of the labels.
+        train: what learns and chooses.
+        val: what measures on the way.
+        test: what measures at the end.
+        mean: of each channel, in [0, 1]; None takes those of the train part, of images that are opened when they are
+            asked for from :data:`MOMENT_IMAGES` of them, once somebody asks.
+        std: standard deviation of each channel; None takes it likewise.
+        image_size: height and width of images that are opened when they are asked for, if they are known; those of
+            images in memory are their own.
+        about: a short text that tells one selection of images from another: options and seed, no folder.
 
     Raises:
-        ValueError: if parts differ in image shape, images aren't square, a label has no class, train is empty, or
-            `mean` or `std` is not of one number in [0, 1] (0 excluded for `std`) for each channel.
+        ValueError: if parts in memory differ in image shape, or their images aren't square; if a label has no class,
+            train is empty, or `mean` or `std` is not of one number in [0, 1] (0 excluded for `std`) for each channel.
     """
 
     name: str
@@ -62,54 +92,132 @@ class ImageData:
     train: Part
     val: Part
     test: Part
-    mean: tuple[float, ...] = None  # type: ignore[assignment]  # never None once made
-    std: tuple[float, ...] = None  # type: ignore[assignment]
+    # Factories, because a plain default would be found on the class, where `__getattr__` shall measure it.
+    mean: tuple[float, ...] = field(default_factory=lambda: None)  # type: ignore[arg-type, return-value]
+    std: tuple[float, ...] = field(default_factory=lambda: None)  # type: ignore[arg-type, return-value]
+    image_size: int | None = None
+    about: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.train):
             raise ValueError(f"Expected data set {self.name!r} to have training images, but got none.")
-        shape = self.train.images.shape[1:]
-        if shape[1] != shape[2]:
-            raise ValueError(
-                f"Expected data set {self.name!r} to have square images, but got {shape[1]} × {shape[2]}. "
-                "Set `image_size`."
-            )
+        if self.in_memory:
+            self._require_one_shape()
         for part_name in ("train", "val", "test"):
             part = getattr(self, part_name)
-            if part.images.shape[1:] != shape:
-                raise ValueError(
-                    f"Expected {part_name} images of data set {self.name!r} to have shape {tuple(shape)}, "
-                    f"but got {tuple(part.images.shape[1:])}. Set `image_size`."
-                )
             if len(part) and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < len(self.classes):
                 raise ValueError(
                     f"Expected {part_name} labels of data set {self.name!r} to be in [0, {len(self.classes)}), "
                     f"but got {int(part.labels.min())} to {int(part.labels.max())}."
                 )
-        for name, own in zip(("mean", "std"), _moments(self.train.images), strict=True):
-            given = getattr(self, name)
+        for name in ("mean", "std"):
+            given = self.__dict__.pop(name)  # what is missing is measured once somebody asks for it
             if given is not None:
-                own = tuple(float(value) for value in given)
-                if len(own) != shape[0] or not all(0 <= value <= 1 for value in own) or (name == "std" and 0 in own):
-                    raise ValueError(
-                        f"Expected argument `{name}` to be {shape[0]} numbers in [0, 1], one for each channel of data "
-                        f"set {self.name!r}{', above 0' if name == 'std' else ''}, but got {list(own)}."
-                    )
-            object.__setattr__(self, name, own)
+                object.__setattr__(self, name, self._checked(name, given))
+        if self.in_memory:
+            object.__setattr__(self, "image_size", self.train.images.shape[-1])  # type: ignore[union-attr]
 
     @property
-    def image_size(self) -> int:
-        return self.train.images.shape[-1]
+    def in_memory(self) -> bool:
+        """Whether all images are decoded already."""
+        return self.train.in_memory
+
+    def described(self) -> dict[str, str]:
+        """What a zoo entry keeps of the data set that its task is of."""
+        return {"data": self.about} if self.about else {}
+
+    def loaded(self) -> ImageData:
+        """The same with all images in memory, and without train and val images that equal another part's.
+
+        Raises:
+            BrokenImageError: an image can't be read.
+            ValueError: images of several sizes.
+        """
+        if self.in_memory:
+            return self
+        train, val, test = (_opened(part, self.name) for part in (self.train, self.val, self.test))
+        train, val = drop_duplicates(train, val, test)
+        given = {name: self.__dict__.get(name) for name in ("mean", "std")}
+        return replace(self, train=train, val=val, test=test, **given)  # type: ignore[arg-type]
+
+    @property
+    def channels(self) -> int:
+        """Channels of each image; images that are opened when they are asked for are RGB."""
+        return self.train.images.shape[1] if isinstance(self.train.images, Tensor) else 3
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image, where they are known."""
+        assert self.image_size is not None, "images of a size of their own each have a shape of their own"
+        return self.channels, self.image_size, self.image_size
+
+    def _require_one_shape(self) -> None:
+        shapes = {name: tuple(getattr(self, name).images.shape[1:]) for name in ("train", "val", "test")}
+        shape = shapes["train"]
+        if shape[1] != shape[2]:
+            raise ValueError(
+                f"Expected data set {self.name!r} to have square images, but got {shape[1]} × {shape[2]}. "
+                "Set `image_size`."
+            )
+        for name, other in shapes.items():
+            if other != shape:
+                raise ValueError(
+                    f"Expected {name} images of data set {self.name!r} to have shape {shape}, "
+                    f"but got {other}. Set `image_size`."
+                )
+
+    def _checked(self, name: str, given: Sequence[float]) -> tuple[float, ...]:
+        own = tuple(float(value) for value in given)
+        if len(own) != self.channels or not all(0 <= value <= 1 for value in own) or (name == "std" and 0 in own):
+            raise ValueError(
+                f"Expected argument `{name}` to be {self.channels} numbers in [0, 1], one for each channel of data "
+                f"set {self.name!r}{', above 0' if name == 'std' else ''}, but got {list(own)}."
+            )
+        return own
+
+    def __getattr__(self, name: str) -> tuple[float, ...]:
+        if name not in ("mean", "std"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        for which, own in zip(("mean", "std"), _moments(self.train), strict=True):
+            if which not in self.__dict__:
+                object.__setattr__(self, which, own)
+        return getattr(self, name)
 
 
-def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel in [0, 1] from the histogram of the 256 values: exact, and without a float copy."""
+def _opened(part: Part, name: str) -> Part:
+    images = [part.open(index) for index in range(len(part))]
+    shapes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"Expected images of one size in data set {name!r}, but got {shapes[0]} and {shapes[-1]}. Set `image_size`."
+        )
+    return Part(torch.stack(images), part.labels)
+
+
+def _moments(part: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel in [0, 1] from the histogram of the 256 values: exact, and without a float copy.
+
+    Of images that are opened when they are asked for, some are taken at random, and each counts as much as any other.
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
-    shares = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()
+    if isinstance(part.images, Tensor):
+        shares = _histogram(part.images)
+    else:
+        chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:MOMENT_IMAGES]
+        shares = torch.zeros(3, 256, dtype=torch.float64)
+        for index in chosen.sort().values.tolist():
+            with suppress(BrokenImageError):  # who trains on it is told
+                shares += _histogram(part.open(index)[None])
     shares /= shares.sum(1, keepdim=True)
     mean = shares @ values
     std = (shares @ values.square() - mean.square()).clamp_min(1e-12).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _histogram(images: Tensor) -> Tensor:
+    """Of each channel, the share of each value: ``(C, 256)``, in units that cancel out for one tensor."""
+    counts = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()
+    return counts if len(images) > 1 else counts / counts.sum(1, keepdim=True)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +258,7 @@ def drop_duplicates(train: Part, val: Part, test: Part) -> tuple[Part, Part]:
     """Train and val without images that are byte-equal to one they must not know.
 
     Val loses what is in test, train loses what is in val or test, whatever the labels: a test image stays unseen even
-    if the data set holds it twice.
+    if the data set holds it twice. Images that are opened when they are asked for are compared by their files' content.
 
     Example:
         >>> def pixel(*values):
@@ -160,10 +268,37 @@ def drop_duplicates(train: Part, val: Part, test: Part) -> tuple[Part, Part]:
         >>> train.images.flatten().tolist(), val.images.flatten().tolist()
         ([1], [2])
     """
-    keys = [image_keys(part.images) for part in (train, val, test)]
-    new_val = _unlike(val.images, keys[1], ((test.images, keys[2]),))
-    new_train = _unlike(train.images, keys[0], ((val.images, keys[1]), (test.images, keys[2])))
+    if isinstance(train.images, Tensor) and isinstance(val.images, Tensor) and isinstance(test.images, Tensor):
+        keys = [image_keys(images) for images in (train.images, val.images, test.images)]
+        new_val = _unlike(val.images, keys[1], ((test.images, keys[2]),))
+        new_train = _unlike(train.images, keys[0], ((val.images, keys[1]), (test.images, keys[2])))
+    else:
+        new_train, new_val = _unlike_files(train, val, test)
     return _kept(train, new_train), _kept(val, new_val)
+
+
+def _unlike_files(train: Part, val: Part, test: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Which train and val images have a content that no image has which they must not know.
+
+    Only contents whose size occurs in more than one part are read. Equal pixels in different files pass.
+    """
+    parts = [part.images for part in (train, val, test)]
+    assert all(isinstance(images, Images) for images in parts)
+    sizes = [[images.content_size(i) for i in range(len(images))] for images in parts]  # type: ignore[union-attr]
+    known: set[bytes] = set()
+    fresh = []
+    for which in (2, 1, 0):
+        others = {size for other in range(3) if other != which for size in sizes[other]} - {None}
+        new = np.ones(len(sizes[which]), dtype=bool)
+        own: set[bytes] = set()
+        for i, size in enumerate(sizes[which]):
+            if size in others:
+                content = hashlib.blake2b(parts[which].content(i), digest_size=16).digest()  # type: ignore[union-attr]
+                new[i] = content not in known
+                own.add(content)
+        known |= own
+        fresh.append(new)
+    return fresh[2], fresh[1]
 
 
 def image_keys(images: Tensor) -> np.ndarray:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resize
 
 from lightning_mvp.tasks.facts import TaskFacts
 
@@ -43,18 +45,52 @@ def preprocess(images: Tensor, facts: TaskFacts) -> Tensor:
             f"Expected argument `images` to have {facts.channels} channels, as the facts of task {facts.name!r} say, "
             f"but got {images.shape[1]}."
         )
-    pixels = _centre_crop(_resize(images.float(), facts), facts.input_size)
+    return _normalise_(_centre_crop(_resize(images.float(), facts), facts.input_size), facts)
+
+
+def normalised(images: Tensor, facts: TaskFacts) -> Tensor:
+    """Images that are in the model's size already: `(images / 255 - mean) / std`, uint8 (N, C, S, S) to float32."""
+    return _normalise_(images.float(), facts)
+
+
+def _normalise_(pixels: Tensor, facts: TaskFacts) -> Tensor:
     mean = pixels.new_tensor(facts.mean).view(1, -1, 1, 1)
     std = pixels.new_tensor(facts.std).view(1, -1, 1, 1)
     return pixels.div_(255).sub_(mean).div_(std)  # in place: the floats are a copy of the images already
 
 
-def _resize(pixels: Tensor, facts: TaskFacts) -> Tensor:
-    height, width = pixels.shape[-2:]
+def fitted(image: Tensor, facts: TaskFacts) -> Tensor:
+    """One image in the size that the model takes: resized and cut as by :func:`preprocess`, not normalised.
+
+    It is rounded to uint8 in between, as stored images and the ecosystem's transforms are.
+
+    Args:
+        image: uint8 ``(C, H, W)``.
+        facts: of the model that will see it.
+
+    Returns:
+        uint8 ``(C, S, S)``.
+    """
+    size = _resized(image, facts)
+    if size is not None:
+        how = "nearest-exact" if facts.interpolation == "nearest" else facts.interpolation
+        image = resize(image, size, v2.InterpolationMode(how), antialias=True)
+    return _centre_crop(image, facts.input_size)
+
+
+def _resized(images: Tensor, facts: TaskFacts) -> list[int] | None:
+    """Height and width after resizing; None where they stay."""
+    height, width = images.shape[-2:]
     shorter = math.floor(facts.input_size / facts.crop)
     if min(height, width) == shorter:
+        return None
+    return [max(shorter, round(side * shorter / min(height, width))) for side in (height, width)]
+
+
+def _resize(pixels: Tensor, facts: TaskFacts) -> Tensor:
+    size = _resized(pixels, facts)
+    if size is None:
         return pixels
-    size = [max(shorter, round(side * shorter / min(height, width))) for side in (height, width)]
     if facts.interpolation == "nearest":
         return interpolate(pixels, size, mode="nearest-exact")
     # Bicubic interpolation overshoots at edges. Values outside of [0, 255] are clipped, as in stored images.

@@ -1,9 +1,9 @@
-"""Readers of the other data sets: `digits`, `torchvision`, `imagefolder`, `arrays`. Each gives what its files hold."""
+"""Readers of the other data sets. Each gives what its files hold; image files are listed, not opened."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,13 +13,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from lightning_mvp.tasks import hub
+from lightning_mvp.tasks.images import UNREADABLE, ImageFiles, Images, pixels_of, unreadable
+from lightning_mvp.tasks.listing import class_folders, image_names
 from lightning_mvp.tasks.partition import Part
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -59,36 +60,50 @@ def load_arrays(
 
 
 def load_imagefolder(*, root: Path | None, image_size: int | None = None) -> Source:
-    """`root/train/<class>/*` with optional `root/val` and `root/test`, or `root/<class>/*`."""
+    """`root/train/<class>/*` with optional `root/val` and `root/test`, or `root/<class>/*`. No image is opened.
+
+    Where there is `root/val` and no `root/test`, as in ImageNet's layout, `val` is the test part.
+    """
     if root is None or not root.is_dir():
         raise FileNotFoundError(f"Expected argument `root` to be a folder of class folders, but got {root}.")
     train_folder = root / "train" if (root / "train").is_dir() else root
-    classes = tuple(sorted(folder.name for folder in train_folder.iterdir() if folder.is_dir()))
+    classes = class_folders(train_folder)
     if not classes:
         raise FileNotFoundError(f"Expected {train_folder} to hold one folder of images per class, but got none.")
+    shipped = {
+        name: _list_images(root / name, classes, train_folder, image_size)
+        for name in ("val", "test")
+        if train_folder != root and (root / name).is_dir()
+    }
+    if "test" not in shipped and "val" in shipped:
+        shipped = {"test": shipped["val"]}
+    train = _list_images(train_folder, classes, train_folder, image_size)
+    return Source(classes, train, shipped.get("val"), shipped.get("test"))
 
-    def read(folder: Path) -> Part:
-        unknown = sorted({item.name for item in folder.iterdir() if item.is_dir()} - set(classes))
-        if unknown:
-            raise ValueError(f"Expected {folder} to hold the classes of {train_folder}, but got {unknown}.")
-        files = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in sorted((folder / name).glob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if not files:
-            raise FileNotFoundError(f"Expected images in {folder}/<class>/, but got none.")
-        return part_from_pictures(((Image.open(path), label) for path, label in files), image_size)
 
-    shipped = {name: read(root / name) for name in ("val", "test") if train_folder != root and (root / name).is_dir()}
-    return Source(classes, read(train_folder), shipped.get("val"), shipped.get("test"))
+def _list_images(folder: Path, classes: Sequence[str], train_folder: Path, image_size: int | None) -> Part:
+    unknown = sorted(set(class_folders(folder)) - set(classes))
+    if unknown:
+        raise ValueError(f"Expected {folder} to hold the classes of {train_folder}, but got {unknown}.")
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        if (folder / name).is_dir():
+            files = image_names(folder / name)
+            names += [f"{name}/{file}" for file in files]
+            labels += [label] * len(files)
+    if not names:
+        raise FileNotFoundError(f"Expected images in {folder}/<class>/, but got none.")
+    return Part(ImageFiles(folder, names, image_size), torch.tensor(labels, dtype=torch.int64))
 
 
 def load_torchvision(
     *, root: Path | None, image_size: int | None, download: bool, dataset: str, **arguments: Any
 ) -> Source:
-    """A classification data set of torchvision by its class name, as "CIFAR100"; `arguments` go to its constructor."""
+    """A classification data set of torchvision by its class name, as "CIFAR100"; `arguments` go to its constructor.
+
+    Images that torchvision itself keeps in memory stay there; others are opened when they are asked for.
+    """
     import torchvision.datasets as library
 
     build = getattr(library, dataset, None)
@@ -116,24 +131,111 @@ def load_torchvision(
     if "train" in accepted or "split" in arguments:  # EMNIST's own `split` names a subset of letters
         train, test = open_part(train=True), open_part(train=False)
     elif "split" in accepted:
-        train, test = open_part(split="train"), open_part(split="test")
+        train = open_part(split="train")
         with suppress(ValueError):  # how torchvision says that there is no such split
             val = open_part(split="val")
+        try:
+            test = open_part(split="test")
+        except ValueError:  # ImageNet's validation images are what others test on
+            val, test = None, val
     else:
         train = open_part()
-    train_part = _read_pictures(train, image_size)
+    train_part = _part_of(train, image_size)
     names = getattr(train, "classes", None) or [f"class-{n:03d}" for n in range(1 + int(train_part.labels.max()))]
     return Source(
         # ImageNet lists synonyms: the first one names the class.
         tuple(name if isinstance(name, str) else name[0] for name in names),
         train_part,
-        None if val is None else _read_pictures(val, image_size),
-        None if test is None else _read_pictures(test, image_size),
+        None if val is None else _part_of(val, image_size),
+        None if test is None else _part_of(test, image_size),
     )
 
 
-def _read_pictures(data: Any, image_size: int | None) -> Part:
-    return part_from_pictures((data[index] for index in range(len(data))), image_size)
+def _part_of(data: Any, image_size: int | None) -> Part:
+    """One part of a torchvision data set, in memory where torchvision has its images there, or labels are unknown."""
+    labels = _labels_of(data)
+    if hasattr(data, "data") or labels is None:
+        return part_from_pictures((data[index] for index in range(len(data))), image_size)
+    return Part(MapImages(data, image_size), labels)
+
+
+# Where torchvision's data sets keep the labels of all images, or pairs of a file and its label.
+_LABELS, _PAIRS = ("targets", "labels", "_labels", "y"), ("samples", "imgs", "_samples")
+
+
+def _labels_of(data: Any) -> Tensor | None:
+    """The labels of all images without opening one; None where they can't be found."""
+    given = [getattr(data, name, None) for name in _LABELS]
+    for name in _PAIRS:
+        with suppress(TypeError, ValueError):
+            given.append([label for _, label in getattr(data, name, None) or ()])
+    for labels in given:
+        with suppress(TypeError, ValueError, RuntimeError):
+            found = torch.as_tensor(labels)
+            if found.shape == (len(data),) and not found.is_floating_point() and found.dtype != torch.bool:
+                return found.to(torch.int64)
+    return None
+
+
+class MapImages(Images):
+    """The images of a map-style data set whose items are pairs of a Pillow image and a label.
+
+    Args:
+        data: as torchvision has them.
+        image_size: the largest centred square of each is scaled to this size; None leaves them as they are.
+    """
+
+    def __init__(self, data: Any, image_size: int | None) -> None:
+        self.data, self.image_size = data, image_size
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def open(self, index: int) -> Tensor:
+        try:
+            return pixels_of(self.data[index][0], self.image_size)
+        except UNREADABLE as error:
+            raise unreadable(f"image {index} of torchvision's {type(self.data).__name__}", error) from error
+
+
+def load_huggingface(
+    *,
+    root: Path | None,
+    image_size: int | None,
+    download: bool,
+    path: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    **arguments: Any,
+) -> Source:
+    """A data set of Hugging Face's `datasets`: from a folder that it knows, or by name from its cache or the hub.
+
+    Args:
+        root: a folder written by `save_to_disk`, or one of parquet files, or of images as `imagefolder` reads them.
+        image_size: the largest centred square of each is scaled to this size; None leaves them as they are.
+        download: whether what is not on this machine may be fetched.
+        path: name of the data set, as `load_dataset` takes it; None reads `root`.
+        image: name of the column of images; None: the first that holds some.
+        label: name of the column of class labels; None: the first that holds some.
+        arguments: for `load_dataset`, such as `name` or `revision`.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        FileNotFoundError: there is nothing there.
+        ValueError: it has no such columns.
+    """
+    parts = hub.open_parts(root, path, download, arguments)
+    image, label, classes = hub.columns_of(parts["train"], image, label)
+
+    def part(name: str) -> Part | None:
+        if name not in parts:
+            return None
+        return Part(hub.HubImages(parts[name], image, image_size), torch.tensor(parts[name][label], dtype=torch.int64))
+
+    train = part("train")
+    assert train is not None
+    val, test = part("validation"), part("test")
+    return Source(classes, train, val if test is not None else None, test if test is not None else val)
 
 
 def part_from_pictures(pictures: Iterable[tuple[Image.Image, int]], image_size: int | None) -> Part:
@@ -141,15 +243,13 @@ def part_from_pictures(pictures: Iterable[tuple[Image.Image, int]], image_size: 
     arrays: list[np.ndarray] = []
     labels: list[int] = []
     for picture, label in pictures:
-        rgb = picture.convert("RGB")
-        if image_size is not None and rgb.size != (image_size, image_size):
-            rgb = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BILINEAR)
-        if arrays and arrays[0].shape != (rgb.height, rgb.width, 3):
+        image = pixels_of(picture, image_size).permute(1, 2, 0).numpy()
+        if arrays and arrays[0].shape != image.shape:
             raise ValueError(
                 f"Expected pictures of one size, but got {arrays[0].shape[1]} × {arrays[0].shape[0]} and "
-                f"{rgb.width} × {rgb.height}. Set `image_size`."
+                f"{image.shape[1]} × {image.shape[0]}. Set `image_size`."
             )
-        arrays.append(np.asarray(rgb))
+        arrays.append(image)
         labels.append(int(label))
     if not arrays:
         raise ValueError("Expected at least one picture, but got none.")
@@ -187,14 +287,31 @@ def _fit(images: Tensor, size: int) -> Tensor:
     return torch.cat([chunk.round().clamp(0, 255).to(torch.uint8) for chunk in chunks])
 
 
-def _read_npz(path: Path, image_size: int | None) -> tuple[tuple[str, ...], Part]:
+def arrays_classes(path: Path) -> tuple[str, ...]:
+    """The names of the classes of an npz file; its images are not read."""
+    return _classes_of(_npz(path, ("labels", "classes")), path)
+
+
+def _classes_of(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    if "labels" not in arrays:
+        raise ValueError(f"Expected {path} to hold `images` and `labels`, but ['labels'] is missing.")
+    if "classes" in arrays:
+        return tuple(str(name) for name in arrays["classes"])
+    return tuple(f"class-{label:03d}" for label in range(int(arrays["labels"].max()) + 1))
+
+
+def _npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected an npz file with `images` and `labels`, but {path} does not exist.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("images", "labels", "classes") if key in file.files}
+            return {key: file[key] for key in names if key in file.files}
     except (OSError, ValueError, BadZipFile) as error:
         raise ValueError(f"Expected {path} to be an npz file without pickled objects, but got: {error}") from error
+
+
+def _read_npz(path: Path, image_size: int | None) -> tuple[tuple[str, ...], Part]:
+    arrays = _npz(path, ("images", "labels", "classes"))
     missing = {"images", "labels"} - set(arrays)
     if missing:
         raise ValueError(f"Expected {path} to hold `images` and `labels`, but {sorted(missing)} is missing.")
@@ -202,6 +319,4 @@ def _read_npz(path: Path, image_size: int | None) -> tuple[tuple[str, ...], Part
         part = part_from_arrays(arrays["images"], arrays["labels"], image_size)
     except ValueError as error:
         raise ValueError(f"In {path}: {error}") from error
-    if "classes" in arrays:
-        return tuple(str(name) for name in arrays["classes"]), part
-    return tuple(f"class-{label:03d}" for label in range(int(part.labels.max()) + 1)), part
+    return _classes_of(arrays, path), part

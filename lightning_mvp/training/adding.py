@@ -161,6 +161,7 @@ def grown_entry(
         module.head.state_dict(),
         task_means(dense, datamodule, seen_by).means(),
         {
+            **datamodule.data.described(),
             **info,
             "parents": [parent.name for parent in parents],
             "generation": 1 + max(member.generation for member in lineage(zoo, [parent.name for parent in parents])),

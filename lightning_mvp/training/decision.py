@@ -14,8 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.create import as_json
-
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+from lightning_mvp.turns import RANK_VARIABLES
 
 
 def is_first_process() -> bool:

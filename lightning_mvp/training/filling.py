@@ -61,12 +61,12 @@ def prune_into_zoo(
     facts, schedule = data.facts, settings.schedule(steps)
     if once is None:
         require_time_for(schedule, steps)
-    zoo.reserve(entry_config(settings, steps, training))
-    zoo.capture(module.backbone)
+    zoo.reserve(fabric, entry_config(settings, steps, training))
+    zoo.capture(fabric, module.backbone)
     assert isinstance(module.example_input_array, Tensor)
-    prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract)
-    zoo.open(module.backbone, prunable.every)
-    seen_by = zoo.prototype_facts
+    prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract(fabric))
+    zoo.open(fabric, module.backbone, prunable.every)
+    seen_by = on_rank_zero(fabric, zoo.prototype_facts)
     prototypes = task_means(module.backbone, data, seen_by).means()
 
     own = module.training_options
@@ -84,16 +84,18 @@ def prune_into_zoo(
     accuracy = small.accuracy_on(*data.val_images())
 
     def write() -> None:
+        theta0 = zoo.theta0
         masks, importance = prunable.of_all_groups(cutter.masks, cutter.importance)
         entry = entry_of(
             facts,
             zoo.config,
             masks,
             importance,
-            {name: tensor for name, tensor in small.backbone.state_dict().items() if name in zoo.theta0},
+            {name: tensor for name, tensor in small.backbone.state_dict().items() if name in theta0},
             small.head.state_dict(),
             prototypes,
             {
+                **data.data.described(),
                 "steps": steps,
                 "seed": settings.seed,
                 "seconds": seconds,

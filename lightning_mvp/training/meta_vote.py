@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
@@ -15,6 +16,7 @@ from lightning_mvp.training.decision import Decision, freeze, is_first_process, 
 from lightning_mvp.training.mimic import Teacher, require_weight
 from lightning_mvp.training.resume import undisturbed
 from lightning_mvp.training.task import HeadInit, TaskModule
+from lightning_mvp.turns import failing_for_all, let_go, wait_for_rank_zero
 from lightning_mvp.voting.options import VOTE_OPTIONS, AnySimilarity, VoteOptions
 from lightning_mvp.voting.ranking import Neighbour
 from lightning_mvp.voting.report import VoteReport
@@ -29,7 +31,8 @@ class MetaVoteModule(TaskModule):
 
     Where a Trainer of several processes runs the same script in each, only the process of global rank 0 opens the zoo
     and votes, in :meth:`from_zoo`. In the others the module waits: it has no backbone, head or report until the Trainer
-    calls :meth:`configure_model`, at the start of fit, validate, test or predict.
+    calls :meth:`configure_model`, at the start of fit, validate, test or predict. However long the vote takes, no
+    timeout of the Trainer's strategy runs meanwhile; if it fails, the others fail with its error.
 
     Args:
         recipe: the small backbone's recipe, widths included; None: rank 0 decides.
@@ -111,6 +114,23 @@ class MetaVoteModule(TaskModule):
             module = cls(None, datamodule.facts.to_dict(), None, **options)
             module._to_share, module._dense = True, backbone
             return module
+        return cls._vote(zoo, datamodule, neighbours, chosen, head_init, backbone, mimic, theta0, best_of, options)
+
+    @classmethod
+    @failing_for_all()
+    def _vote(
+        cls,
+        zoo: ModelZoo | str | Path,
+        datamodule: TaskDataModule,
+        neighbours: int | Sequence[Neighbour] | None,
+        chosen: VoteOptions,
+        head_init: HeadInit,
+        backbone: nn.Module | None,
+        mimic: float,
+        theta0: nn.Module | None,
+        best_of: Sequence[int] | None,
+        options: Mapping[str, Any],
+    ) -> MetaVoteModule:
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
         election = Election(zoo, datamodule, neighbours, chosen, backbone)
@@ -135,12 +155,23 @@ class MetaVoteModule(TaskModule):
         """Whether rank 0's decision has yet to come."""
         return self.hparams["recipe"] is None
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning calls it on all ranks before they need each other: wait until rank 0 has voted; adds no callback.
+
+        Raises:
+            RankZeroError: the vote has failed.
+        """
+        if self._to_share:
+            wait_for_rank_zero(self.trainer.strategy)
+        return []
+
     def configure_model(self) -> None:
         """Lightning calls it on all ranks before weights are restored: give rank 0's decision to the others, once.
 
         Raises:
             RuntimeError: the module waits for a rank 0 that doesn't exist, or that waits itself.
         """
+        let_go()
         if not self._to_share:
             return
         if self.trainer.world_size == 1:

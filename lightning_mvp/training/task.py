@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,21 +21,21 @@ from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.inputs import one_sample
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.passes import Place, Where, features_over, pass_over
 from lightning_mvp.backbones.ridge import ridge_head
 from lightning_mvp.pruning.choose import require_choice
-from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.datamodule import PartName, TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.training.decision import freeze, frozen_parameters
 from lightning_mvp.training.mimic import Teacher, require_weight
+from lightning_mvp.training.optimizer import OPTIMIZER, OptimizerName, ScheduleName, one_cycle, optimizer_of
 from lightning_mvp.training.resume import require_resizable, require_same_model, same_shapes, undisturbed
 from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
 
 HeadInit = Literal["ridge", "random"]
 TEACHER = "lightning_mvp_teacher"  # what a checkpoint says of it
-OptimizerName = Literal["sgd", "adamw"]
-ScheduleName = Literal["onecycle", "constant"]
 
 
 class TaskModule(L.LightningModule):
@@ -207,13 +206,22 @@ class TaskModule(L.LightningModule):
             raise ValueError("Expected a backbone without classifier: create it with num_classes=0.")
         return cls(recipe, facts.to_dict(), backbone=backbone, **options)
 
-    def initialise_head(self, datamodule: TaskDataModule, head_init: HeadInit = "ridge") -> None:
-        """Set the head before the first step: ``"ridge"`` in closed form on all training images, or ``"random"``."""
+    def initialise_head(
+        self, datamodule: TaskDataModule, head_init: HeadInit = "ridge", *, device: Where = None
+    ) -> None:
+        """Set the head before the first step.
+
+        Args:
+            datamodule: the task.
+            head_init: ``"ridge"``: in closed form on all training images; ``"random"``: as it is.
+            device: where the images go through the backbone, such as ``"cuda"``, or a
+                :class:`~lightning_mvp.backbones.passes.Place`, which also says the precision and whether ranks share
+                the work. None: where the backbone is, in float32.
+        """
         require_choice("head_init", head_init, HeadInit)
         if head_init == "ridge":
-            images, labels = datamodule.train_images()
-            features = features_of(self.backbone, preprocess(images, self.facts))
-            self.head.load_state_dict(ridge_head(features, labels, len(self.facts.classes)).state_dict())
+            features, labels = features_over(self.backbone, pass_over(datamodule, "train", device, self.facts), device)
+            self.head.load_state_dict(ridge_head(features, labels, len(self.facts.classes), device).state_dict())
 
     @property
     def training_options(self) -> dict[str, Any]:
@@ -278,6 +286,38 @@ class TaskModule(L.LightningModule):
         with torch.no_grad():
             return (self.head(features).argmax(1).cpu() == labels.cpu()).float().mean().item()
 
+    def accuracy_of(self, batches: Iterable[Any], *, device: Where = None) -> float:
+        """Accuracy in eval mode on batches of preprocessed images, one of which is in memory at a time.
+
+        Args:
+            batches: pairs of images ``(N, C, S, S)`` and labels ``(N,)``, such as ``datamodule.val_dataloader()``.
+            device: as in :meth:`initialise_head`. Where ranks share the pass each gives batches of its own, and all get
+                the accuracy on all of them.
+
+        Raises:
+            ValueError: there is no image.
+
+        Example:
+            >>> recipe = {"model": "resnet18", "arguments": {"num_classes": 0}, "input_size": 32, "in_chans": 3}
+            >>> module = TaskModule(recipe, TaskFacts("pets", ("cat", "dog"), 32, (0.5,) * 3, (0.25,) * 3).to_dict())
+            >>> batch = torch.zeros(4, 3, 32, 32), torch.tensor([0, 0, 0, 1])
+            >>> module.accuracy_of([batch]) in (0.25, 0.75)
+            True
+        """
+        place, counts = Place.at(device), torch.zeros(2, dtype=torch.int64)
+        with place.holding(self):
+            for images, labels in batches:
+                logits = self.head(place.run(self.backbone, images).to(self.head.weight))
+                counts += torch.tensor([int((logits.argmax(1).cpu() == labels.cpu()).sum()), len(labels)])
+        right, seen = place.summed(counts).tolist()
+        if not seen:
+            raise ValueError("Expected argument `batches` to give at least one image, but it gave none.")
+        return float(torch.tensor(right, dtype=torch.float32) / seen)  # as accuracies were ever rounded
+
+    def accuracy_in(self, datamodule: TaskDataModule, part: PartName = "val", *, device: Where = None) -> float:
+        """Accuracy on a part of the task, ``"val"`` or ``"test"``; ``device`` as in :meth:`initialise_head`."""
+        return self.accuracy_of(pass_over(datamodule, part, device, self.facts), device=device)
+
     def to_torch(self) -> nn.Module:
         """The classifier as a plain module in eval mode: a copy of the backbone, then of the head.
 
@@ -319,13 +359,7 @@ class TaskModule(L.LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer at its peak rate; norms and biases have no weight decay."""
-        options = self.hparams
-        decayed = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim > 1]
-        plain = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
-        if options["optimizer"] == "sgd":
-            return torch.optim.SGD(groups, lr=options["learning_rate"], momentum=0.9, nesterov=True)
-        return torch.optim.AdamW(groups, lr=options["learning_rate"])
+        return optimizer_of(self.parameters(), **{name: self.hparams[name] for name in OPTIMIZER})
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
@@ -360,22 +394,3 @@ def _feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tens
             "Create it with num_classes=0 and its usual pooling."
         )
     return features.shape[1]
-
-
-def one_cycle(step: int, total: int, warmup: float = 0.1) -> float:
-    """The share of the peak learning rate at a step: a line up over ``warmup`` of the steps, then a cosine to zero.
-
-    Args:
-        step: 0 is the first step.
-        total: number of steps; after them it is zero.
-        warmup: fraction of ``total``, rounded up to a whole step.
-
-    Example:
-        >>> [round(one_cycle(step, 4), 2) for step in range(5)]
-        [1.0, 0.75, 0.25, 0.0, 0.0]
-    """
-    rising = math.ceil(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    falling = min(1.0, (step - rising + 1) / max(1, total - rising))
-    return 0.5 * (1 + math.cos(math.pi * falling))

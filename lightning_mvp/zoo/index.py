@@ -177,7 +177,7 @@ def create_index(folder: Path, index: Index, theta0: Mapping[str, np.ndarray]) -
         return read_index(folder, expected=True)
     try:
         # θ⁰ comes first: whoever sees zoo.json sees a whole zoo.
-        write_whole(folder / THETA0, save({name: np.array(value, order="C") for name, value in theta0.items()}))
+        write_whole(folder / THETA0, save({name: np.asarray(value, order="C") for name, value in theta0.items()}))
     except NotADirectoryError as error:
         raise ValueError(f"Expected {folder} to be a folder for a zoo, but a file is in the way.") from error
     except FileExistsError:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import timm
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_mvp.agreement import on_rank_zero
 from lightning_mvp.backbones.create import recipe_of
 from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.groups import Groups
@@ -79,7 +81,13 @@ def open_zoo(
         )
     elif classifier_name(backbone) is not None:  # no part of θ⁰: tasks of different class counts share a zoo
         recipe = {**recipe, "arguments": {**recipe.get("arguments", {}), "num_classes": 0}}
-    return ModelZoo.create(path, recipe, as_arrays(theta0), groups.sizes, preprocessing_of(task.to_dict()))
+    return ModelZoo.create(
+        path,
+        recipe,
+        {name: tensor.numpy() for name, tensor in theta0.items()},
+        groups.sizes,
+        preprocessing_of(task.to_dict()),
+    )
 
 
 def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> None:
@@ -164,6 +172,9 @@ def entry_of(
 class ZooTarget:
     """The zoo that a pruned model is to be added to, and what the entry is about.
 
+    Where several ranks train, rank 0 alone looks at the zoo and decides, and only rank 0 holds θ⁰, once: what was
+    captured, then what the zoo has read. The others wait for it, and keep θ⁰'s fingerprint.
+
     Args:
         path: the zoo's folder; made if there is none.
         task: what the model is pruned for.
@@ -184,46 +195,51 @@ class ZooTarget:
         """A new fit begins: θ⁰ is not known yet, and the zoo is not open."""
         self._zoo: ModelZoo | None = None
         self._theta0: dict[str, Tensor] | None = None
-        self._saved: str | None = None
+        self.theta0_fingerprint: str | None = None  # what a checkpoint says of θ⁰, which the zoo holds
 
-    @property
-    def theta0_fingerprint(self) -> str | None:
-        """What a checkpoint says of θ⁰, which the zoo holds."""
-        return self._saved if self._zoo is None else self._zoo.theta0_fingerprint
-
-    @property
-    def contract(self) -> Contract | None:
+    def contract(self, trainer: L.Trainer | L.Fabric) -> Contract | None:
         """The groups of the zoo; None where it has yet to be made."""
+        return on_rank_zero(trainer, self._contract)
+
+    def _contract(self) -> Contract | None:
         return Contract(str(self.path), ModelZoo(self.path).group_sizes) if (self.path / INDEX).exists() else None
 
-    @property
     def prototype_facts(self) -> TaskFacts:
-        """How the task's images are seen for prototypes: by the zoo's preprocessing, if there is one, or its own."""
+        """How the task's images are seen for prototypes: by the zoo's preprocessing, if there is one, or its own.
+
+        Only rank 0 knows.
+        """
         zoo = ModelZoo(self.path) if self._zoo is None and (self.path / INDEX).exists() else self._zoo
         return as_seen_by(self.task, None if zoo is None else zoo.preprocessing)
 
-    def capture(self, backbone: nn.Module) -> None:
+    def capture(self, trainer: L.Trainer | L.Fabric, backbone: nn.Module) -> None:
         """Take the backbone as it is now for θ⁰."""
-        self._theta0 = {name: as_stored(tensor) for name, tensor in own_state(backbone).items()}
+        self._theta0 = None  # at no time twice
+        if trainer.is_global_zero:
+            self._theta0 = {name: as_stored(tensor) for name, tensor in own_state(backbone).items()}
 
-    def resume(self, saved: str | Mapping[str, Tensor] | None) -> None:
+    def resume(self, trainer: L.Trainer, saved: str | Mapping[str, Tensor] | None) -> None:
         """θ⁰ of a run that goes on: what was captured if it has this fingerprint, else the zoo's.
 
         Args:
+            trainer: the ranks.
             saved: θ⁰'s fingerprint as the checkpoint has it; older checkpoints hold θ⁰ itself.
 
         Raises:
             ValueError: the checkpoint says nothing of θ⁰, or there is no zoo with that θ⁰ here.
         """
-        if isinstance(saved, Mapping):
-            self._theta0 = dict(saved)
-            return
         if saved is None:
             raise ValueError(
                 "Expected a checkpoint of a run with `zoo`, but it was written without one, so it doesn't say which "
                 "weights the run began with. Resume without `zoo`, or start anew."
             )
-        self._saved = saved
+        if isinstance(saved, str):
+            self.theta0_fingerprint = saved
+            on_rank_zero(trainer, lambda: self._find(saved))
+        elif trainer.is_global_zero:
+            self._theta0 = dict(saved)
+
+    def _find(self, saved: str) -> None:
         if self._theta0 is not None and fingerprint(self._theta0) == saved:
             return
         zoo = ModelZoo(self.path) if (self.path / INDEX).exists() else None
@@ -235,7 +251,7 @@ class ZooTarget:
             )
         self._theta0 = as_tensors(zoo.theta0())
 
-    def reserve(self, config: Mapping[str, Any]) -> None:
+    def reserve(self, trainer: L.Trainer | L.Fabric, config: Mapping[str, Any]) -> None:
         """Refuse an entry that the zoo has already, before any work; nothing is written.
 
         Raises:
@@ -243,16 +259,22 @@ class ZooTarget:
         """
         self.config = dict(config)
         if not self.decided:
-            require_new_entry(self.path, self.task, self.config)
+            on_rank_zero(trainer, lambda: require_new_entry(self.path, self.task, self.config))
 
-    def open(self, backbone: nn.Module, groups: Groups) -> None:
+    def open(self, trainer: L.Trainer | L.Fabric, backbone: nn.Module, groups: Groups) -> None:
         """Create the zoo, or refuse one whose backbone, θ⁰ or groups are others."""
+        self.theta0_fingerprint = on_rank_zero(trainer, lambda: self._open(backbone, groups))
+
+    def _open(self, backbone: nn.Module, groups: Groups) -> str:
         self._zoo = open_zoo(self.path, backbone, self.theta0, groups, self.task)
-        self._theta0 = as_tensors(self._zoo.theta0())  # which is in memory anyway
+        self._theta0 = None  # the zoo has read its own
+        return self._zoo.theta0_fingerprint
 
     @property
     def theta0(self) -> dict[str, Tensor]:
-        """The weights that the run began with."""
+        """The weights that the run began with, on rank 0; a copy once the zoo is open."""
+        if self._zoo is not None:
+            return as_tensors(self._zoo.theta0())
         assert self._theta0 is not None, "it was captured, or found by its fingerprint"
         return self._theta0
 

@@ -107,7 +107,7 @@ def test_ctrl_c_is_answered_in_a_sentence(
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_mvp.tasks.data.load_data", interrupted)
+    monkeypatch.setattr("lightning_mvp.tasks.data.class_names_of", interrupted)
     done = run(*command, *TINY, "data.seed=99", home=tmp_path)  # a seed that no test before has loaded
     assert done.code == 130
     assert f"Stopped. What is written stays; the same command {words}" in done.line

@@ -33,7 +33,7 @@ GROUPS = {
 # A launcher of a package that only `make test-more` installs.
 OPTIONAL = {"ray": "ray"}
 GROUPS["launcher"] = [name for name in GROUPS["launcher"] if name not in OPTIONAL or find_spec(OPTIONAL[name])]
-INTO = {"strategy": "trainer"}  # groups whose options fill another one
+INTO = {"strategy": "trainer", "augment": "data"}  # groups whose options fill another one
 USES = {
     "pretrain": set(GROUPS) - {"vote"},
     "prune": set(GROUPS) - {"vote"},
@@ -71,7 +71,7 @@ def own_keys(group: str, option: str) -> set[str]:
 
 def test_the_groups_are_those_of_the_design() -> None:
     expected = {"backbone", "data", "split", "pruning", "vote", "optim", "trainer", "strategy", "logger", "experiment"}
-    assert expected | {"paths", "launcher"} == set(GROUPS)
+    assert expected | {"paths", "launcher", "augment"} == set(GROUPS)
 
 
 @pytest.mark.parametrize("root", ROOTS)

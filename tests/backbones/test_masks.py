@@ -43,7 +43,7 @@ def test_saved_masks_come_back_in_order_and_are_not_overwritten(tmp_path):
     path = tmp_path / "masks.safetensors"
     masks.save(path)
     assert Masks.load(path) == masks
-    with pytest.raises(FileExistsError, match="overwrite=True"):
+    with pytest.raises(FileExistsError, match="never replaced silently"):
         masks.save(path)
     masks.save(path, overwrite=True)
 

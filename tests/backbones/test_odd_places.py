@@ -342,7 +342,7 @@ def test_synchronised_batch_norm_of_any_rank(shape: tuple[int, ...]) -> None:
 
 def test_a_wrong_example_is_told_by_its_argument() -> None:
     with pytest.raises(
-        ValueError, match=r"`example_input` to be what .* takes .* Net fails on float32 \(1, 5, 16, 16\)"
+        ValueError, match=r"`example_input` to be what Net takes, but it fails on float32 \(1, 5, 16, 16\)"
     ):
         find_groups(Net(pooled), torch.zeros(1, 5, 16, 16))
     with pytest.raises(ValueError, match="return a tensor, or a tuple, list or dict of tensors, but got NoneType"):

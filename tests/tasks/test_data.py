@@ -134,7 +134,7 @@ def test_imagefolder_with_and_without_parts(tmp_path: Path) -> None:
     flat = load_data("imagefolder", root=tmp_path / "train", image_size=8)
     assert [len(flat.train), len(flat.val), len(flat.test)] == [14, 2, 4]
     with pytest.raises(ValueError, match="Set `image_size`"):
-        load_data("imagefolder", root=tmp_path)
+        TaskDataModule(load_data("imagefolder", root=tmp_path)).facts  # noqa: B018
     with pytest.raises(FileNotFoundError, match="`root`"):
         load_data("imagefolder", root=tmp_path / "none")
 

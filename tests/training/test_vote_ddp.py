@@ -60,6 +60,12 @@ def test_rank_0_votes_and_the_other_gets_all_of_it_without_a_zoo(
         assert [of_rank["weights"] for of_rank in seen(tmp_path, "again")] == [rank["weights"] for rank in trained]
 
 
+def test_no_rendezvous_or_collective_gives_up_while_rank_0_votes(nursery: Nursery, zoo_of: ZooOf, tmp_path: Path):
+    shutil.copytree(zoo_of("resnet").path, tmp_path / "zoo")
+    result = run(nursery, tmp_path, "slow")
+    assert result.well, result.text[-3000:]
+
+
 @pytest.mark.slow
 def test_ranks_that_voted_each_by_itself_take_rank_0s_vote(nursery: Nursery, zoo_of: ZooOf, tmp_path: Path):
     shutil.copytree(zoo_of("resnet").path, tmp_path / "zoo")
@@ -73,11 +79,17 @@ def test_ranks_that_voted_each_by_itself_take_rank_0s_vote(nursery: Nursery, zoo
     assert seen(tmp_path, "pruned") == [[halves, quarters]] * 2
 
 
+def test_a_vote_that_fails_before_there_is_a_process_group_fails_on_all_ranks(nursery: Nursery, tmp_path: Path):
+    result = run(nursery, tmp_path, "vote")
+    assert result.codes == [1, 1], result.text[-3000:]
+    assert "FileNotFoundError: Expected a zoo" in result.text
+    assert "RankZeroError: Rank 0, for which this rank waited, has failed. FileNotFoundError: Expected" in result.line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scene", "has_zoo", "message"),
     [
-        ("vote", False, "FileNotFoundError: Expected a zoo"),
         ("touch", True, "its MetaVoteModule waits for rank 0's vote and has no `backbone` before the Trainer starts"),
         ("nobody", True, "but the process that the Trainer made rank 0 waits, too"),
     ],

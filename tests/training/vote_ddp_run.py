@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mvp import MetaVoteModule, MVPCallback, TaskDataModule, TaskModule, create_backbone
@@ -111,6 +114,22 @@ def nobody(folder: Path, strategy: str) -> None:
     make_trainer(4, devices=2, strategy=strategy, **QUIET).fit(module, datamodule=datamodule())
 
 
+def slow(folder: Path, strategy: str) -> None:
+    """Rank 0 takes longer to vote than the others would wait for it, before there is a process group, and once more."""
+    initialise = MetaVoteModule.initialise_head
+
+    def late(*arguments: Any, **options: Any) -> None:
+        time.sleep(3)
+        initialise(*arguments, **options)
+
+    MetaVoteModule.initialise_head = late  # type: ignore[method-assign]
+    impatient = DDPStrategy(timeout=timedelta(seconds=2))
+    trainer = make_trainer(1, devices=2, strategy=impatient, **QUIET)
+    for _ in range(2):
+        module = MetaVoteModule.from_zoo(folder / "zoo", datamodule(), neighbours=2)
+        trainer.test(module, datamodule=datamodule(), verbose=False)
+
+
 class SaveAt(L.Callback):
     """Writes a checkpoint once so many steps are done."""
 
@@ -144,7 +163,7 @@ def resume(folder: Path, strategy: str) -> None:
     (folder / f"resumed-{trainer.global_rank}.json").write_text(json.dumps(said))
 
 
-SCENES = {scene.__name__: scene for scene in (vote, touch, unaware, nobody, resume)}
+SCENES = {scene.__name__: scene for scene in (vote, touch, unaware, nobody, slow, resume)}
 
 
 def main(folder: str, scene: str, strategy: str = "ddp") -> None:

@@ -1,4 +1,4 @@
-"""Which channels stand and fall together: a walk through Torch-Pruning's dependency graph that always ends."""
+"""Which channels must be kept or removed together, by a walk through Torch-Pruning's dependency graph that ends."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import nn
 from lightning_mvp.backbones import torch_pruning_internals as internals
 from lightning_mvp.backbones.inputs import first_line
 
-# The most steps that the walk along one strand may take. Where reshapes multiply index maps it would never end; the
-# largest networks of timm that can be followed take a hundredth of it.
+# How far the walk from one layer may go. Reshapes may multiply index maps so that it would never end. The largest
+# networks of timm that can be followed take a hundredth of this.
 MOST_ENTRIES = 1_000_000
 MOST_ITEMS = 5_000
 ENDLESS = "its channels pass through reshapes that can't be followed"
 
 
 class Unsupported(Exception):
-    """A group that can't be masked or cut exactly; the message says why.
+    """A group that can't be masked or cut exactly.
 
     Args:
-        why: the end of a sentence.
-        items: what had been found of it.
+        why: the reason, as the end of a sentence.
+        items: what had been found of the group.
     """
 
     def __init__(self, why: str, items: Sequence[Item] = ()) -> None:
@@ -36,13 +36,13 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Item:
-    """What a layer, or another operation, has of the units.
+    """The channels of one layer or operation that units own.
 
     Args:
-        module: the layer; a module of Torch-Pruning's for an operation; a parameter that is no layer's weight.
-        handler: the method by which Torch-Pruning would remove them: it tells inputs from outputs.
+        module: the layer, Torch-Pruning's module for an operation, or a parameter that is no layer's weight.
+        handler: the method by which Torch-Pruning would remove them, which tells inputs from outputs.
         entries: int64, channels of the module.
-        units: int64, the unit that owns each.
+        units: int64, for each of these channels the unit that owns it.
     """
 
     module: Any
@@ -52,31 +52,31 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Strand:
-    """Channels that the dependency graph couples.
+class ChannelSet:
+    """Channels of a layer, with all that the dependency graph couples to them.
 
     Args:
         size: how many channels.
-        items: the layers and operations concerned.
+        items: the layers and operations that have some of them.
     """
 
     size: int
     items: list[Item]
 
 
-def strand_of(graph: Any, unknown: Mapping[Any, str], layer: Any, outputs: bool = True) -> Strand:
+def channel_set_of(graph: Any, unknown: Mapping[Any, str], layer: Any, outputs: bool) -> ChannelSet:
     """Follow a layer's channels to all that is coupled to them.
 
-    What Torch-Pruning's ``get_pruning_group`` finds, on arrays instead of lists of tuples, and with an end.
+    It finds what Torch-Pruning's ``get_pruning_group`` finds, on arrays instead of lists of tuples, and always ends.
 
     Args:
-        graph: a ``DependencyGraph`` of Torch-Pruning's, its index maps up to date.
+        graph: Torch-Pruning's ``DependencyGraph``, with index maps.
         unknown: nodes through which channels can't be followed, and why not.
-        layer: a convolution or linear layer of it.
-        outputs: follow its outputs; else its inputs.
+        layer: a convolution or linear layer of the graph.
+        outputs: whether its outputs are followed; else its inputs are.
 
     Raises:
-        Unsupported: the index maps grow beyond every bound, or are of a kind that is not understood.
+        Unsupported: the index maps grow without end, or are of an unknown kind.
     """
     pruner = graph.get_pruner_of_module(layer)
     size = channels_of(layer, outputs)
@@ -107,7 +107,7 @@ def strand_of(graph: Any, unknown: Mapping[Any, str], layer: Any, outputs: bool 
                 raise Unsupported(unknown[dependency.target], found)
             found.append(Item(dependency.target.module, dependency.handler, there, owners))
             stack.append((dependency.target, dependency.handler, there, owners))
-    return Strand(size, _merged(found))
+    return ChannelSet(size, _merged(found))
 
 
 def channels_of(layer: Any, outputs: bool) -> int:
@@ -148,7 +148,7 @@ def _mapped(mapping: Any, entries: np.ndarray, units: np.ndarray) -> tuple[np.nd
 
 
 def _merged(items: list[Item]) -> list[Item]:
-    """One item for each side of a layer; an entry that was found twice is its first owner's."""
+    """One item for the inputs and one for the outputs of each layer; an entry found twice is its first owner's."""
     sides: dict[tuple[int, Any], list[Item]] = defaultdict(list)
     for item in items:
         sides[id(item.module), item.handler].append(item)
@@ -163,7 +163,7 @@ def _merged(items: list[Item]) -> list[Item]:
 
 
 class _OneNode:
-    """A dependency graph of which one node is visited."""
+    """A dependency graph that shows Torch-Pruning's functions one node only."""
 
     def __init__(self, graph: Any, module: Any, node: Any) -> None:
         self.graph, self.module2node = graph, {module: node}
@@ -173,26 +173,29 @@ class _OneNode:
 
 
 def dependency_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, dict[Any, str]]:
-    """Torch-Pruning's graph of a model, all index maps made, and the nodes whose map can't be made, with the reason.
+    """Torch-Pruning's graph of a model, with all index maps that it can make.
 
     Args:
         model: returns a list of tensors.
-        inputs: of one forward pass; those of floating point require gradients, since the graph is read off autograd's.
+        inputs: of one forward pass. Floating-point inputs require gradients, because the graph is read off autograd's.
+
+    Returns:
+        The graph, and for each node whose index map can't be made the reason.
 
     Raises:
         Exception: of any kind, where the model can't be traced.
     """
     graph = tp.DependencyGraph()
-    turns = 1  # Torch-Pruning, too, makes the maps anew before each group: concatenations know their sizes by then
+    turns = 1  # how often index maps are made: a concatenation knows its sizes only the second time
     try:
-        # The factor of one makes an operation of its own. Without it Torch-Pruning would not see that the output of a
-        # layer is the output of the backbone, too.
+        # Multiplying by one adds an operation. Without it Torch-Pruning would not see that a layer's output is the
+        # backbone's output, too.
         graph.build_dependency(
             model, inputs, output_transform=lambda outputs: [output * 1 for output in outputs], verbose=False
         )
     except Exception:
         if not any(node.dependencies for node in getattr(graph, "module2node", {}).values()):
-            raise  # it fails before its last step, which gives sizes and index maps to the nodes
+            raise  # nothing was traced; else only its last step failed, which is repeated below, node by node
         turns = 2
     unknown: dict[Any, str] = {}
     for _ in range(turns):
