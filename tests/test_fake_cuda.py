@@ -214,10 +214,10 @@ def test_passes_bring_images_to_the_device_and_features_back(
 
 def test_prototypes_are_made_where_the_backbone_is(backbone: nn.Module, gpu: None, tmp_path: Path) -> None:
     there, target = on_gpu(backbone), ZooTarget(tmp_path, FACTS)
-    target.capture(SimpleNamespace(is_global_zero=True), there)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    target.capture(trainer, there)
     seen = FitPrototypes(target, None)
     seen.seen_by = replace(FACTS, mean=(0.1,) * 3)  # another zoo's, into which images are converted
-    trainer: Any = SimpleNamespace(is_global_zero=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.begin(trainer, L.LightningModule(), there)
