@@ -256,10 +256,8 @@ class PartRunner(StudyContext):
         if trial.method == "mvp_refine":
             origin, steps = self.zoo_origin, settings.vote.get("refine_after", trial.steps // 4)
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
-            pruning, left = (
-                self.scratch_settings(settings, **one),
-                find_groups(module.backbone, origin.example, check=False),
-            )
+            pruning = self.scratch_settings(settings, **one)
+            left = find_groups(module.backbone, origin.example, check=False)
             return OwnCutter(origin.pruned, origin.cost, pruning, masks, left.select(origin.pruned.names)), pruning
         pruning = self.scratch_settings(settings, criterion=trial.method)
         return OwnCutter(origin.pruned, origin.cost, pruning), pruning
