@@ -17,227 +17,50 @@ import argparse
 import gc
 import json
 import platform
-import re
 import statistics
+import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # however this file is run, its neighbours are found
+
 import timm
 import torch
-import torchvision
+from coverage_models import FAST, MODELS, OTHERS, SEED, built, smallest_of_each_family
+from coverage_tables import (
+    BEGIN,
+    DOCUMENT,
+    END,
+    FAMILIES_BEGIN,
+    FAMILIES_END,
+    FULL_SIZE,
+    RATIOS,
+    TRAINING_BATCH,
+    TURNS,
+    Row,
+    Structure,
+    markdown,
+    measured_cells,
+    reasons,
+    structure_cells,
+    with_table,
+)
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from lightning_mvp import create_backbone, find_groups
+from lightning_mvp import find_groups
 from lightning_mvp.backbones import CostModel, Groups, Masks, check_exact, random_masks, shrink
 from lightning_mvp.backbones.copies import tensors_in
 from lightning_mvp.errors import SelfCheckError
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "coverage.md"
-BEGIN, END = "<!-- coverage table: benchmarks/coverage.py writes it -->", "<!-- end of coverage table -->"
-FAMILIES_BEGIN = "<!-- families: benchmarks/coverage.py --families writes it -->"
-FAMILIES_END = "<!-- end of families -->"
-RATIOS = (0.5, 0.9)
-SEED = 0
-TRAINING_BATCH = 32
-TURNS = 7
 LARGEST = 100_000_000  # parameters of a model in the second table: its self-check needs a few copies in float64
 LARGEST_SIDE = 512  # pixels of its images
-FULL_SIZE = 224  # side of the images for MACs and latency
-
-# Model → side of the images for the self-check, in pixels. A transformer's size is an argument when it is built.
-CONVOLUTIONAL = {
-    "resnet18": 64,
-    "resnet50": 64,
-    "resnext50_32x4d": 64,
-    "seresnet18": 64,
-    "legacy_seresnet18": 64,
-    "wide_resnet50_2": 64,
-    "mobilenetv2_100": 64,
-    "mobilenetv3_small_100": 64,
-    "efficientnet_b0": 64,
-    "tf_efficientnet_lite0": 64,
-    "regnety_002": 64,
-    "densenet121": 64,
-    "vgg11_bn": 224,
-    "convnext_atto": 64,
-}
-TRANSFORMERS = {
-    "vit_tiny_patch16_224": 64,
-    "vit_small_patch16_224": 64,
-    "deit_small_patch16_224": 64,
-    "deit_tiny_distilled_patch16_224": 64,
-    "deit3_small_patch16_224": 64,
-    "vit_small_patch14_dinov2": 56,
-    "swin_tiny_patch4_window7_224": 112,
-    "mixer_s32_224": 64,
-    "resmlp_12_224": 64,
-}
-# Attention that is not timm's plain one: left out of the groups, or the whole model is refused.
-HARD = {
-    "eva02_tiny_patch14_224": 56,
-    "coat_tiny": 64,
-    "maxvit_tiny_tf_224": 64,
-    "pvt_v2_b0": 64,
-    "mobilevit_s": 64,
-}
-# More of timm's families, of all kinds.
-MORE = {
-    "botnet26t_256": 256,
-    "cait_xxs24_224": 64,
-    "coatnet_nano_rw_224": 64,
-    "convit_tiny": 64,
-    "convnextv2_atto": 64,
-    "cs3darknet_s": 64,
-    "cspresnet50": 64,
-    "davit_tiny": 64,
-    "dla34": 64,
-    "ecaresnet26t": 64,
-    "efficientformer_l1": 224,
-    "fastvit_t8": 64,
-    "focalnet_tiny_srf": 64,
-    "gcresnet33ts": 64,
-    "ghostnet_100": 64,
-    "gmlp_s16_224": 64,
-    "halonet26t": 256,
-    "hgnet_tiny": 64,
-    "hrnet_w18_small": 64,
-    "levit_128s": 224,
-    "mixnet_s": 64,
-    "mobileone_s0": 64,
-    "poolformer_s12": 64,
-    "repvgg_a0": 64,
-    "res2net50_14w_8s": 64,
-    "resnetv2_50": 64,
-    "tresnet_m": 64,
-    "visformer_tiny": 224,
-    "vit_small_patch16_dinov3": 64,
-    "volo_d1_224": 64,
-    "xcit_nano_12_p16_224": 64,
-}
-# Other libraries' models, and encoders that return several tensors.
-TORCHVISION = {
-    "alexnet": 64,
-    "convnext_tiny": 64,
-    "densenet121": 64,
-    "efficientnet_b0": 64,
-    "efficientnet_v2_s": 64,
-    "googlenet": 64,
-    "inception_v3": 96,
-    "mnasnet0_5": 64,
-    "mobilenet_v2": 64,
-    "mobilenet_v3_small": 64,
-    "regnet_y_400mf": 64,
-    "resnet18": 64,
-    "resnext50_32x4d": 64,
-    "shufflenet_v2_x0_5": 64,
-    "squeezenet1_0": 64,
-    "swin_t": 64,
-    "swin_v2_t": 64,
-    "vgg11_bn": 64,
-    "vit_b_16": 224,
-    "wide_resnet50_2": 64,
-    "lraspp_mobilenet_v3_large": 64,
-    "fcn_resnet50": 64,
-}
-OUTSIDE = {f"torchvision:{name}": size for name, size in TORCHVISION.items()}
-OUTSIDE |= {"features:resnet18": 64, "features:mobilenetv3_small_100": 64}
-OUTSIDE |= {f"transformers:{name}": 64 for name in ("ViT", "ConvNext", "ResNet")}
-OUTSIDE["transformers:Swin"] = 224  # its windows fit no smaller images
-MODELS = {**CONVOLUTIONAL, **TRANSFORMERS, **HARD}
-OTHERS = {**MORE, **OUTSIDE}  # in the second table, without latencies
-SIZED = {*TRANSFORMERS, "eva02_tiny_patch14_224", "coat_tiny", "maxvit_tiny_tf_224"}
-SIZED |= {"cait_xxs24_224", "convit_tiny", "coatnet_nano_rw_224", "gmlp_s16_224", "volo_d1_224", "xcit_nano_12_p16_224"}
-SIZED |= {"davit_tiny", "vit_small_patch16_dinov3", "focalnet_tiny_srf"} - {"davit_tiny", "focalnet_tiny_srf"}
-FAST = (
-    "resnet18",
-    "seresnet18",
-    "mobilenetv3_small_100",
-    "efficientnet_b0",
-    "regnety_002",
-    "convnext_atto",
-    "vit_tiny_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "mixer_s32_224",
-    "eva02_tiny_patch14_224",
-)
-
-
-@dataclass
-class Structure:
-    """What follows from the architecture alone: the same on every machine."""
-
-    model: str
-    groups: dict[str, int] = field(default_factory=dict)  # kind → number of groups
-    units: int = 0
-    left_out: list[str] = field(default_factory=list)
-    parameters: dict[str, float] = field(default_factory=dict)  # ratio of units removed → share that remains
-    macs: dict[str, float] = field(default_factory=dict)
-    refusal: str = ""
-
-
-@dataclass
-class Row(Structure):
-    """One model's row: the structure, and what was measured."""
-
-    latency: dict[str, float] = field(default_factory=dict)  # ratio of units removed → small over dense
-    latency_ms: float = 0.0  # of the dense model
-    check_size: int = 0
-    difference: float = 0.0
-    find_seconds: float = 0.0
-    check_seconds: float = 0.0  # of one check
-    step_seconds: float = 0.0  # of training the dense model, one batch
-
-
-# Measuring ------------------------------------------------------------------------------------------------------------
-
-
-def recipe_of_model(model: str, size: int | None = None) -> dict[str, Any]:
-    """The recipe by which a model is built here, for images of a size, by default those of its self-check.
-
-    A model that isn't listed is built as timm builds it; its images have 128 pixels, or its own size if that is fixed.
-    """
-    if model in {**MODELS, **OTHERS}:
-        size = size or {**MODELS, **OTHERS}[model]
-        return {"model": model, "arguments": {"img_size": size} if model in SIZED else {}, "input_size": size}
-    with torch.device("meta"):
-        config: Any = timm.create_model(model).pretrained_cfg
-    size = config["input_size"][-1] if config.get("fixed_input_size") else size or 128
-    return {"model": model, "arguments": {}, "input_size": size}
-
-
-def built(model: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
-    """A model with random weights and one image for it."""
-    if ":" in model:
-        torch.manual_seed(SEED)
-        side = size or OTHERS.get(model, 64)
-        return outside(*model.split(":"), side), torch.randn(1, 3, side, side)
-    recipe = recipe_of_model(model, size)
-    torch.manual_seed(SEED)
-    return create_backbone(recipe), torch.randn(1, 3, recipe["input_size"], recipe["input_size"])
-
-
-def outside(library: str, name: str, size: int) -> nn.Module:
-    """A model that no recipe names, for images of a size."""
-    if library == "features":
-        return timm.create_model(name, features_only=True)
-    if library == "torchvision":
-        options: dict[str, Any] = {"image_size": size} if "vit" in name else {}
-        options |= {"weights_backbone": None} if name.startswith(("lraspp", "fcn")) else {}
-        return torchvision.models.get_model(name, weights=None, **options)
-    import transformers
-
-    options = {"image_size": size}
-    if name == "ViT":
-        options |= {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
-    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options))
 
 
 def describe(model: str, backbone: nn.Module, groups: Groups, example: Tensor) -> Structure:
@@ -343,103 +166,6 @@ def measure(model: str, at_least: float) -> Row:
     return row
 
 
-# Reporting ------------------------------------------------------------------------------------------------------------
-
-
-def pair(values: Mapping[str, float]) -> str:
-    """Both ratios' values in one cell."""
-    return " / ".join(f"{values[str(ratio)]:.3f}" for ratio in RATIOS)
-
-
-def structure_cells(row: Structure) -> list[str]:
-    """The cells that every machine writes alike: model, groups, units, left out, parameters, MACs."""
-    if row.refusal:
-        return [f"`{row.model}`", "refused", "", "", "", ""]
-    groups = ", ".join(f"{count} {kind}" for kind, count in row.groups.items())
-    return [f"`{row.model}`", groups, f"{row.units:,}", str(len(row.left_out)), pair(row.parameters), pair(row.macs)]
-
-
-def measured_cells(row: Row) -> list[str]:
-    """The cells that depend on the machine: latency, and the self-check's size, result and cost."""
-    if row.refusal:
-        return [""] * 6
-    difference = f"{row.difference:.0e}" if row.difference else "0"
-    times = [f"{row.find_seconds:.2f}", f"{row.check_seconds:.2f}", f"{row.check_seconds / row.step_seconds:.1f}"]
-    return [pair(row.latency), str(row.check_size), difference, *times]
-
-
-STRUCTURE = ["model", "groups", "units", "left out", "parameters", "MACs"]
-MEASURED = ["latency", "check at px", "difference", "find, s", "check, s", "check, steps"]
-
-
-def shortened(note: str) -> str:
-    """A note without the names of all layers but the first."""
-    names, colon, reason = note.partition(": left out")
-    if not colon:
-        return note
-    first, *more = names.split(", ")
-    return first + (f" and {len(more)} more" if more else "") + colon + reason.partition("; they are ")[0]
-
-
-def together(notes: Sequence[str]) -> list[str]:
-    """Notes of one reason as one: the first in full, the others counted."""
-    found: dict[str, list[str]] = {}
-    for note in map(shortened, notes):
-        # Layers of other blocks with the same fate differ by their own names and those they quote.
-        found.setdefault(re.sub(r"`[^`]*`", "", note.partition(": ")[2]), []).append(note)
-    return [first + (f" (and {len(rest)} like it)" if rest else "") for first, *rest in found.values()]
-
-
-def reasons(row: Structure) -> list[str]:
-    """What is left out and why, or why the whole model is refused."""
-    if not row.refusal:
-        return together(row.left_out)
-    return ["refused: " + "; ".join(together(row.refusal.removesuffix(".").split("; ")))]
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, how it was made, and what was left out of which model."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torch-pruning"))
-    header = [*STRUCTURE, *MEASURED]
-    lines = [
-        f"Random masks that remove {RATIOS[0]:.0%} / {RATIOS[1]:.0%} of each group's units. Parameters, MACs and "
-        f"latency are what remains of the dense model's, for images of {FULL_SIZE} pixels.\n"
-        f"Latency: `torch.utils.benchmark`, batch 1, one CPU thread, median of {TURNS} turns. Left out: how many notes "
-        "below.\n"
-        "Difference: the larger of both ratios' self-checks, each in eval and train mode.\n"
-        "Find, check: seconds to find the groups and to check them once, and how many training steps (SGD, batch "
-        f"{TRAINING_BATCH}, images of the same size) one check takes.",
-        "",
-        f"{packages}, Python {platform.python_version()}.",
-        "",
-        f"| {' | '.join(header)} |",
-        f"| --- | --- |{' ---: |' * (len(header) - 2)}",
-        *(f"| {' | '.join([*structure_cells(row), *measured_cells(row)])} |" for row in rows),
-        "",
-        "What is left out, and why:",
-        "",
-    ]
-    for row in rows:
-        if notes := reasons(row):
-            lines += [f"- `{row.model}`", *(f"  - {note}" for note in notes)]
-    return "\n".join(lines)
-
-
-def smallest_of_each_family() -> Iterator[tuple[str, str, int]]:
-    """Module of timm, its model of fewest parameters (of those of the shortest names, its plain ones), and how many."""
-    for family in timm.list_modules():
-        sizes: dict[str, int] = {}
-        for name in sorted(timm.list_models(module=family), key=lambda name: (len(name), name))[:24]:
-            try:
-                with torch.device("meta"):
-                    sizes[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
-            except Exception:  # some can't be made without values
-                continue
-        if sizes:
-            model = min(sizes, key=lambda name: (sizes[name], name))
-            yield family, model, sizes[model]
-
-
 def light_row(about: str, model: str, backbone: nn.Module, example: Tensor) -> str:
     """A row of the second table: the share of parameters in groups, what is left out, seconds."""
     start = time.perf_counter()
@@ -485,21 +211,6 @@ def families() -> str:
     return "\n".join(lines)
 
 
-def with_table(document: str, table: str, begin_line: str = BEGIN, end_line: str = END) -> str:
-    """The document with the table between its two markers.
-
-    Raises:
-        ValueError: the markers are not there, once each and in this order.
-    """
-    before, begin, rest = document.partition(begin_line)
-    _, end, after = rest.partition(end_line)
-    if not begin or not end:
-        raise ValueError(
-            f"Expected {DOCUMENT.name} to hold the lines {begin_line!r} and {end_line!r}, but one is missing."
-        )
-    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", help="timm names; shown on screen (default: all of the table)")
@@ -514,14 +225,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def write_table(table: str, begin: str, end: str) -> None:
+    """Put a table into docs/coverage.md, between its markers."""
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), table, begin, end), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if options.families:
-        table = families()
-        document = with_table(DOCUMENT.read_text(encoding="utf-8"), table, FAMILIES_BEGIN, FAMILIES_END)
-        DOCUMENT.write_text(document, encoding="utf-8")
+        write_table(families(), FAMILIES_BEGIN, FAMILIES_END)
         return
     rows = []
     for model in options.models or (FAST if options.fast else MODELS):
@@ -535,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = {"versions": versions, "python": platform.python_version(), "models": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if not options.models and not options.fast:
-        DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), markdown(rows)), encoding="utf-8")
+        write_table(markdown(rows), BEGIN, END)
         print(f"Wrote the table in docs/{DOCUMENT.name}.")
 
 

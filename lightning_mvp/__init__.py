@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.backbones.create import create_backbone
     from lightning_mvp.backbones.groups import Groups, UnitGroup, find_groups
     from lightning_mvp.backbones.masks import Masks, apply_masks
+    from lightning_mvp.backbones.pretrained import timm_preprocessing
     from lightning_mvp.backbones.reconstruct import reconstruct
     from lightning_mvp.backbones.surgery import shrink
     from lightning_mvp.callbacks.checkpoint import PrunedCheckpoint
@@ -57,6 +58,7 @@ _HOMES = {
     "backbones.create": ("create_backbone",),
     "backbones.groups": ("Groups", "UnitGroup", "find_groups"),
     "backbones.masks": ("Masks", "apply_masks"),
+    "backbones.pretrained": ("timm_preprocessing",),
     "backbones.reconstruct": ("reconstruct",),
     "backbones.surgery": ("shrink",),
     "zoo.entry": ("ZooEntry",),
@@ -113,6 +115,7 @@ __all__ = [
     "reconstruct",
     "shrink",
     "split_tasks",
+    "timm_preprocessing",
     "vote",
     "voted_backbone",
 ]

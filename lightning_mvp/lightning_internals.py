@@ -124,7 +124,9 @@ def default_store(address: str, port: int, first: bool) -> Any:
         port: there.
         first: whether this process opens it; the process group that it makes later then uses the same.
     """
-    return distributed.TCPStore(address, port, is_master=first, wait_for_workers=False, multi_tenant=first)
+    return distributed.TCPStore(
+        address, port, is_master=first, timeout=timedelta(minutes=1), wait_for_workers=False, multi_tenant=first
+    )
 
 
 def is_compiled(module: nn.Module) -> bool:

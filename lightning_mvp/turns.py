@@ -25,7 +25,7 @@ T = TypeVar("T")
 SHORTEST, LONGEST = 0.01, 1.0  # seconds between two questions: a tenth of the time that was waited
 LINGER = 30.0  # seconds for the others to hear what has gone wrong before rank 0 ends
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
-FAILED, HEARD = "lightning_mvp/failed", "lightning_mvp/heard"
+FAILED = "lightning_mvp/failed"
 
 # The store that this process, rank 0, has opened before there is a process group; the group then uses the same.
 _opened: list[Any] = []
@@ -42,7 +42,8 @@ def take_turns(act: Callable[[], T], store: Any = None) -> T | None:
 
     Args:
         act: called on rank 0.
-        store: through which the ranks find each other, with this process's rank; None: that of the process group.
+        store: through which the ranks find each other, this process's rank and the number of ranks; None: those of the
+            process group.
 
     Returns:
         What ``act`` returns on rank 0; None on the others.
@@ -51,35 +52,46 @@ def take_turns(act: Callable[[], T], store: Any = None) -> T | None:
         Exception: on rank 0, what ``act`` raises.
         RankZeroError: on the others, what it has raised there, or that rank 0 has ended.
     """
-    store, rank = (group_store(), distributed.get_rank()) if store is None else store
+    if store is None:
+        store, rank, ranks = group_store(), distributed.get_rank(), distributed.get_world_size()
+    else:
+        store, rank, ranks = store
     key = f"lightning_mvp/done/{store.add(f'lightning_mvp/turns/{rank}', 1)}"
     if rank:
         problem = _hear(store, key)
         if problem:
             raise RankZeroError(f"Rank 0, for which this rank waited, has failed. {problem}")
         return None
-    problem = "It was stopped."
     try:
         answer = act()
-        problem = ""
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
+        _tell(store, key, error, ranks)
         raise
-    finally:
-        store.set(key, f"={problem}")
+    except BaseException:
+        store.set(key, "=It was stopped.")
+        raise
+    store.set(key, "=")
     return answer
+
+
+def _tell(store: Any, key: str, error: Exception, ranks: int) -> None:
+    """Say what has gone wrong, and stay until all have heard of it: the store may end with this process."""
+    with suppress(RuntimeError):  # of the connection: then they know
+        store.set(key, f"={type(error).__name__}: {error}")
+        for _ in _pauses(LINGER):
+            if store.add(f"{key}/heard", 0) >= ranks - 1:
+                break
 
 
 def _hear(store: Any, key: str) -> str:
     """What rank 0 says of its turn: nothing, or what has gone wrong."""
     try:
         for _ in _pauses():
-            if store.check([FAILED]):
-                problem: str = store.get(FAILED).decode()
-                store.add(HEARD, 1)
-                return problem
-            if store.check([key]):
-                return store.get(key).decode()[1:]  # type: ignore[no-any-return]
+            for name in (FAILED, key):
+                if store.check([name]):
+                    problem: str = store.get(name).decode()[1:]
+                    store.add(f"{name}/heard", 1)
+                    return problem
     except RuntimeError as error:  # of the connection, of several classes
         return f"It has ended, or can't be reached any more: {error}"
     raise AssertionError("pauses don't end")
@@ -108,17 +120,8 @@ def failing_for_all() -> Iterator[None]:
         yield
     except Exception as error:
         if store is not None:
-            with suppress(RuntimeError):
-                _tell(store, f"{type(error).__name__}: {error}")
+            _tell(store, FAILED, error, int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"]))
         raise
-
-
-def _tell(store: Any, problem: str) -> None:
-    store.set(FAILED, problem)
-    others = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) - 1
-    for _ in _pauses(LINGER):
-        if store.add(HEARD, 0) >= others:
-            break
 
 
 def _store_to_tell() -> Any:
@@ -172,7 +175,7 @@ def wait_for_rank_zero(strategy: Any) -> None:
     else:
         _reach(address, port, timeout_of(strategy))
         store = default_store(address, port, first=False)
-    take_turns(lambda: None, (store, rank))
+    take_turns(lambda: None, (store, rank, strategy.world_size))
 
 
 def let_go() -> None:

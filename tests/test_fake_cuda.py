@@ -6,8 +6,8 @@ the CPU. Not walked, for they need values or a device:
 
 - backward passes (autograd asks CUDA for a context): gradients are made up, of the parameters' shapes and devices;
 - the Trainer itself, Fabric's setup, DDP, gradient scalers and the optimizers' fused steps;
-- `check_head`, `LossWatch.check`, `Taylor.ready`, `Taylor.scores`, `accuracy_on`, `leep`, `ridge_head`,
-  `masks_from_zeros` and `merge`, which look at values, and zoo files, which are written from them;
+- `check_head`, `LossWatch.check`, `Taylor.ready`, `Taylor.scores`, `accuracy_on`, `leep`, `masks_from_zeros` and
+  `merge`, which look at values, and zoo files, which are written from them;
 - `find_groups` and its self-check, which work on a CPU copy.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +30,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_mvp import ImageData, MVPCallback, TaskDataModule, TaskModule, create_backbone, find_groups, shrink
-from lightning_mvp.backbones import Groups, apply_masks, random_masks
+from lightning_mvp.backbones import Groups, apply_masks, random_masks, ridge
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
+from lightning_mvp.backbones.passes import Place, features_over, pass_over, reestimate_over
 from lightning_mvp.callbacks.prototypes import FitPrototypes
 from lightning_mvp.pruning.criteria import Taylor, taylor_importance
 from lightning_mvp.pruning.engine import Pruner
@@ -40,9 +41,13 @@ from lightning_mvp.pruning.importance import magnitude_importance, random_import
 from lightning_mvp.pruning.loss_watch import LossWatch
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import PruningSettings
-from lightning_mvp.training import task as task_file
+from lightning_mvp.training import classifier
 from lightning_mvp.training.optimizer import OptimizerName
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
+from lightning_mvp.voting.class_means import task_means
+from lightning_mvp.voting.images import PartImages
+from lightning_mvp.voting.sources import TargetData
+from lightning_mvp.voting.target import reestimation_batches
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.new_entry import ZooTarget, as_stored
 from lightning_mvp.zoo.rebuild import refill
@@ -198,7 +203,7 @@ def test_passes_bring_images_to_the_device_and_features_back(
     module = TaskModule.for_task(there, data.facts)
     require_there({name: tensor for name, tensor in module.state_dict().items() if not name.startswith("accuracy")})
     fitted = nn.Linear(module.head.in_features, 3)
-    monkeypatch.setattr(task_file, "ridge_head", lambda *_: fitted)
+    monkeypatch.setattr(classifier, "ridge_head", lambda *_: fitted)
     module.initialise_head(data)
     assert module(IMAGES.to(CUDA)).shape == (4, 3)
     require_there(module.to_torch().state_dict())
@@ -209,10 +214,10 @@ def test_passes_bring_images_to_the_device_and_features_back(
 
 def test_prototypes_are_made_where_the_backbone_is(backbone: nn.Module, gpu: None, tmp_path: Path) -> None:
     there, target = on_gpu(backbone), ZooTarget(tmp_path, FACTS)
-    target.capture(there)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    target.capture(trainer, there)
     seen = FitPrototypes(target, None)
     seen.seen_by = replace(FACTS, mean=(0.1,) * 3)  # another zoo's, into which images are converted
-    trainer: Any = SimpleNamespace(is_global_zero=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.begin(trainer, L.LightningModule(), there)
@@ -224,6 +229,75 @@ def test_prototypes_are_made_where_the_backbone_is(backbone: nn.Module, gpu: Non
     assert seen.means.counts.tolist() == [1, 1, 1]
     assert seen.means._sums is not None
     assert seen.means._sums.device.type == "cpu"
+
+
+@pytest.fixture
+def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks a fake tensor for its number gets 1."""
+    monkeypatch.setattr(FakeTensor, "__float__", lambda self: 1.0, raising=False)
+    monkeypatch.setattr(FakeTensor, "__int__", lambda self: 1, raising=False)
+    monkeypatch.setattr(ridge, "_require_fitting", lambda *_: None)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_told_a_device_runs_there_and_comes_back(
+    precision: str, backbone: nn.Module, groups: Groups, data: TaskDataModule, numbers: None, gpu: None
+) -> None:
+    place, seen = Place(CUDA, precision), set()
+    backbone.register_forward_pre_hook(lambda _, given: seen.add((given[0].device, len(given[0]))))
+    module = TaskModule.for_task(backbone, data.facts, mimic=1.0)
+    seen.clear()
+
+    def there(images: Collection[int] = (12,)) -> bool:
+        found = seen == {(CUDA, count) for count in images}
+        seen.clear()
+        return found and {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
+
+    assert features_over(backbone, pass_over(data, "train", place), place)[0].device.type == "cpu"
+    assert there()
+    module.initialise_head(data, device=place)
+    assert there()
+    assert module.head.weight.device.type == "cpu"
+    module.accuracy_in(data, device=place)
+    assert there({3})
+    reestimate_over(backbone, reestimation_batches(data), place)
+    assert there({12} if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()) else set())
+    prototypes = task_means(backbone, data, data.facts, place).means()
+    assert there()
+    assert prototypes is not None
+    assert prototypes.device.type == "cpu"
+    module.take_teacher(backbone, data, device=place)
+    assert module.teacher is not None
+    module.teacher.follow(backbone, data, place)
+    assert there({3, 12})
+
+
+def test_a_vote_runs_its_models_on_the_device(
+    backbone: nn.Module, groups: Groups, data: TaskDataModule, gpu: None
+) -> None:
+    masks = random_masks(groups, 0.5, seed=1)
+    small = shrink(backbone, groups, masks)
+    weights = {name: tensor.numpy() for name, tensor in small.state_dict().items()}
+    head = nn.Linear(small(IMAGES).shape[1], 2).state_dict()
+    arrays = {name: tensor.numpy() for name, tensor in head.items()}
+    entry = ZooEntry("a--0", FACTS.to_dict(), {}, {k: v.numpy() for k, v in masks.items()}, weights, {}, arrays, None)
+    images = PartImages(data, data.part("train"), hold=True)
+    target = TargetData(
+        None,  # type: ignore[arg-type]  # nobody asks the zoo
+        images,
+        data.part("train").labels,
+        backbone,
+        groups,
+        (),
+        place=Place(CUDA),
+        theta0=backbone,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "isfinite", lambda tensor: torch.tensor(True))
+        assert target.probabilities(entry).shape == (12, 2)
+    require_there(target._scratch.state_dict())
+    assert target.features(FACTS.to_dict()).device.type == "cpu"
+    assert {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
 
 
 def _dense(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def ranks(*acts: Callable[[], Any]) -> list[Any]:
     def work(rank: int) -> None:
         for act in acts:
             try:
-                came[rank].append(take_turns(act, (store, rank)))
+                came[rank].append(take_turns(act, (store, rank, 2)))
             except Exception as error:
                 came[rank].append(error)
 

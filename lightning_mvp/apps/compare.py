@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_settings(config: DictConfig) -> StudySettings:
-    """The study that a configuration describes. A setting of the same name as a key of `conf/compare.yaml` is that."""
+    """The study that a configuration describes. Settings not named here are keys of `conf/compare.yaml`."""
     from lightning_mvp.study.study_settings import StudySettings
 
     data = data_arguments(config)
@@ -43,7 +43,7 @@ def build_settings(config: DictConfig) -> StudySettings:
 
 
 def run(config: DictConfig) -> float:
-    """Run what is not done yet of the stages asked for, write the report, return MVP's mean accuracy."""
+    """Run those parts of the chosen stages that are not done yet, write the report, return MVP's mean accuracy."""
     from lightning_mvp.study.run_study import run_study
 
     if config.reports:
@@ -60,10 +60,12 @@ def run(config: DictConfig) -> float:
 
 
 def refuse_other_devices(config: DictConfig) -> None:
-    """A study trains in processes of one CPU thread each; only precision and clipping are taken from ``trainer``.
+    """Refuse other devices than the CPU: a study trains in processes of one CPU thread each.
+
+    Only precision and clipping are taken from ``trainer``.
 
     Raises:
-        ValueError: another device, several, or a precision that can't be had here.
+        ValueError: another device, several devices, or a precision that this machine does not have.
     """
     own = {name: config.trainer[name] for name in ("accelerator", "devices", "strategy")}
     if own != {"accelerator": "cpu", "devices": 1, "strategy": "auto"}:
@@ -76,7 +78,7 @@ def refuse_other_devices(config: DictConfig) -> None:
 
 
 def page(config: DictConfig) -> float:
-    """Write one page over reports that are there already; return MVP's mean accuracy in the first."""
+    """Write one page over finished reports; return MVP's mean accuracy in the first."""
     from lightning_mvp.study.summary_page import write_page
 
     out, reports = Path(config.folder), [Path(folder) for folder in config.reports]
@@ -86,7 +88,7 @@ def page(config: DictConfig) -> float:
 
 
 def words(config: DictConfig) -> dict[str, str]:
-    """What a report says besides its figures: a note, the command that repeats it, what people made of it."""
+    """A report's words besides its figures: a note, the command that repeats it, and what people learned from it."""
     return {
         "note": config.note,
         "command": shlex.join(["mvp-compare", *sys.argv[1:]]) if config.command is None else config.command,
@@ -95,7 +97,7 @@ def words(config: DictConfig) -> dict[str, str]:
 
 
 def list_files(folder: Path, *names: str) -> None:
-    """Say what was written: these files, and pictures."""
+    """Print which files were written: these, and all pictures."""
     for name in (*names, *sorted(path.name for path in folder.glob("*.png"))):
         console.print(f"wrote {folder / name}", markup=False)
 

@@ -42,22 +42,22 @@ def source_of(config: DictConfig) -> Source:
 
 
 def module_of(named: str | DictConfig, checkpoint: str) -> L.LightningModule:
-    """A LightningModule of one's own, made with the hyper-parameters that its checkpoint holds.
+    """A LightningModule of the user's own, made with the hyper-parameters in its checkpoint.
 
     Args:
-        named: the class as ``package.Class``, importable from here or from the present folder; or a mapping with that
-            as ``_target_`` and arguments besides, which may be objects with a ``_target_`` of their own.
+        named: the class as ``package.Class``, importable from here or from the present folder. It may also be a mapping
+            with that as ``_target_`` and with arguments, which may be objects with a ``_target_`` of their own.
         checkpoint: its file.
 
     Raises:
         ImportError: there is no such class.
-        ValueError: it is no LightningModule, or can't be made of what is known.
+        ValueError: it is no LightningModule, or arguments are missing.
     """
     import lightning as L
 
     from lightning_mvp.callbacks.small_model import read_checkpoint
 
-    read_checkpoint(checkpoint)  # refused before anything is imported or made
+    read_checkpoint(checkpoint)  # a bad file is refused before anything is imported or made
     arguments = (
         {} if isinstance(named, str) else dict(hydra.utils.instantiate({**plain(named), "_target_": "builtins.dict"}))
     )
@@ -88,7 +88,8 @@ def run(config: DictConfig) -> None:
     output = Path(config.output or Path(config.paths.root, "exported", source.name))
     require_free(output, FILES, config.overwrite)
     formats, measure = list(config.formats), plain(config.measure)
-    options = {"threads": config.threads, "device": config.device, "overwrite": config.overwrite, **measure}
+    threads = None if config.threads == "auto" else config.threads
+    options = {"threads": threads, "device": config.device, "overwrite": config.overwrite, **measure}
     report = export_model(source, output, formats=formats, **options)
     console.print(report)
     for name, what in (

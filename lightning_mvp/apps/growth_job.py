@@ -1,4 +1,4 @@
-"""``mvp-prune start=vote`` and ``mvp-vote add=true``: a zoo that grows by use, job by job."""
+"""``mvp-prune start=vote`` and ``mvp-vote add=true``: each job adds an entry to a zoo that grows by use."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 
 def module_options(config: DictConfig) -> dict[str, Any]:
-    """What ``MetaVoteModule.from_zoo`` is told of the training."""
+    """The options of ``MetaVoteModule.from_zoo`` about training."""
     return {**plain(config.optim), "head_init": config.head_init, "mimic": config.mimic}
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which wave each numbered task of a sweep is in: ``(task - first) // size + 1``.
+    """The wave of each numbered task of a sweep, ``(task - first) // size + 1``.
 
     Args:
-        first: number of the first task.
-        size: tasks in a wave.
-        without: numbers of tasks that no wave waits for.
+        first: the number of the first task.
+        size: how many tasks are in a wave.
+        without: the numbers of tasks that no wave waits for.
 
     Example:
         >>> order = Order(8, 4, (9,))
@@ -64,10 +64,10 @@ class Order:
 
 
 def order_of(config: DictConfig) -> Order | None:
-    """The order of a sweep's tasks; None where ``growth.wave`` says the wave, and nothing is waited for.
+    """The order of a sweep's tasks. None where ``growth.wave`` gives the wave, which then waits for nothing.
 
     Raises:
-        ValueError: a task without a number, or one before the first, has no wave of itself.
+        ValueError: the task has no number, or one below the first, so that its wave is not known.
     """
     growth = config.growth
     if growth.wave is not None:
@@ -87,7 +87,7 @@ def order_of(config: DictConfig) -> Order | None:
 
 
 def rule_of(config: DictConfig, world_size: int, wave: int, order: Order | None) -> dict[str, Any]:
-    """All that tells this growth from another; with the zoo's seeds it is what the entry's id is made of."""
+    """All settings of this growth, from which, with the zoo's seeds, the entry's id is made."""
     growth = plain(config.growth)
     known = {name: growth[name] for name in ("neighbours", "which", "among", "keep_worse", "vote")}
     waits = None
@@ -99,12 +99,14 @@ def rule_of(config: DictConfig, world_size: int, wave: int, order: Order | None)
 
 
 def ready(config: DictConfig, world_size: int) -> Done | None:
-    """Refuse what can't work; say so if the entry is there, or was refused once; leave the entry's config to the ranks.
+    """Refuse what can't work, and put the entry's config into the configuration, for all ranks.
+
+    Returns:
+        That the entry is there already, or was refused before; None if it is to be made.
 
     Raises:
         FileNotFoundError: there is no such zoo.
-        ValueError: options that a vote has no use for, a zoo without seeds, or entries of earlier waves that are not
-            there yet.
+        ValueError: options that a vote does not use, a zoo without seeds, or entries of earlier waves that are missing.
     """
     from lightning_mvp.fitting.growing import require_growth, require_wave
     from lightning_mvp.zoo.entry import entry_id
@@ -140,14 +142,14 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
 
 
 def entry_there(zoo: ModelZoo, name: str, config: DictConfig, task: TaskSpec) -> Done | None:
-    """Say so if the zoo has the entry. No image is opened for it.
+    """That the job is done, if the zoo has the entry; else None. No image is opened for it.
 
     Raises:
         ValueError: it is about other classes or other data.
     """
     if name not in zoo:
         return None
-    entry = zoo[name]  # a damaged entry is named, not taken for done
+    entry = zoo[name]  # raises if the entry is damaged
     if not _is_about(entry, config, task):
         raise ValueError(
             f"Expected the entry {name} of the zoo {zoo.path} to be about this task, but it is about other classes or "
@@ -176,12 +178,12 @@ def _require_earlier(
         raise ValueError(
             f"Expected all entries of the waves before wave {wave} to be in the zoo {zoo.path}, as this one votes from "
             f"them, but {len(missing)} are not there: {', '.join(list(missing.values())[:5])}. Run the same command "
-            f"with split.task={tasks} first. Tasks that shall be left out: 'growth.without=[{tasks}]'."
+            f"with split.task={tasks} first, or leave these tasks out with 'growth.without=[{tasks}]'."
         )
 
 
 def _require_used(config: DictConfig) -> None:
-    """What was typed and has no use is refused: a vote has no rounds, and its widths are its voters'."""
+    """Refuse options that a vote does not use, since it has no rounds, and takes its widths from its voters."""
     typed = [word.lstrip("+~") for word in HydraConfig.get().overrides.task]
     for word in typed:
         if word.startswith(("pruning.", "pruning=")):
@@ -201,6 +203,7 @@ def run(config: DictConfig) -> float:
         ValueError: a voter of the wave is gone.
     """
     from lightning_mvp.agreement import on_rank_zero
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.fitting.growing import start_accuracy, start_of_growth
     from lightning_mvp.training.adding import WorseThanStartError
     from lightning_mvp.training.decision import is_first_process
@@ -213,20 +216,22 @@ def run(config: DictConfig) -> float:
     voters = wave_voters(zoo, own) if is_first_process() else ()
     chosen = {name: growth[name] for name in ("neighbours", "which", "among")}
     options = {**module_options(config), **growth["vote"]}
-    module = start_of_growth(zoo, datamodule, voters, **chosen, seed=config.seed, **options)
-    start = None if module.waits else start_accuracy(module, datamodule, config.head_init)
     trainer = trainer_for(config)
+    place = Place.of(trainer)
+    module = start_of_growth(zoo, datamodule, voters, **chosen, seed=config.seed, **options, device=place)
+    start = None if module.waits else start_accuracy(module, datamodule, config.head_init, device=place)
     begin = time.perf_counter()
     trainer.fit(module, datamodule=datamodule)
     seconds = time.perf_counter() - begin
-    accuracy = module.accuracy_on(*datamodule.val_images())
+    accuracy = module.accuracy_in(datamodule, device=Place.of(trainer))
     name = entry_id(datamodule.facts.name, own)
     info = {"steps": trainer.global_step, "seed": config.seed, "seconds": seconds, "start_val_accuracy": start}
     sentences = [f"{name}: {accuracy:.1%} on validation images"]
 
     def write() -> None:
         try:
-            _add(config, zoo, module, datamodule, own, None if growth["keep_worse"] else start, info, config.storage)
+            least = None if growth["keep_worse"] else start
+            _add(config, trainer, zoo, module, datamodule, own, least, info, config.storage)
             sentences.append(f"wrote {name} to the zoo {config.zoo}, which has {len(zoo)} entries now")
         except WorseThanStartError as error:
             refuse(zoo, name, {**info, "val_accuracy": accuracy})
@@ -240,9 +245,9 @@ def run(config: DictConfig) -> float:
 
 
 def trainer_for(config: DictConfig) -> L.Trainer:
-    """All ranks must choose one precision, and only the first has a model by now: the dense one is of the same kind.
+    """The Trainer. Its precision is chosen by the dense network, since only rank 0 has the voted one by now.
 
-    Its recipe is the zoo's, as ``ready`` has found it, where it has.
+    The recipe is the zoo's, as ``ready`` has found it, where it has.
     """
     import torch
 
@@ -261,23 +266,23 @@ def trainer_for(config: DictConfig) -> L.Trainer:
 
 
 def vote_settings(config: DictConfig) -> dict[str, Any]:
-    """What is chosen for the vote; without `merge: mean`, since ids from before there was a choice have no such key."""
+    """The vote's settings, but for `merge: mean`, since ids from before there was a choice have no such key."""
     return {name: value for name, value in plain(config.vote).items() if (name, value) != ("merge", "mean")}
 
 
 def vote_rule(config: DictConfig, world_size: int) -> dict[str, Any]:
-    """What the id of an entry that ``mvp-vote`` adds is made of: its settings, and not the zoo as it was at that time.
+    """The settings from which the id of an entry that ``mvp-vote`` adds is made.
 
-    So a sweep that is run again skips what it has added, though the zoo has grown since.
+    The zoo's other entries are not among them, so that a sweep that is run again skips the entries that it has added.
     """
     own = {name: config[name] for name in ("steps", "seed")}
     return {"vote": vote_settings(config), **own, "training": training_of(config, world_size)}
 
 
 def ready_to_add(config: DictConfig, world_size: int) -> Done | None:
-    """Say so if the entry that ``add=true`` would add is there already; leave its config to the ranks.
+    """That the job is done, if the entry to add is there already. Its config is put into the configuration.
 
-    An output of its own name is made all the same, from the zoo as it is now; the entry stays as it is.
+    An output that does not exist yet is made all the same, from the zoo as it is now. The entry stays as it is.
 
     Raises:
         ValueError: the zoo has no seeds, or such an entry about another task.
@@ -296,17 +301,20 @@ def ready_to_add(config: DictConfig, world_size: int) -> Done | None:
 
 
 def may_be_added(report: Mapping[str, Any]) -> bool:
-    """Whether a voted model that was made before is not known to be worse than its start."""
+    """Whether a voted model that was made before is, by its report, not worse than its start."""
     return report.get("start_val_accuracy", 0.0) <= report["val_accuracy"]
 
 
-def start_to_add(config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule) -> dict[str, float]:
-    """The start's accuracy for the report; nothing on ranks that wait for the first one's vote."""
+def start_to_add(
+    config: DictConfig, module: MetaVoteModule, datamodule: TaskDataModule, trainer: L.Trainer
+) -> dict[str, float]:
+    """The start's accuracy for the report; empty on ranks that wait for rank 0's vote."""
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.fitting.growing import start_accuracy
 
     if module.waits:
         return {}
-    return {"start_val_accuracy": start_accuracy(module, datamodule, config.head_init)}
+    return {"start_val_accuracy": start_accuracy(module, datamodule, config.head_init, device=Place.of(trainer))}
 
 
 def add_trained(
@@ -316,23 +324,25 @@ def add_trained(
     datamodule: TaskDataModule,
     start: Mapping[str, float],
 ) -> None:
-    """Add what ``mvp-vote`` has just made, once its files are written; called by all ranks."""
+    """Add the model that ``mvp-vote`` has just made, after its files are written; called by all ranks."""
     from lightning_mvp.agreement import on_rank_zero
 
     info = {"steps": trainer.global_step, **start}
-    on_rank_zero(trainer, lambda: _add_and_say(config, module, datamodule, info))
+    on_rank_zero(trainer, lambda: _add_and_say(config, trainer, module, datamodule, info))
 
 
-def add_made(config: DictConfig, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
-    """Add what an earlier ``mvp-vote`` has made, from its checkpoint; called by all ranks, done by the first."""
+def add_made(config: DictConfig, trainer: L.Trainer, datamodule: TaskDataModule, start: Mapping[str, float]) -> None:
+    """Add the model that an earlier ``mvp-vote`` has made, from its checkpoint; called by all ranks."""
     from lightning_mvp.training.meta_vote import MetaVoteModule
 
     if start:
         module = MetaVoteModule.load_from_checkpoint(Path(config.output) / "model.ckpt", weights_only=True)
-        _add_and_say(config, module, datamodule, {"steps": config.steps, **start})
+        _add_and_say(config, trainer, module, datamodule, {"steps": config.steps, **start})
 
 
-def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModule, info: Mapping[str, Any]) -> None:
+def _add_and_say(
+    config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, data: TaskDataModule, info: Mapping[str, Any]
+) -> None:
     from lightning_mvp.training.adding import WorseThanStartError
     from lightning_mvp.zoo.entry import entry_id
     from lightning_mvp.zoo.zoo import ModelZoo
@@ -342,7 +352,7 @@ def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModul
     sentence = f"{name} is in the zoo {config.zoo} already, and stays as it is"
     if name not in zoo:
         try:
-            _add(config, zoo, module, data, own, info["start_val_accuracy"], {**info, "seed": config.seed})
+            _add(config, trainer, zoo, module, data, own, info["start_val_accuracy"], {**info, "seed": config.seed})
             sentence = f"added {name} to the zoo {config.zoo}, which has {len(zoo)} entries now"
         except WorseThanStartError as error:
             sentence = str(error)
@@ -351,6 +361,7 @@ def _add_and_say(config: DictConfig, module: MetaVoteModule, data: TaskDataModul
 
 def _add(
     config: DictConfig,
+    trainer: L.Trainer,
     zoo: ModelZoo,
     module: MetaVoteModule,
     data: TaskDataModule,
@@ -359,8 +370,10 @@ def _add(
     info: Mapping[str, Any],
     storage: Any = "float32",
 ) -> None:
-    """Add an entry whose id is made of ``own``; it is kept in the job's folder if the zoo can't be written."""
+    """Add an entry whose id is made from ``own``. If the zoo can't be written, it is kept in the job's folder."""
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.training.adding import add_voted
 
-    folder = config.trainer.get("default_root_dir", ".")
-    add_voted(zoo, module, data, config=own, start_accuracy=start, info=info, storage=storage, folder=folder)
+    options = {"storage": storage, "folder": config.trainer.get("default_root_dir", ".")}
+    place = Place.of(trainer).alone
+    add_voted(zoo, module, data, config=own, start_accuracy=start, info=info, device=place, **options)

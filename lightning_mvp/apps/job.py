@@ -75,7 +75,7 @@ class Job:
                 with _recorded() as record:
                     return self._train(app, config, sweeping, record)
             require_types(config, self.app)
-            prepare(config)
+            prepare(config, single=not sweeping and self.app != "compare")
             return app.run(config)
 
     def _train(self, app: ModuleType, config: DictConfig, sweeping: bool, record: dict[str, Any]) -> Any:
@@ -86,7 +86,7 @@ class Job:
         require_types(config, self.app)
         from lightning_mvp.apps.ranks import Ranks
 
-        prepare(config)
+        prepare(config, single=not sweeping)
         with open_dict(config):  # what a Trainer writes by itself belongs to the job
             config.trainer.setdefault("default_root_dir", str(_folder()))
         ranks = Ranks.of(config, sweeping)

@@ -131,11 +131,13 @@ def pruning_of(config: DictConfig) -> MVPCallback | None:
 def run(config: DictConfig) -> float:
     """Pre-train, write safetensors, return the accuracy on validation images; goes on where it was stopped."""
     from lightning_mvp.backbones.create import recipe_of
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.callbacks.resumable import Resumable
     from lightning_mvp.files import write_json
     from lightning_mvp.fitting.fit import make_trainer
     from lightning_mvp.training.task import TaskModule
+    from lightning_mvp.zoo.preprocessing import preprocessing_of
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
@@ -151,13 +153,13 @@ def run(config: DictConfig) -> float:
     go_on_from = config.get("go_on_from", resumable.checkpoint)
     with resumable:
         trainer.fit(module, datamodule=datamodule, ckpt_path=go_on_from, weights_only=True)
-    accuracy = module.accuracy_on(*datamodule.val_images())
+    accuracy = module.accuracy_in(datamodule, device=Place.of(trainer))
     if trainer.is_global_zero:
         backbone = module.backbone
         if pruning is not None:
             backbone = pruning.small_model().get_submodule("0")  # its head is another one's
             write_json(recipe_path(output), recipe_of(backbone), overwrite=True)
-        save_weights(backbone, output, preprocessing=datamodule.facts.preprocessing())
+        save_weights(backbone, output, preprocessing=preprocessing_of(datamodule.facts.to_dict()))
         shutil.rmtree(folder)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
         console.print(f"wrote {output}")

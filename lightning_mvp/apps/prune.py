@@ -22,6 +22,7 @@ from lightning_mvp.apps.runtime import (
 from lightning_mvp.apps.tasks import datamodule_of, task_of
 
 if TYPE_CHECKING:
+    import lightning as L
     from torch import nn
 
     from lightning_mvp.tasks.datamodule import TaskDataModule
@@ -154,15 +155,19 @@ def cost(config: DictConfig) -> float | None:
     return training_seconds(config, len(task_of(config).classes))
 
 
-def module_of(config: DictConfig, backbone: nn.Module, datamodule: TaskDataModule) -> TaskModule:
-    """θ⁰ with a head for the task, and what it mimics."""
+def module_of(
+    config: DictConfig, backbone: nn.Module, datamodule: TaskDataModule, trainer: L.Trainer | L.Fabric
+) -> TaskModule:
+    """θ⁰ with a head for the task, and what it mimics; called by all ranks, which share what takes long."""
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.training.task import TaskModule
 
     if config.once:  # which sets the head itself, and trains nothing that could mimic
         return TaskModule.for_task(backbone, datamodule.facts, **plain(config.optim))
     module = TaskModule.for_task(backbone, datamodule.facts, mimic=config.mimic, **plain(config.optim))
-    module.initialise_head(datamodule, config.head_init)
-    module.take_teacher(backbone, datamodule, seed=config.seed)
+    place = Place.of(trainer)
+    module.initialise_head(datamodule, config.head_init, device=place)
+    module.take_teacher(backbone, datamodule, seed=config.seed, device=place)
     return module
 
 
@@ -195,7 +200,9 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     pruning.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
     # They come before callbacks that save checkpoints, so that a checkpoint has what a round has done.
     trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
-    trainer.fit(module_of(config, backbone, data), datamodule=data)
+    if trainer.world_size > 1:  # as fit would, a little later
+        trainer.strategy.setup_environment()
+    trainer.fit(module_of(config, backbone, data, trainer), datamodule=data)
     return plan.name, pruning.info["val_accuracy"], trainer.is_global_zero
 
 
@@ -216,7 +223,7 @@ def _cut(config: DictConfig) -> tuple[str, float, bool]:
     zoo = ZooTarget(Path(config.zoo), data.facts, config.storage)
     zoo.decided = True
     cut = prune_into_zoo(
-        module_of(config, backbone, data),
+        module_of(config, backbone, data, fabric),
         data,
         zoo,
         PruningSettings(**plan.pruning),

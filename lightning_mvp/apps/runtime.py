@@ -68,14 +68,52 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def prepare(config: DictConfig) -> None:
-    """Threads, seed, a quiet Lightning, and classes importable from the present folder, before any work."""
+def threads_of(config: DictConfig, single: bool) -> int:
+    """The number of torch's threads in this process.
+
+    Args:
+        config: of the command; its ``threads`` is a number, or ``"auto"``: what ``OMP_NUM_THREADS`` says, else all
+            cores that this process may use for a single job on the CPU, else one.
+        single: whether this process is all that the command starts.
+
+    Example:
+        >>> threads_of(OmegaConf.create({"threads": 3}), single=True)
+        3
+    """
+    if config.threads != "auto":
+        return int(config.threads)
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if told.isdecimal() and int(told):
+        return int(told)
+    trainer = config.get("trainer") or {}
+    alone = single and str(trainer.get("devices", 1)) == "1" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return cores() if alone and trainer.get("accelerator", "cpu") == "cpu" else 1
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+
+
+OmegaConf.register_new_resolver(  # for a launcher, which asks for the cores of a job before it is there
+    "threads_in_a_sweep", lambda threads: 1 if threads == "auto" else threads, replace=True
+)
+
+
+def prepare(config: DictConfig, single: bool = False) -> None:
+    """Threads, seed, a quiet Lightning, and classes importable from the present folder, before any work.
+
+    Args:
+        config: of the command.
+        single: whether this process is all that the command starts.
+    """
     import lightning as L
     import torch
 
     from lightning_mvp.fitting.fit import quiet_lightning
 
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(threads_of(config, single))
     L.seed_everything(config.seed, verbose=False)
     quiet_lightning()
     if os.getcwd() not in sys.path:  # as `python -m` has it

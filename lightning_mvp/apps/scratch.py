@@ -1,4 +1,4 @@
-"""The command that prunes a vote's task from scratch, which runs as it stands: backbone and weights are the zoo's."""
+"""The `mvp-prune` command that prunes a vote's task from scratch, with the zoo's backbone and weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-# Overrides that say which task it is and how it is trained. Those about the vote are left out.
+# The overrides that choose the task and its training. Those of the vote are left out.
 TASK = re.compile(r"[+~]*(data|split|optim|trainer|strategy|seed|threads|paths)\b")
 BACKBONE = re.compile(r"[+~]*backbone\b(?!\.(weights|pretrained)\b)")
 BARE = re.compile(r"[A-Za-z_./][\w./@+-]*")
@@ -20,8 +20,8 @@ def scratch_words(config: DictConfig, recipe: dict[str, Any] | None) -> list[str
     """``mvp-prune`` for the task of a vote; its steps, ratio and zoo are yet to be added.
 
     Args:
-        config: of ``mvp-vote``, in the process where Hydra read what was typed.
-        recipe: of the zoo's backbone.
+        config: of ``mvp-vote``, in the process in which Hydra read the command line.
+        recipe: the recipe of the zoo's backbone.
     """
     about = HydraConfig.get()
     typed = list(about.overrides.task)
@@ -40,7 +40,7 @@ def scratch_words(config: DictConfig, recipe: dict[str, Any] | None) -> list[str
 
 
 def _shape(recipe: dict[Any, Any]) -> dict[str, Any]:
-    """What a recipe builds, apart from the units that are left."""
+    """What a recipe builds: with its defaults filled in, and without the units that are left."""
     return {
         "model": recipe.get("model"),
         "arguments": {"num_classes": 0, **(recipe.get("arguments") or {})},
@@ -65,7 +65,7 @@ def recipe_words(recipe: dict[str, Any]) -> list[str]:
 
 
 def hydra_value(value: Any) -> str:
-    """A plain value as Hydra's command line reads it.
+    """A plain value, written so that Hydra's command line reads it back.
 
     Example:
         >>> hydra_value({"conv1": ["Conv2d", {"bias": False, "padding": 1}], "of": "a, b"})
@@ -78,6 +78,6 @@ def hydra_value(value: Any) -> str:
     if isinstance(value, str):
         if BARE.fullmatch(value) and value.lower() not in WORDS:
             return value
-        # Backslashes before a quote would escape it: they are doubled, also those before the closing quote.
+        # Backslashes before a quote are doubled, since they would escape it; so are those before the closing quote.
         return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value) + "'"
     return json.dumps(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,116 +14,112 @@ from lightning_mvp.checks import is_number, is_whole
 
 LARGEST_SEED = 2**32 - 1  # what NumPy takes
 
-# Key → its smallest allowed value. A command that does not have a key ignores it.
-WHOLE = {
-    "steps": 1,
-    "source_steps": 1,
-    "seed": 0,
-    "threads": 1,
-    "workers": 1,
-    "shards": 1,
-    "shard": 0,
-    "data.batch_size": 1,
-    "data.seed": 0,
-    "backbone.recipe.input_size": 1,
-    "backbone.recipe.in_chans": 1,
-    "split.classes_per_task": 2,
-    "split.sources": 0,
-    "split.targets": 0,
-    "split.held_out_targets": 0,
-    "split.development": 0,
-    "split.draw": 0,
-    "split.seed": 0,
-    "pruning.rounds": 1,
-    "pruning.warmup_steps": 0,
-    "pruning.floor": 1,
-    "pruning.round_to": 1,
-    "vote.neighbours": 1,
-    "growth.neighbours": 1,
-    "growth.wave_size": 1,
-    "growth.first": 0,
-    "vote.round_to": 1,
-    "vote.reconstruct": 0,
-    "reconstruct": 0,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.num_nodes": 1,
-    "trainer.timeout": 1,
-    "trainer.log_every_n_steps": 0,
-    "trainer.num_sanity_val_steps": -1,
-    "pretrain.steps": 1,
-    "pretrain.batch_size": 1,
-    "parent.steps": 1,
-    "parent.batch_size": 1,
-}
-WHOLE_OR_NULL = {
-    "data.image_size": 1,
-    "data.options.per_class_train": 1,
-    "data.options.per_class_val": 1,
-    "data.options.per_class_test": 1,
-    "pruning.steps_per_round": 1,
-    "vote.shortlist": 1,
-    "growth.wave": 1,
-    "growth.among": 1,
-    "images_per_class": 1,
-    "entries": 1,
-}
-# Of these only the type is checked here: whoever uses such a value checks its range.
-NUMBERS = (
-    "split.held_out_fraction",
-    "pruning.power",
-    "optim.learning_rate",
-    "optim.weight_decay",
-    "trainer.limit_val_batches",
-    "parent.pruning_ratio",
-    "measure.seconds",
-    "checkpoint_seconds",
-    "mimic",
-)
-NUMBERS_OR_NULL = (
-    "data.options.test_fraction",
-    "pruning.pruning_ratio",
-    "vote.temperature",
-    "vote.pruning_ratio",
-    "trainer.gradient_clip_val",
-    "pretrain.learning_rate",
-)
-FLAGS = (
-    "add",
-    "growth.keep_worse",
-    "dry_run",
-    "overwrite",
-    "cut_between_rounds",
-    "new_images",
-    "once",
-    "data.download",
-    "backbone.pretrained",
-    "trainer.enable_checkpointing",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-)
-PATHS = (  # or null; where one must be given, GIVEN says so
-    "weights",
-    "backbone.weights",
-    "zoo",
-    "output",
-    "folder",
-    "checkpoint",
-    "entry",
-    "data.root",
-    "zoo_of",
-    "begins_with",
-    "superclasses",
-    "learned",
-)
-LISTS = ("methods", "stages", "pool", "reports", "measure.batch_sizes", "growth.without")
-MAPPINGS = ("fewer", "tuned", "trials", "variants", "growths", "growth.vote")
-GIVEN = ("zoo", "folder", "output")  # of those commands that would otherwise not know where to write
-
 Test = Callable[[Any], bool]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What the values of some keys must be.
+
+    Args:
+        what: such a value, as the end of "Expected … to be".
+        example: what to write for one.
+        test: whether a value is one.
+        keys: separated by blanks; one with ``?`` may be null. A command that does not have a key ignores it.
+    """
+
+    what: str
+    example: str
+    test: Test
+    keys: str
+
+    @classmethod
+    def whole(cls, least: int, keys: str) -> Rule:
+        return cls(f"an integer of at least {least}", "NUMBER", partial(is_whole, least=least), keys)
+
+
+def is_kind(*kinds: type) -> Test:
+    """A test for values of these types."""
+    return lambda value: isinstance(value, kinds)
+
+
+# Of numbers that need not be whole only the type is checked here, because whoever uses one checks its range.
+RULES = (
+    Rule.whole(-1, "trainer.num_sanity_val_steps"),
+    Rule.whole(
+        0,
+        "seed shard data.seed split.sources split.targets split.held_out_targets split.development split.draw "
+        "split.seed pruning.warmup_steps growth.first vote.reconstruct reconstruct trainer.log_every_n_steps",
+    ),
+    Rule.whole(
+        1,
+        "steps source_steps workers shards data.batch_size backbone.recipe.input_size backbone.recipe.in_chans "
+        "pruning.rounds pruning.floor pruning.round_to vote.neighbours vote.round_to growth.neighbours "
+        "growth.wave_size trainer.accumulate_grad_batches trainer.num_nodes trainer.timeout pretrain.steps "
+        "pretrain.batch_size parent.steps parent.batch_size data.image_size? data.options.per_class_train? "
+        "data.options.per_class_val? "
+        "data.options.per_class_test? pruning.steps_per_round? vote.shortlist? growth.wave? growth.among? "
+        "images_per_class? entries?",
+    ),
+    Rule.whole(2, "split.classes_per_task"),
+    Rule(f"an integer of at most {LARGEST_SEED}", "NUMBER", lambda value: value <= LARGEST_SEED, "seed"),
+    Rule(
+        "a number",
+        "NUMBER",
+        is_number,
+        "split.held_out_fraction pruning.power optim.learning_rate optim.weight_decay trainer.limit_val_batches "
+        "data.crop? parent.pruning_ratio measure.seconds checkpoint_seconds mimic data.options.test_fraction? "
+        "pruning.pruning_ratio? vote.temperature? vote.pruning_ratio? trainer.gradient_clip_val? "
+        "pretrain.learning_rate?",
+    ),
+    Rule(
+        "true or false",
+        "true",
+        is_kind(bool),
+        "add growth.keep_worse dry_run overwrite cut_between_rounds new_images once data.download backbone.pretrained "
+        "data.balance trainer.enable_checkpointing trainer.enable_model_summary trainer.enable_progress_bar",
+    ),
+    Rule(
+        "text",
+        "'\"…\"'",
+        is_kind(str),
+        "weights? backbone.weights? zoo? output? folder? checkpoint? entry? data.root? zoo_of? begins_with? "
+        "superclasses? learned? growth.family?",
+    ),
+    Rule("a list", "[…]", is_kind(ListConfig, str), "formats"),
+    Rule("a list", "[…]", is_kind(ListConfig), "methods stages pool reports measure.batch_sizes data.mean? data.std?"),
+    Rule("a list of class names", "[…]", is_kind(ListConfig), "split.classes?"),
+    Rule(
+        "a list of numbers",
+        "[…]",
+        lambda value: isinstance(value, ListConfig) and all(map(is_whole, value)),
+        "growth.without vote.best_of?",
+    ),
+    Rule(
+        "a mapping", "{…}", is_kind(DictConfig), "fewer tuned trials variants growths growth.vote parent? data.mixing?"
+    ),
+    Rule(
+        "auto or an integer of at least 1",
+        "auto",
+        lambda value: value == "auto" or is_whole(value, least=1),
+        "threads",
+    ),
+    Rule(
+        "auto or an integer of at least 0",
+        "auto",
+        lambda value: value == "auto" or is_whole(value, least=0),
+        "data.num_workers",
+    ),
+    Rule("refuse or skip", "skip", lambda value: value in ("refuse", "skip"), "data.broken split.empty"),
+    Rule("drawn, all or folders", "all", lambda value: value in ("drawn", "all", "folders"), "split.tasks"),
+    Rule("theta0 or vote", "vote", lambda value: value in ("theta0", "vote"), "start"),
+)
+# Command → keys without which it would not know where to read or write.
+GIVEN = {**dict.fromkeys(("pretrain", "prune", "compare"), "zoo folder output"), "vote": "zoo"}
+
+
 def require_types(config: DictConfig, app: str) -> None:
-    """Refuse what is of the wrong type, or below the least that makes sense.
+    """Refuse a value of the wrong type, or below the least that makes sense.
 
     Args:
         config: of a command.
@@ -137,41 +134,19 @@ def require_types(config: DictConfig, app: str) -> None:
         ...
         ValueError: Expected `steps` to be an integer of at least 1, but got 'many'. Write steps=NUMBER, ...
     """
-    for least_of, null in ((WHOLE, False), (WHOLE_OR_NULL, True)):
-        for key, least in least_of.items():
-            _require(config, key, f"an integer of at least {least}", "NUMBER", partial(is_whole, least=least), null)
-    _require(config, "seed", f"an integer of at most {LARGEST_SEED}", "NUMBER", lambda v: v <= LARGEST_SEED)
-    for keys, null in ((NUMBERS, False), (NUMBERS_OR_NULL, True)):
-        for key in keys:
-            _require(config, key, "a number", "NUMBER", is_number, null)
-    for key in FLAGS:
-        _require(config, key, "true or false", "true", lambda value: isinstance(value, bool))
-    for key in PATHS:
-        _require(config, key, "text", "'\"…\"'", lambda value: isinstance(value, str), null=True)
-    _require(config, "formats", "a list", "[…]", lambda value: isinstance(value, (ListConfig, str)))
-    for key in LISTS:
-        _require(config, key, "a list", "[…]", lambda value: isinstance(value, ListConfig))
-    for key in MAPPINGS:
-        _require(config, key, "a mapping", "{…}", lambda value: isinstance(value, DictConfig))
-    _require(config, "start", "theta0 or vote", "vote", lambda value: value in ("theta0", "vote"))
-    _require(config, "growth.family", "text", "HASH", lambda value: isinstance(value, str), null=True)
-    counts = "a list of numbers", "[…]", lambda value: isinstance(value, ListConfig) and all(map(is_whole, value))
-    _require(config, "vote.best_of", *counts, null=True)
-    _require(config, "growth.without", "a list of numbers", "[…]", lambda value: all(map(is_whole, value)))
-    _require(config, "parent", "a mapping", "{…}", lambda value: isinstance(value, DictConfig), null=True)
-    _require(config, "split.classes", "a list of class names", "[…]", lambda v: isinstance(v, ListConfig), null=True)
-    for key in GIVEN if app in ("pretrain", "prune", "compare") else ("zoo",) if app == "vote" else ():
-        _require(config, key, "given", "PATH", lambda value: isinstance(value, str) and bool(value))
+    for rule in (*RULES, Rule("given", "PATH", lambda value: value != "", GIVEN.get(app, ""))):
+        for key in rule.keys.split():
+            _require(config, key.removesuffix("?"), rule, null=key.endswith("?"))
 
 
-def _require(config: DictConfig, key: str, what: str, example: str, test: Test, null: bool = False) -> None:
+def _require(config: DictConfig, key: str, rule: Rule, null: bool) -> None:
     absent = object()
     value = OmegaConf.select(config, key, default=absent)
-    if value is absent or (value is None and null) or (value is not None and test(value)):
-        return  # also what has no default and is not given: whoever needs it says so
-    either = f"{what} or null" if null else what
+    if value is absent or (value is None and null) or (value is not None and rule.test(value)):
+        return  # a value that has no default and is missing is asked for where it is needed
+    either = f"{rule.what} or null" if null else rule.what
     shown = "null" if value is None else repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-    raise ValueError(f"Expected `{key}` to be {either}, but got {shown}. Write {key}={example}, or leave it out.")
+    raise ValueError(f"Expected `{key}` to be {either}, but got {shown}. Write {key}={rule.example}, or leave it out.")
 
 
 def launcher_problem(choices: Mapping[str, Any], sweeping: bool) -> str | None:

@@ -111,28 +111,30 @@ def run(config: DictConfig) -> float:
 
     That is what a sweeper may optimise. The accuracy on test images is printed and reported, and decides nothing.
     """
+    from lightning_mvp.backbones.passes import Place
     from lightning_mvp.training.meta_vote import MetaVoteModule
 
     datamodule = datamodule_of(config, task_of(config))
+    trainer = growth_job.trainer_for(config)
     module = MetaVoteModule.from_zoo(
         config.zoo,
         datamodule,
         **plain(config.vote),
         seed=config.seed,
         **growth_job.module_options(config),
+        device=Place.of(trainer),
     )
     if not module.waits:  # rank 0, which voted; before anything is trained
         for sentence in advise(config, module.report):
             console.print(sentence, highlight=False, markup=False, soft_wrap=sentence.startswith(" "))
-    start = growth_job.start_to_add(config, module, datamodule) if config.add else {}
+    start = growth_job.start_to_add(config, module, datamodule, trainer) if config.add else {}
     # All but added: the job was stopped in between, or somebody decides only now. Not every rank may see the folder.
     if config.get("made_before") is not None:
-        growth_job.add_made(config, datamodule, start)
+        growth_job.add_made(config, trainer, datamodule, start)
         return float(config.made_before)
-    trainer = growth_job.trainer_for(config)
     trainer.fit(module, datamodule=datamodule)
-    val_accuracy = module.accuracy_on(*datamodule.val_images())
-    test_accuracy = module.accuracy_on(*datamodule.test_images())
+    place = Place.of(trainer)
+    val_accuracy, test_accuracy = (module.accuracy_in(datamodule, part, device=place) for part in ("val", "test"))
     report = {
         **module.report,
         **start,

@@ -1,6 +1,6 @@
 """``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, copy it, draw it on one page.
 
-A folder is looked after without a configuration: plain arguments, no Hydra, and no torch.
+It takes plain arguments, without a configuration, and imports neither Hydra nor torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Examples:  mvp-zoo list mvp-outputs/zoos/glyphs-resnet_mini
            mvp-zoo verify mvp-outputs/zoos/glyphs-resnet_mini --json
 """
 
-# Prints to the screen, or nowhere if a script asked for JSON.
+# Prints to the screen, or does nothing if a script asked for JSON.
 Say = Callable[..., None]
 
 
@@ -95,14 +95,14 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     found = check_zoo(zoo)
     if found.theta0 is not None:
         say(f"damaged: {found.theta0}")
-        say("Entries could not be held against θ⁰: each was checked by itself.")
+        say("Entries could not be compared with θ⁰, so that each was only checked by itself.")
     for problem in (*found.damaged.values(), *found.waves.values()):
         say(f"damaged: {shown(problem)}")
     intact = len(found.entries) - len(found.damaged)
     say(f"{intact} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="")
     say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not")
     if found.leftovers:
-        say(f"left by killed writers, or of writers at work: {_names(found.leftovers)}")
+        say(f"temporary files, of writers that were killed or are still at work: {_names(found.leftovers)}")
     return {
         "sound": intact,
         "entries": len(found.entries),
@@ -114,7 +114,7 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
 
 
 def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
-    """Who came from whom, and how alike the masks of each generation are."""
+    """From which entries each entry was grown, and how similar the masks of each generation are."""
     found, tables = {}, families(zoo)
     for family, names in tables.items():
         members = lineage(zoo, names)
@@ -127,24 +127,24 @@ def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 
 def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
-    """Exactly these, or none if one of them is unknown, or others descend from them and nobody said what of those.
+    """Remove all entries that are named, or none.
 
     Raises:
-        ValueError: A name is unknown, or there are descendants that are not named, and neither ``--yes`` nor
-            ``--descendants`` says what becomes of them.
+        ValueError: A name is unknown, or entries that are not named descend from these, and neither ``--yes`` keeps
+            them nor ``--descendants`` removes them, too. Then nothing is removed.
     """
     names = list(dict.fromkeys(arguments.entries))
     require_known(zoo, names, "Nothing was removed. ")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged ones are often what shall be removed
+        warnings.simplefilter("ignore")  # of damaged entries, which are often those to remove
         left = list(descendants(lineage(zoo), names))
     if left and arguments.descendants:
         names, left = [*names, *left], []
     if left and not arguments.yes:
         raise ValueError(
-            f"Nothing was removed. {_count(len(left), 'entry descends', 'entries descend')} from what you named, and "
-            f"would keep what it got from there: {_names(left[:20])}{', …' if len(left) > 20 else ''}. Remove them, "
-            "too, with --descendants, to grow them anew (docs/zoo.md); or leave them with --yes."
+            f"Nothing was removed. {_count(len(left), 'entry descends', 'entries descend')} from what you named: "
+            f"{_names(left[:20])}{', …' if len(left) > 20 else ''}. Remove these, too, with --descendants, to grow "
+            "them anew (docs/zoo.md), or keep them as they are with --yes."
         )
     for name in names:
         zoo.remove(name)
@@ -156,7 +156,7 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
 
 
 def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
-    """Entries that were written elsewhere: where a run kept what it could not add, or in another copy of this zoo."""
+    """Add entry files from elsewhere: entries that a run could not add, or of another copy of this zoo."""
     entries = [read_entry(file) for file in arguments.files]
     foreign = [entry.name for entry in entries if entry.info.get("zoo") != zoo.fingerprint]
     if foreign:
@@ -219,7 +219,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 
 def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
-    """The hash of the config that is asked for, else of the one with most entries, grown ones included; the others.
+    """The hash of the config to draw, by default the one with most entries (grown ones included), and all others.
 
     Raises:
         ValueError: No entry has that config, or the zoo is empty.
@@ -278,16 +278,14 @@ def parser() -> argparse.ArgumentParser:
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
     command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
     command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")
-    add(
-        "lineage", show_lineage, "who came from whom in a zoo that has grown, and how alike each generation's masks are"
-    )
+    add("lineage", show_lineage, "which entries each entry was grown from, and how similar each generation's masks are")
     command = add("remove", remove_entries, "remove these entries without asking, or none if one is unknown")
     command.add_argument("entries", metavar="ENTRY", nargs="+", help="names, as `mvp-zoo list` shows them")
     command.add_argument("--yes", action="store_true", help="also if others were grown from them, which stay")
     command.add_argument("--descendants", action="store_true", help="and all that was grown from them")
     command = add("migrate", migrate_zoo, "copy a zoo of format 1 into one of format 2; the old one stays as it is")
     command.add_argument("new", metavar="NEW", type=Path, help="the folder of the copy; there must be nothing yet")
-    command = add("picture", draw_picture, "tasks by tasks on one page: the units they share, and how alike they are")
+    command = add("picture", draw_picture, "pairs of tasks on one page: the units they share, and how similar they are")
     command.add_argument("--output", metavar="FILE.png", help="also .pdf or .svg (default: ZOO/picture.png)")
     command.add_argument("--config", metavar="HASH", help="whose entries to compare (default: that of most entries)")
     return top
@@ -297,22 +295,22 @@ def main() -> None:
     """Run a command: exit code 0, or 1 with a sentence about what is wrong."""
     arguments = parser().parse_args()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names that this terminal has no letters for must not end a listing
+        if isinstance(stream, TextIOWrapper):  # a name that the terminal can't show must not end a listing
             stream.reconfigure(errors="backslashreplace")
-    # Names are shown as they are: rich would take parts of them for its markup.
+    # Names are shown as they are; rich would take parts of them for markup.
     literally: dict[str, Any] = {"soft_wrap": True, "markup": False, "emoji": False, "highlight": False}
     screen = Console(quiet=arguments.json, **literally)
     try:
         answer, code = arguments.run(ModelZoo(arguments.zoo), arguments, screen.print)
         if arguments.json:
             print(json.dumps({"zoo": arguments.zoo, **answer}, indent=1), flush=True)
-    except BrokenPipeError:  # `mvp-zoo list ZOO | head` has read enough
+    except BrokenPipeError:  # the reader has ended, as in `mvp-zoo list ZOO | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("LIGHTNING_MVP_TRACEBACK"):
             raise
-        # A script reads its JSON from the other stream.
+        # On stderr, because scripts read JSON from stdout.
         sentence = Text.assemble((f"{type(error).__name__}:", "bold red"), f" {error}")
         Console(stderr=True, **literally).print(sentence)
         code = 1

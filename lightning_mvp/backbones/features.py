@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_mvp.backbones.inputs import one_sample
 
 
 def classifier_name(backbone: nn.Module) -> str | None:
@@ -78,6 +80,32 @@ def features_of(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> T
     with evaluating(backbone):
         parts = [backbone(as_taken(part, backbone)).float().cpu() for part in images.split(batch_size)]
     return torch.cat(parts)
+
+
+def feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tensor) -> int:
+    """The number of features that a backbone makes of a task's images; refuses images that it can't take."""
+    channels, size = example.shape[1:3]
+    expected = recipe.get("in_chans", 3)
+    if channels != expected:
+        raise ValueError(
+            f"Expected images of {expected} channel(s), as the backbone {recipe['model']} takes, but the task's have "
+            f"{channels}. Convert the images (grey ones by repeating the channel), or use a backbone whose recipe, its "
+            f"replaced modules included, is made for {channels}."
+        )
+    try:
+        with evaluating(backbone):
+            features = backbone(*one_sample((example,), backbone))  # which may be on a GPU already
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The backbone {recipe['model']} can't take the task's images of {size} × {size} pixels: {error} Load the "
+            f"data with image_size={recipe.get('input_size', size)}."
+        ) from error
+    if features.ndim != 2:
+        raise ValueError(
+            f"Expected a backbone whose output is (N, features), but {recipe['model']} gives {tuple(features.shape)}. "
+            "Create it with num_classes=0 and its usual pooling."
+        )
+    return features.shape[1]
 
 
 def as_taken(images: Tensor, backbone: nn.Module) -> Tensor:

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, distributed, nn
 
-from lightning_mvp.backbones.features import as_taken, evaluating
+from lightning_mvp.backbones.features import as_taken, evaluating, reestimate_batch_norm
 from lightning_mvp.tasks.datamodule import PartName, TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.partition import Part
@@ -82,10 +82,14 @@ class Place:
             stack.enter_context(evaluating(*modules))
             yield
 
+    def autocast(self, model: nn.Module) -> torch.autocast:
+        """The precision of a forward pass of a model that is here."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(_device_of(model).type, dtype, enabled=dtype is not None)
+
     def run(self, model: nn.Module, images: Tensor) -> Tensor:
         """What a model makes of preprocessed images in this precision, float32 where the model is."""
-        dtype, device = AUTOCAST.get(self.precision), _device_of(model)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with self.autocast(model):
             return model(as_taken(images, model)).float()
 
     def algebra(self) -> torch.device:
@@ -135,13 +139,26 @@ def pass_over(
         where: who makes the pass.
         facts: of the model that will see the images; None: the task's own.
     """
-    place, part = Place.at(where), data.part(part) if isinstance(part, str) else part
+    place = Place.at(where)
+    if not isinstance(part, str):
+        chosen = part
+    elif hasattr(data, "batches"):  # of any LightningDataModule
+        return data.batches(part)
+    else:
+        chosen = data.part(part)
     if place.ranks > 1:
-        part = part[torch.arange(place.rank, len(part), place.ranks)]
-        if not len(part):
+        chosen = chosen[torch.arange(place.rank, len(chosen), place.ranks)]
+        if not len(chosen):
             return []
     size = (data.facts if facts is None else facts).input_size
-    return data.pass_loader(part, facts, images_a_batch(size, place.device))
+    return data.pass_loader(chosen, facts, images_a_batch(size, place.device))
+
+
+def sample_of(data: Any, most: int, where: Where = None) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of at most so many preprocessed training images, equally many of each class where that is known."""
+    if hasattr(data, "batches"):
+        return data.batches("train", most)
+    return pass_over(data, data.scoring_part(max(most, len(data.facts.classes))), where)
 
 
 def features_over(
@@ -164,6 +181,13 @@ def features_over(
             labels.append(own.cpu())
     several = slice(1, None) if len(features) > 1 else slice(None)
     return torch.cat(features[several]), torch.cat(labels[several])
+
+
+def reestimate_over(backbone: nn.Module, batches: Iterable[Tensor], where: Where = None) -> None:
+    """:func:`~lightning_mvp.backbones.features.reestimate_batch_norm` at a place, by one process."""
+    place = Place.at(where)
+    with place.holding(backbone), place.autocast(backbone):
+        reestimate_batch_norm(backbone, batches)
 
 
 def _device_of(model: Any) -> torch.device:

@@ -65,7 +65,7 @@ def reconstruct(
         groups: of the dense backbone.
         masks: the units that ``small`` has, one mask for each group.
         images: ``(N, C, H, W)`` floats, preprocessed, or several batches of such. Two images are the least, and 1,000
-            are enough.
+            are enough. An iterable that can be gone over again is, once for each layer, with one batch in memory.
         penalty: how strongly weights are held at W₀; 0 or more.
         memory: bytes of activations that may be held at a time. If the images need no more, one forward pass of each
             net does all of it. Otherwise they go in batches through both nets once for each layer, and batch norms use
@@ -92,15 +92,17 @@ def reconstruct(
         raise ValueError(f"Expected argument `penalty` to be a float of at least 0, but got {penalty!r}.")
     require_masks_fit(groups, masks)
     _require_cut(small, dense, groups, masks)
-    batches = _batches(images)
+    batches: Iterable[Tensor] = [images] if isinstance(images, Tensor) else images
+    if iter(batches) is batches:
+        batches = list(batches)  # each layer goes over them
+    count = _count(batches)
     small = detached_copy(small)
     with batch_moments(small, dense), _exact(small):
-        layers = _layers(small, dense, groups, masks, batches[0][:2])
-        whole = _whole(batches, layers, memory)
-        if whole is None:
-            fitted = _streamed(small, dense, layers, batches, penalty)
+        layers = _layers(small, dense, groups, masks, next(iter(batches))[:2])
+        if layers and count is not None and _bytes(layers) * count <= memory:
+            fitted = _in_one_pass(small, dense, layers, torch.cat(list(batches)), penalty)
         else:
-            fitted = _in_one_pass(small, dense, layers, whole, penalty)
+            fitted = _streamed(small, dense, layers, batches, penalty)
     left = [name for name in layers if not fitted.get(name)]
     if left:
         warnings.warn(
@@ -168,19 +170,26 @@ def _require_cut(small: nn.Module, dense: nn.Module, groups: Groups, masks: Mapp
             )
 
 
-def _batches(images: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    batches = [images] if isinstance(images, Tensor) else list(images)
-    if not all(isinstance(batch, Tensor) and batch.ndim > 1 and batch.is_floating_point() for batch in batches):
+def _count(batches: Iterable[Tensor]) -> int | None:
+    """The number of images; None where they are of several shapes. One batch is in memory at a time."""
+    counts, dtypes, shapes = [], set(), set()
+    for batch in batches:
+        is_images = isinstance(batch, Tensor) and batch.ndim > 1 and batch.is_floating_point()
+        dtypes |= set() if is_images else {str(getattr(batch, "dtype", type(batch).__name__))}
+        if is_images:
+            counts.append(len(batch))
+            shapes.add(batch.shape[1:])
+    if dtypes:
         raise ValueError(
             "Expected argument `images` to be preprocessed images, (N, C, H, W) floats, or batches of such, but got "
-            f"{', '.join(sorted({str(getattr(batch, 'dtype', type(batch).__name__)) for batch in batches}))}."
+            f"{', '.join(sorted(dtypes))}."
         )
-    if not batches or min(map(len, batches)) < 2:
+    if not counts or min(counts) < 2:
         raise ValueError(
-            f"Expected argument `images` to give two images or more, in each batch, but got {[*map(len, batches)]}. "
+            f"Expected argument `images` to give two images or more, in each batch, but got {counts}. "
             "Moments of one image say nothing; 1,000 are enough."
         )
-    return batches
+    return sum(counts) if len(shapes) == 1 else None
 
 
 @contextmanager
@@ -279,14 +288,11 @@ def _probe(net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> t
     return sizes, {name for key, name in made.items() if key in read_by_norm and readers.counts[key] == 1}
 
 
-def _whole(batches: list[Tensor], layers: Mapping[str, _Layer], memory: float) -> Tensor | None:
-    """All images in one batch, if what one pass must hold of them fits in the memory."""
-    if len({batch.shape[1:] for batch in batches}) > 1 or not layers:
-        return None
+def _bytes(layers: Mapping[str, _Layer]) -> int:
+    """What one pass must hold of an image."""
     largest = max(layer.dense_outputs for layer in layers.values())
     numbers = sum(layer.recorded for layer in layers.values()) + ALIVE * largest
-    itemsize = next(iter(layers.values())).small.weight.element_size()  # type: ignore[operator,union-attr]
-    return torch.cat(batches) if numbers * sum(map(len, batches)) * itemsize <= memory else None
+    return numbers * next(iter(layers.values())).small.weight.element_size()  # type: ignore[operator,union-attr]
 
 
 def _in_one_pass(
@@ -332,14 +338,13 @@ def _until(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Te
 
 
 def _streamed(
-    small: nn.Module, dense: nn.Module, layers: Mapping[str, _Layer], batches: list[Tensor], penalty: float
+    small: nn.Module, dense: nn.Module, layers: Mapping[str, _Layer], batches: Iterable[Tensor], penalty: float
 ) -> dict[str, bool]:
     """For one layer after the other all batches go through both nets, as far as that layer."""
-    parts = [part for batch in batches for part in batch.tensor_split(math.ceil(len(batch) / STREAMED))]
     fitted = {}
     for name, layer in layers.items():
         sums = LeastSquares(layer.small, penalty, layer.norm_follows)
-        for part in parts:
+        for part in (part for batch in batches for part in batch.tensor_split(math.ceil(len(batch) / STREAMED))):
             given, output = _until(small, layer.small, part)
             wanted = layer.wanted(_until(dense, layer.dense, part)[1])
             sums.add(given, output, wanted.to(output.device))

@@ -110,9 +110,7 @@ def warn_of_missing_rounds(done: int, rounds: int, step: int, zoo: bool, scored:
         scored: whether there are scores for the next round.
     """
     why = ""
-    if (
-        done and not scored
-    ):  # the gradient scaler of precision 16-mixed skips such steps, so that the loss does not show them
+    if done and not scored:  # the loss does not show it, because precision 16-mixed skips such steps
         why = f" Since round {done} no step had finite gradients: {LOOK_FOR_ZERO_CHANNELS}"
     rank_zero_warn(
         f"Pruning is not complete: {done} of {rounds} rounds had happened when fit ended, after {step} steps of an "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,21 +17,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_mvp.agreement import on_rank_zero
 from lightning_mvp.backbones.copies import detached_copy
 from lightning_mvp.backbones.features import classifier_name, evaluating, features_of
+from lightning_mvp.backbones.passes import images_a_batch
 from lightning_mvp.callbacks.batch_labels import find_labels, tensors_of
 from lightning_mvp.callbacks.state import PruningState
 from lightning_mvp.lightning_internals import is_compiled, prepared_batch
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.voting.class_means import ClassMeans, images_per_pass, task_means
+from lightning_mvp.voting.class_means import ClassMeans, task_means
 from lightning_mvp.voting.reading import MOST_BATCHES
 from lightning_mvp.zoo.new_entry import ZooTarget
 from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
-
-# Seconds for which other ranks wait while rank 0 reads on for classes that it has not seen.
-PATIENCE = 60.0
 
 
 class _ImagesSeen(BaseException):
@@ -40,7 +38,7 @@ class _ImagesSeen(BaseException):
 
 
 class FitPrototypes:
-    """Sums features of θ⁰ by class, on rank 0 alone: no image is kept, and no other rank waits for long.
+    """Sums features of θ⁰ by class, on rank 0 alone; no image is kept.
 
     A `TaskDataModule`, or a loader of prototypes, is read before the first step. With any other loader the first
     training batches are looked at: the images are those that the backbone is given, whatever the module made of the
@@ -72,7 +70,7 @@ class FitPrototypes:
     def begin(self, trainer: L.Trainer, module: L.LightningModule, backbone: nn.Module) -> None:
         """Before the first step, when the loaders are known and the backbone is on its device."""
         self.let_go()
-        if self.over or not trainer.is_global_zero:
+        if self.over:
             return
         with self._no_prototypes_if_it_fails():
             if self.seen_by is None:
@@ -170,7 +168,9 @@ class FitPrototypes:
         rows = self.means.wanted(labels, self._among)
         if len(rows):
             chosen = self._as_seen(images[rows.to(images.device)], given)
-            self.means.add(features_of(self._dense, chosen, images_per_pass(chosen.shape[-1])), labels[rows])
+            self.means.add(
+                features_of(self._dense, chosen, images_a_batch(chosen.shape[-1], chosen.device)), labels[rows]
+            )
         if self.means.enough:
             self._end()
 
@@ -207,7 +207,7 @@ class FitPrototypes:
 
     def _read_on(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Give the module batches until its backbone is asked: what comes after that is not run."""
-        step, deadline = module.training_step, time.monotonic() + PATIENCE
+        step = module.training_step
         if self._hook is not None and "dataloader_iter" in signature(step).parameters:
             return
         self._among = self.means.lacking  # images that were seen in training must not count twice
@@ -221,7 +221,7 @@ class FitPrototypes:
                 ):
                     step(*(batch, number)[: len(signature(step).parameters)])
             self._add_batch(batch)
-            if not self.means.lacking or (trainer.world_size > 1 and time.monotonic() > deadline):
+            if not self.means.lacking:
                 return
 
     # The end ----------------------------------------------------------------------------------------------------------
@@ -284,8 +284,9 @@ class MakesPrototypes(PruningState):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called before the first training step, when the loaders are known."""
-        if self._prototypes is not None and not self._dev_run:
-            self._prototypes.begin(trainer, pl_module, self._backbone(pl_module))
+        made = self._prototypes
+        if made is not None and not self._dev_run:
+            on_rank_zero(trainer, lambda: made.begin(trainer, pl_module, self._backbone(pl_module)))
 
     @override
     def on_train_batch_start(
@@ -307,8 +308,9 @@ class MakesPrototypes(PruningState):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called after the last step, with the model on its device."""
-        if self._prototypes is not None and self.finished:
-            self._prototypes.end(trainer, pl_module)
+        made = self._prototypes
+        if made is not None and self.finished:
+            on_rank_zero(trainer, lambda: made.end(trainer, pl_module))
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -71,7 +71,7 @@ class KeepsRandomState(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each training batch. A resumed run restores before its first: starting draws numbers, too."""
+        """Called before each training batch; a resumed run restores before its first, since its start draws numbers."""
         if self._random_states is not None:
             set_random_states(trainer, self._random_states)
             self._random_states = None

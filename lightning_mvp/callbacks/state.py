@@ -173,7 +173,7 @@ class PruningState(L.Callback):
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""
-        return pruning_table(self.groups, self.masks, self.cost, f"Pruned to ratio {self.masks.pruning_ratio:.2f}")
+        return pruning_table(self.groups, self.masks, self.cost)
 
     def config(self, steps: int) -> dict[str, Any]:
         """The pruning configuration that a zoo entry's id is made of.

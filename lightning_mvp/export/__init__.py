@@ -1,1 +1,1 @@
-"""What leaves the house: a small model as files that need no lightning-mvp, and what it costs beside the dense one."""
+"""Export of a small model to files that need no lightning-mvp, with a report that compares it with the dense one."""

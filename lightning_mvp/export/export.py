@@ -1,4 +1,4 @@
-"""From a trained model to a folder that is enough wherever torch and timm, or an ONNX runtime, are."""
+"""Export of a trained model to a folder that needs nothing but torch and timm, or an ONNX runtime."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export_model(
         facts: The task's facts; needed unless ``model`` is a :class:`Source`.
         formats: The formats to write; safetensors must be among them.
         batch_sizes: The numbers of images for which latency is measured; memory is measured for the largest.
-        seconds: The seconds to spend on each measurement, about.
+        seconds: About how many seconds to spend on each measurement.
         threads: The number of torch's threads while measuring; default: as many as it has now.
         device: The device to measure on, ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
         overwrite: Whether to replace such a folder that is there, once the new one is done.
@@ -62,7 +62,8 @@ def export_model(
 
     Raises:
         FileExistsError: ``output`` exists, and may not be overwritten or holds other files.
-        ValueError: A model without recipe, an argument out of its range, or a format that computes something else.
+        ValueError: A model without recipe, an argument out of its range, or an exported file that computes something
+            else than the model.
         ImportError: The packages that ONNX needs are not installed.
     """
     output = Path(output)
@@ -84,8 +85,8 @@ def export_model(
     if not isinstance(model, Source):
         if facts is None:
             raise ValueError(
-                "Expected argument `facts` to be the task's TaskFacts, but got None. Classes and preprocessing go with "
-                "the model."
+                "Expected argument `facts` to be the task's TaskFacts, but got None. Its classes and preprocessing are "
+                "exported with the model."
             )
         model = Source.from_module(model, facts)
 

@@ -1,4 +1,4 @@
-"""What an export says of its model beside the dense one: sizes, files, memory and measured seconds."""
+"""The report of an export: sizes, files, memory and measured seconds of the small model and of the dense one."""
 
 from __future__ import annotations
 

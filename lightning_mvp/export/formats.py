@@ -1,4 +1,4 @@
-"""Files of an exported model, each read again and compared with the model before it counts as written."""
+"""Files of an exported model; each is read again and compared with the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lightning_mvp.files import write_json
 Format = Literal["safetensors", "pt2", "onnx"]
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
-REBUILT_TOLERANCE = 1e-6  # the same kernels on the same numbers: bit-equal, but for what threads may add up otherwise
-EXAMPLE_BATCH = 2  # of 1 an exporter would take for a constant
-BATCHES = (1, 3)
+REBUILT_TOLERANCE = 1e-6  # smaller, since the same kernels run; only the order of sums in threads may differ
+EXAMPLE_BATCH = 2  # an exporter would take a batch size of 1 for a constant
+BATCHES = (1, 3)  # at which exported models are compared with the model
 
 
 def require_formats(formats: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def require_parity(source: Source, run: Callable[[Tensor], Tensor], what: str, t
 
 
 def write_safetensors(source: Source, folder: Path) -> float:
-    """Weights, recipe and the function that loads them; the folder is then enough wherever timm is."""
+    """Weights, recipe and the function that loads them, for which the folder needs only torch and timm."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(source.model, folder / "model.safetensors")
     versions = {"timm": timm.__version__, "torch": torch.__version__}

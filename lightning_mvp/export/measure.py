@@ -1,4 +1,4 @@
-"""What models take in seconds on this device: measured side by side, because fewer MACs need not mean faster."""
+"""Seconds that models take on this device, measured side by side, because fewer MACs may not mean less time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-ROUNDS = (5, 11)  # the fewest, of a slow model, and the most
+ROUNDS = (5, 11)  # how many rounds are measured: the fewest, for a slow model, and the most
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways to do the same, timed in turn.
+    """The times of two ways to do the same, measured in turns.
 
     Args:
         batch: The number of images at once.
-        seconds: The seconds of one call, by name; the first is the one that the other is compared with.
-        ratio: The seconds of the first over those of the second, round by round: above 1 the second is faster.
+        seconds: The seconds of one call, by name. The second is compared with the first.
+        ratio: The seconds of the first divided by those of the second, round by round. Above 1 the second is faster.
     """
 
     batch: int
@@ -63,12 +63,12 @@ def alternate(runs: Mapping[str, Callable[[], object]], seconds: float, threads:
     """Seconds of a call, measured in rounds in which all take turns, so that a busy machine slows all alike.
 
     Args:
-        runs: What to call, by name.
-        seconds: The seconds to spend on each, about; at least :data:`ROUNDS` calls are made.
+        runs: The functions to call, by name.
+        seconds: About how many seconds to spend on each. At least the lower of :data:`ROUNDS` calls are made.
         threads: The number of torch's threads while measuring.
     """
     timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in runs.items()}
-    once = {name: timer.timeit(1).median for name, timer in timers.items()}  # after two calls that don't count
+    once = {name: timer.timeit(1).median for name, timer in timers.items()}  # after two calls that are not timed
     rounds = min(max(ROUNDS[0], int(seconds / max(once.values()))), ROUNDS[1])
     calls = {name: max(1, int(seconds / rounds / each)) for name, each in once.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -97,7 +97,7 @@ def compare(runs: Mapping[str, Callable[[], object]], batch: int, seconds: float
 
 
 def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """A call that runs the model as it is run in use."""
+    """A function that runs the model in inference mode."""
 
     def run() -> Tensor:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Peak memory of one forward pass: counted on the CPU, as the allocator saw it on a GPU."""
+"""Peak memory of one forward pass: counted tensor by tensor on the CPU, read off the allocator on a GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _LiveBytes(TorchDispatchMode):
 def peak_memory(model: nn.Module, images: Tensor) -> int:
     """The most bytes that are alive during one forward pass: weights, images and what the layers compute.
 
-    What a kernel needs for itself while it runs is not counted.
+    Memory that a kernel uses only while it runs is not counted.
 
     Example:
         >>> peak_memory(nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False)), torch.zeros(2, 3, 2, 2))

@@ -1,4 +1,4 @@
-"""What can be exported: a checkpoint, a folder as `mvp-vote` writes it, or a zoo entry, all as one kind of thing."""
+"""The model to export, from a checkpoint, a folder that `mvp-vote` wrote, or a zoo entry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Source:
     """A trained model to export, and the dense one that it was cut from.
 
     Args:
-        name: The model's name, from which a folder is named.
+        name: The model's name, which its folder gets, too.
         model: The backbone and, where there is one, its linear head; on the CPU, in eval mode.
         recipe: The backbone's recipe, widths included.
         facts: The facts of its task: classes and preprocessing.
@@ -43,7 +43,7 @@ class Source:
 
     @classmethod
     def from_backbone(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
-        """From a backbone that carries its recipe.
+        """The source of a backbone that has its recipe, and of its head.
 
         Raises:
             ValueError: The head has another number of outputs than the task has classes.
@@ -58,7 +58,7 @@ class Source:
 
     @classmethod
     def from_module(cls, model: nn.Module, facts: TaskFacts) -> Source:
-        """From a backbone, or a Sequential of one and its linear head, as :meth:`MVPCallback.small_model` gives it.
+        """The source of a backbone, or of a Sequential of one and its linear head, such as `MVPCallback.small_model()`.
 
         Raises:
             ValueError: The backbone has no recipe that says how it was built.
@@ -82,7 +82,7 @@ class Source:
         return torch.randn(shape, generator=torch.Generator().manual_seed(batch))
 
     def dense(self) -> nn.Sequential:
-        """The same architecture at full width, with random weights: what the small model is measured against."""
+        """The same architecture at full width, with random weights, to compare the small model with."""
         backbone = create_backbone({name: value for name, value in self.recipe.items() if name != "kept"})
         with evaluating(backbone):
             features = backbone(self.images(1)).shape[1]
@@ -97,7 +97,7 @@ def from_checkpoint(
 
     Args:
         path: A checkpoint of a `TaskModule`, of a `MetaVoteModule`, or of your own module that an `MVPCallback` pruned.
-        module: Your own module, made as the one that was trained was; its weights become the checkpoint's.
+        module: Your own module, made as the one that was trained was. The checkpoint's weights are loaded into it.
         facts: The facts of its task; default: those that the callback was given.
 
     Raises:
@@ -112,8 +112,8 @@ def from_checkpoint(
         task = (state or {}).get("task")
         if facts is None and task is None:
             raise ValueError(
-                f"Expected argument `facts` to be the task's TaskFacts, because {path} doesn't tell: MVPCallback had "
-                "no `task`. With mvp-export: 'facts={name: pets, classes: [cat, dog], input_size: 64, mean: [0.5, 0.5, "
+                f"Expected argument `facts` to be the task's TaskFacts, because {path} has none: MVPCallback had no "
+                "`task`. With mvp-export: 'facts={name: pets, classes: [cat, dog], input_size: 64, mean: [0.5, 0.5, "
                 "0.5], std: [0.25, 0.25, 0.25]}'."
             )
         facts = TaskFacts.from_dict(task) if facts is None else facts  # type: ignore[arg-type]

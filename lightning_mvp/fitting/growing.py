@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_mvp.backbones.passes import Place, Where
 from lightning_mvp.checks import require_whole
 from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.adding import add_voted
+from lightning_mvp.training.batches import AnyTask
 from lightning_mvp.training.decision import is_first_process
 from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.voting.latest import latest_of
@@ -192,20 +194,23 @@ def require_wave(wave: int) -> int:
     return wave
 
 
-def start_accuracy(module: MetaVoteModule, datamodule: TaskDataModule, head_init: str = "ridge") -> float:
+def start_accuracy(
+    module: MetaVoteModule, datamodule: AnyTask, head_init: str = "ridge", *, device: Where = None
+) -> float:
     """The accuracy of a vote before its first step, on the task's validation images, with the ridge head.
 
     Args:
         module: not trained yet.
         datamodule: of the task.
         head_init: how its head was set; a random one is kept, and replaced for this measurement only.
+        device: as in :meth:`MetaVoteModule.from_zoo`.
     """
-    images, labels = datamodule.val_images()
+    place = Place.at(device).alone
     if head_init == "ridge":
-        return module.accuracy_on(images, labels)
+        return module.accuracy_in(datamodule, device=place)
     own = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
-    module.initialise_head(datamodule, "ridge")
+    module.initialise_head(datamodule, "ridge", device=place)
     try:
-        return module.accuracy_on(images, labels)
+        return module.accuracy_in(datamodule, device=place)
     finally:
         module.head.load_state_dict(own)

@@ -1,4 +1,4 @@
-"""Which units stay: from scores and a target ratio to masks."""
+"""Masks from scores and a target ratio: which units are kept."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def top_units(scores: Mapping[str, Tensor], kept: Mapping[str, int], current: Ma
     Args:
         scores: ``(units,)`` for each group.
         kept: how many units each group keeps.
-        current: units still there; a removed unit never comes back.
+        current: the units that are left, from which to choose; None for all.
 
     Returns:
-        Masks with exactly ``min(kept, still there)`` units in each group.
+        Masks that keep ``kept`` units of each group, or all that are left if these are fewer.
 
     Example:
         >>> top_units({"a": torch.tensor([3.0, 1.0, 2.0])}, {"a": 2})["a"]
@@ -67,7 +67,7 @@ def top_units(scores: Mapping[str, Tensor], kept: Mapping[str, int], current: Ma
 
 
 def _global_order(scores: Mapping[str, Tensor], current: Masks, floor: int) -> list[tuple[str, int]]:
-    """Units still there, least important first, without the ``floor`` best of each group."""
+    """The units that are left, the least important first, without the ``floor`` best of each group."""
     order = []
     for name, score in normalised(scores, current).items():
         alive = torch.where(current[name])[0]
@@ -89,22 +89,22 @@ def choose_masks(
 ) -> Masks:
     """One pruning decision: the units that stay, by score.
 
-    With scope ``layer`` every group keeps the same fraction of its units, :func:`~lightning_mvp.backbones.masks.widths`
-    of it; with ``global`` one ranking of scores, normalised by each group's mean, decides. With ``ratio_of`` params or
-    macs that fraction (or the number of units removed) is found by bisection, so that the small backbone's cost comes
-    as near as whole units allow without going above the target.
+    With scope ``layer`` every group keeps the same fraction of its units, rounded by
+    :func:`~lightning_mvp.backbones.masks.widths`. With scope ``global`` one ranking of all scores, normalised by each
+    group's mean, decides. With ``ratio_of`` params or macs that fraction, or the number of units removed, is found by
+    bisection, so that the small backbone's cost comes as near to the target as whole units allow without exceeding it.
 
     Args:
         scores: ``(units,)`` for each group, on the CPU.
-        current: units still there.
-        kept_fraction: of the dense backbone's units, parameters or MACs, in (0, 1].
+        current: the units that are left.
+        kept_fraction: the fraction of the dense backbone's units, parameters or MACs to keep, in (0, 1].
         scope: ``"layer"`` or ``"global"``.
         ratio_of: what ``kept_fraction`` is a fraction of.
         cost: needed unless ``ratio_of`` is units.
         floor: the least number of units a group keeps.
-        multiples: group → what its number of units is rounded up to, see
-            :func:`~lightning_mvp.backbones.masks.unit_multiples`; default: nothing is. A ratio of parameters or MACs
-            (or of units with scope ``global``) is kept all the same; with scope ``layer`` more units stay.
+        multiples: from :func:`~lightning_mvp.backbones.masks.unit_multiples`, to which the numbers of units are rounded
+            up. Default: they are not. A ratio of parameters or MACs, or of units with scope ``global``, is reached all
+            the same; a ratio of units with scope ``layer`` becomes smaller.
 
     Returns:
         Masks that are subsets of ``current``.
@@ -151,7 +151,7 @@ def choose_masks(
     if ratio_of == "units":
         target = int(target + 0.5)
     low, high = 0, last
-    while low < high:  # the first level whose cost is within the target: more removed never costs more
+    while low < high:  # find the first level within the target; a higher level never costs more
         middle = (low + high) // 2
         low, high = (low, middle) if amount(candidate(middle)) <= target else (middle + 1, high)
     chosen = candidate(low)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Candidates:
         groups: the groups of that backbone.
         origin: the groups of the backbone with which pruning began; the same object where removed units are zeroed.
         masks: the units of ``origin`` that are left.
-        seed: a number that is another one in every round, for scores that are drawn at random.
+        seed: a different number in every round, for scores that are drawn at random.
     """
 
     backbone: nn.Module
@@ -54,7 +54,7 @@ class Candidates:
         return state
 
     def units(self, group: str) -> Tensor:
-        """For each unit that the backbone has now: its number in the backbone with which pruning began."""
+        """The number that each unit of the backbone had when pruning began."""
         mask = self.masks[group]
         return torch.arange(len(mask)) if self.groups is self.origin else mask.nonzero()[:, 0]
 
@@ -119,7 +119,7 @@ class Taylor(Criterion):
 
     :math:`I_k = \frac{1}{n} \sum_{\mathrm{steps}} (\partial L / \partial z_k)^2`
 
-    A step whose gradients are not all finite is left out; the device is never waited for while steps are observed.
+    A step whose gradients are not all finite is left out. Observing a step never waits for a GPU.
 
     Example:
         >>> import numpy as np
@@ -146,7 +146,7 @@ class Taylor(Criterion):
             self.without_gradient = missing[0]
             return
         squares = self._gates(parameters, gradients).square()
-        # Whether the step counts is decided where the gradients are, so that nobody waits for a GPU.
+        # Whether the step counts is decided on the gradients' device, so that nothing waits for a GPU.
         finite = torch.isfinite(squares).all()
         squares = torch.where(finite, squares, 0.0)
         self._total = squares if self._total is None else self._total.to(squares.device) + squares
@@ -159,7 +159,7 @@ class Taylor(Criterion):
 
     @override
     def ready(self) -> bool:
-        """Whether a step with finite gradients was seen, or one without some gradient, which :meth:`scores` names."""
+        """Whether a step with finite gradients was seen, or one without a gradient, for which :meth:`scores` raises."""
         return bool(self.count) or self.without_gradient is not None
 
     @override
@@ -167,7 +167,7 @@ class Taylor(Criterion):
         """Float32 scores on the CPU.
 
         Raises:
-            RuntimeError: no step with all its gradients, and finite ones, was seen.
+            RuntimeError: no step was seen in which all gradients were there and finite.
         """
         if self.count.item() == 0:
             why = "Look for inf or NaN in the loss."
@@ -202,7 +202,7 @@ class Magnitude(Criterion):
 
 
 class Random(Criterion):
-    """Uniform random scores, the control: the same for a unit wherever the removed ones are zeroed or cut."""
+    """Uniform random scores, the control. They are the same whether removed units are zeroed or cut."""
 
     @override
     def scores(self, candidates: Candidates) -> Scores:
@@ -222,27 +222,25 @@ def observe_batches(
     backbone: nn.Module,
     head: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> None:
-    """Let a criterion look at a model as it stands: one backward pass for each batch, and no step.
+    """Show a criterion the gradients of cross-entropy, one backward pass for each batch, without a step.
 
     Gradients of the module are neither read nor written; batch-norm statistics and the training flag stay as they were.
 
     Args:
-        criterion: observes each batch; it must have begun.
+        criterion: observes each batch; its ``begin`` must have been called.
         backbone: maps images to features.
-        head: maps features to what ``loss`` takes.
+        head: maps features to logits.
         batches: pairs of images and labels, which are brought to the backbone's device.
-        loss: of logits and labels, averaged over the batch.
     """
     parameters, training = dict(backbone.named_parameters()), backbone.training
-    # In eval mode the running statistics are used and kept; the scores are of the network that would be deployed.
+    # In eval mode batch norms use their running statistics, as the network will when it is deployed.
     backbone.eval()
     device = next(backbone.parameters()).device
     for images, labels in batches:
         images, labels = images.to(device), labels.to(device)
         gradients = torch.autograd.grad(
-            loss(head(backbone(images)), labels), list(parameters.values()), allow_unused=True
+            F.cross_entropy(head(backbone(images)), labels), list(parameters.values()), allow_unused=True
         )
         criterion.observe(parameters, dict(zip(parameters, gradients, strict=True)))
     backbone.train(training)
@@ -251,7 +249,7 @@ def observe_batches(
 def taylor_importance(
     backbone: nn.Module, head: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], groups: Groups
 ) -> Scores:
-    """Taylor scores of a model as it stands, without training it: float32 ``(units,)`` for each group.
+    """Taylor scores of a model without training it: float32 ``(units,)`` for each group.
 
     Args:
         backbone: maps images to features.

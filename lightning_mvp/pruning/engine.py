@@ -29,16 +29,17 @@ def fractions_kept(cost: CostModel, masks: Masks) -> dict[str, float]:
 
 
 class Engine:
-    """Decides, round by round, which units of a backbone stay. Whoever owns it zeroes or cuts the others.
+    """Decides, round by round, which units of a backbone are kept. Its owner zeroes or cuts the others.
 
-    The backbone is handed to each method rather than kept, so that a callback that owns an engine can be pickled.
+    Each method takes the backbone as an argument instead of keeping it, so that a callback with an engine can be
+    pickled.
 
     Args:
         groups: the groups that are pruned, of the backbone with which pruning begins.
-        cost: of the same backbone and groups.
+        cost: parameters and MACs of the same backbone for any masks.
         settings: how to prune.
-        masks: the units that are there in the beginning; None: all.
-        present: the groups of the backbone as it is, where it was cut by ``masks``; None: ``groups``.
+        masks: the units that are there in the beginning; None for all.
+        present: the groups of the backbone after it was cut by ``masks``; None if it was not cut.
 
     Attributes:
         origin: the groups of the backbone with which pruning began.
@@ -62,18 +63,18 @@ class Engine:
         self.masks = full if masks is None else Masks({name: masks[name] for name in full})
         self.importance: Scores = {group.name: torch.zeros(group.size) for group in groups}
         self.round = 0
-        # A user's object is copied: it may serve several runs.
+        # A user's object is copied, because it may serve several runs.
         self.criterion = CRITERIA.resolve(copy.deepcopy(settings.criterion))
         self._begin(groups if present is None else present)
 
     def _begin(self, groups: Groups) -> None:
-        """Scores start afresh, of a backbone with these groups."""
+        """Start collecting scores anew, for a backbone with these groups."""
         self.groups = groups
         self.criterion.begin(groups)
         self._named: dict[str, nn.Parameter] = {}
 
     def _parameters(self, backbone: nn.Module) -> dict[str, nn.Parameter]:
-        if not self._named:  # collected once a round, because modules are walked slowly
+        if not self._named:  # collected once in each round, because walking through all modules is slow
             self._named = dict(backbone.named_parameters())
         return self._named
 
@@ -83,16 +84,19 @@ class Engine:
         return self.round == self.settings.rounds
 
     def observe(self, backbone: nn.Module) -> None:
-        """Let the criterion look at the gradients of one step, before they are clipped, if a round will want them."""
+        """Show the criterion the gradients of one step, before they are clipped, if a round will need them."""
         if self.criterion.uses_gradients and not self.finished:
             parameters = self._parameters(backbone)
             self.criterion.observe(parameters, {name: parameter.grad for name, parameter in parameters.items()})
 
     def decide(self, backbone: nn.Module, round_: int, kept_fraction: float) -> Masks:
-        """Decide one round: sets :attr:`masks`, :attr:`importance` and :attr:`round`, and returns the masks before it.
+        """Decide one round, which sets :attr:`masks`, :attr:`importance` and :attr:`round`.
+
+        Returns:
+            The masks before the round.
 
         Raises:
-            RuntimeError: there are no scores, or they are not finite or of another shape; nothing has changed then.
+            RuntimeError: there are no scores, or they are not finite or of another shape. Then nothing has changed.
         """
         scores, before = self._scores(backbone, round_), self.masks
         self.masks = self.settings.choose(scores, before, kept_fraction, self.origin, self.cost)
@@ -103,7 +107,7 @@ class Engine:
 
     @torch.no_grad()
     def _scores(self, backbone: nn.Module, round_: int) -> Scores:
-        """Scores ``(units,)`` for each group of :attr:`origin`; units that were cut have none, and get 0."""
+        """Scores ``(units,)`` for each group of :attr:`origin`, 0 for units that were cut."""
         seed = self.settings.seed * 1_000_003 + round_
         candidates = Candidates(backbone, self.groups, self.origin, self.masks, seed)
         found = self.criterion.scores(candidates)
@@ -127,7 +131,7 @@ class Engine:
             "round": self.round,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "importance": dict(self.importance),
-            # The state of our own criteria has always been here; the keys of others might be those above.
+            # Our own criteria's state is stored beside these keys, as it always was. Others' keys might be the same.
             **(state if type(self.criterion) in CRITERIA.known.values() else {"criterion": state}),
         }
 
@@ -146,8 +150,8 @@ class Pruner(Engine):
     Args:
         prunable: the groups of the backbone that is given to each method, from
             :func:`~lightning_mvp.pruning.prunable.find_prunable`.
-        example: what the backbone takes in one forward pass.
-        settings: how to prune it.
+        example: the inputs of one forward pass.
+        settings: how to prune the backbone.
     """
 
     def __init__(self, prunable: Prunable, example: tuple[Tensor, ...], settings: PruningSettings) -> None:
@@ -177,15 +181,15 @@ class Pruner(Engine):
         return tuple(torch.zeros(shape, dtype=getattr(torch, str(kind))) for shape, kind in self._inputs)
 
     def zero_gradients(self, backbone: nn.Module) -> None:
-        """Removed units get no gradient, so that they count in no norm and no momentum."""
+        """Zero the gradients of removed units, so that they count in no norm and no momentum."""
         self._keeper_for(backbone).zero_gradients()
 
     def zero_removed(self, backbone: nn.Module) -> None:
-        """Zero removed units: an optimizer may move what was zero."""
+        """Zero removed units again, since an optimizer may have moved them."""
         self._keeper_for(backbone).zero()
 
     def zero_optimizer_state(self, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Zero what an optimizer remembers of removed units: momentum and the like, of the parameter's own shape."""
+        """Zero an optimizer's state for removed units, such as momentum, where it has the parameter's shape."""
         self._keeper_for(backbone)
         for name, parts in self._dead.items():
             parameter = self._parameters(backbone)[name]
@@ -194,12 +198,16 @@ class Pruner(Engine):
                     zero_entries({name: value}, {name: parts})
 
     def prune(self, backbone: nn.Module, round_: int, kept_fraction: float) -> None:
-        """Decide one round and zero what it removes; scores start afresh. Errors are those of :meth:`decide`."""
+        """Decide one round, zero the units that it removes, and start collecting scores anew.
+
+        Raises:
+            RuntimeError: as in :meth:`decide`.
+        """
         self.decide(backbone, round_, kept_fraction)
         self._begin(self.groups)
         self._keeper_for(backbone)
         zero_entries(self._parameters(backbone), self._dead)
 
     def state_dict(self) -> dict[str, Any]:
-        """The engine's state, and the shapes of the backbone's inputs, with which its groups can be found again."""
+        """The engine's state, with the shapes of the backbone's inputs, by which its groups can be found again."""
         return {**super().state_dict(), "inputs": self._inputs}

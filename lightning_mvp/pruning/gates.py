@@ -1,4 +1,4 @@
-"""The loss's derivative by a gate on each unit's output: what Taylor scores are made of."""
+"""The loss's derivative by a gate on each unit's output, from which Taylor scores are computed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_mvp.backbones.units import UnitGroup
 
 
 class GateGradients:
-    r"""The loss's derivative by a gate of value 1 on each unit's output, from gradients that exist anyway.
+    r"""The loss's derivative by a gate of value 1 on each unit's output, from the gradients of the weights.
 
     For a gate z on the output of a tensor that is linear in its weights w, :math:`\partial L / \partial z_k =
     \sum_{i \in k} w_i\, \partial L / \partial w_i` (Molchanov et al., "Importance Estimation for Neural Network
-    Pruning", CVPR 2019, section 3.1 on gates). Where a unit ends in a norm these are its γ and β; where not, the
-    producer's weights and bias; for an MLP's hidden unit the second layer's columns; for a head the output
-    projection's. Over the members of a residual group the derivatives add up. Summing w·g over a convolution's
-    filters in front of a train-mode batch norm would be zero by scale invariance.
+    Pruning", CVPR 2019, section 3.1 on gates). Where a unit ends in a norm, w are its γ and β, else the producer's
+    weights and bias; for an MLP's hidden unit the second layer's columns; for a head the output projection's columns.
+    The derivatives of a residual group's members add up. For a convolution in front of a batch norm in train mode the
+    sum over its own filters would be zero, because the norm makes the output independent of their scale.
 
     All groups are computed together, in a few tensor operations, because this happens in every training step.
 
@@ -61,7 +61,7 @@ class GateGradients:
             products = torch._foreach_mul([values[i] for i in vectors], [slopes[i] for i in vectors])
             along |= dict(zip(vectors, products, strict=True))
         for i, (_, axis) in enumerate(self._axes):
-            if i not in along:  # matrices one after the other: all products at once would not fit the cache
+            if i not in along:  # one after the other, because the products of all matrices would not fit into the cache
                 product = values[i] * slopes[i]
                 along[i] = product.sum([dim for dim in range(product.ndim) if dim != axis])
         parts = [along[i] for i in range(len(self._axes))]
@@ -71,7 +71,7 @@ class GateGradients:
         return torch.cat([flat[entries].sum(dim=1) for entries in self._entries])
 
     def _positions(self, lengths: list[int]) -> list[Tensor]:
-        """For each group ``(units, entries)``: where its units' entries are, once all tensors are concatenated."""
+        """For each group ``(units, entries)``, the places of its units' entries in all sums concatenated."""
         starts = dict(zip(self._axes, itertools.accumulate([0, *lengths]), strict=False))
         return [
             torch.cat(
@@ -81,6 +81,6 @@ class GateGradients:
         ]
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
-        """What :meth:`__call__` is shaped like, by group: ``(units,)`` each."""
+        """Values of the shape that :meth:`__call__` returns, as ``(units,)`` for each group."""
         parts = values.split([group.size for group in self.groups])
         return {group.name: part for group, part in zip(self.groups, parts, strict=True)}

@@ -1,6 +1,6 @@
-"""How much each unit matters: magnitude and random scores, as pure functions of tensors.
+"""Magnitude and random scores of units, as pure functions of tensors.
 
-A score is a float32 tensor of shape ``(units,)`` for each group; more is more important.
+Scores are a float32 tensor of shape ``(units,)`` for each group; units with greater scores are more important.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Scores = dict[str, Tensor]
 
 
 def sum_by_unit(values: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Sum a tensor's entries over what each unit owns of one axis.
+    """Sum a tensor's entries over the parts of one axis that units own.
 
     Args:
         values: any shape, with ``values.shape[axis]`` entries along the axis.
@@ -58,7 +58,7 @@ def magnitude_importance(state: Mapping[str, Tensor], groups: Groups) -> Scores:
 
 
 def random_importance(groups: Groups, seed: int) -> Scores:
-    """Uniform random scores, the control: float32 ``(units,)`` for each group, a function of the seed alone."""
+    """Uniform random scores, the control: float32 ``(units,)`` for each group, the same ones for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return {group.name: torch.rand(group.size, generator=generator) for group in groups}
 
@@ -68,7 +68,7 @@ def normalised(scores: Mapping[str, Tensor], masks: Masks | None = None) -> Scor
 
     Args:
         scores: ``(units,)`` for each group.
-        masks: the units still there; None means all.
+        masks: the units that are left; None for all.
 
     Returns:
         float64 ``(units,)`` for each group; a group whose mean is zero stays zero.

@@ -1,4 +1,4 @@
-"""Has a loss become NaN or infinite, at which step, and was a pruning round right before it?"""
+"""Watches for a loss that becomes NaN or infinite, and tells whether a pruning round is the likely cause."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A GPU is asked this often: each question waits for it.
-STEPS_BETWEEN_QUESTIONS = 50
-# A gradient that is not finite after a round spoils the weights in its step, and the loss in the next.
+STEPS_BETWEEN_QUESTIONS = 50  # a GPU is asked this rarely, because each question waits for it
+# Within so many steps the round is the likely cause. A gradient that is not finite after it makes the weights infinite
+# or NaN in the same step, and the loss in the next.
 STEPS_AFTER_ROUND = 3
-# A loss that has grown so much since the round was on its way to infinity: that is the rate.
+# A loss that had grown by this factor since the round was diverging, for which the learning rate is the likely cause.
 RUNAWAY = 100.0
 LOOK_FOR_ZERO_CHANNELS = (
     "look for an operation whose value or slope is not finite where channels are zero, as the removed ones are, such "
@@ -22,13 +22,13 @@ LOOK_FOR_ZERO_CHANNELS = (
 
 
 class LossWatch:
-    """Remembers the first step whose loss was not finite, and whether a pruning round was right before it.
+    """Remembers the first step whose loss was not finite, and whether a pruning round came right before it.
 
-    A loss on the CPU is checked at once. One on a GPU is checked there, and the GPU is asked every
+    A loss on the CPU is checked at once. A loss on a GPU is checked there, and the result is fetched every
     :data:`STEPS_BETWEEN_QUESTIONS` steps and by :meth:`check`.
 
     Args:
-        zeroes: whether rounds zero what they remove, rather than cut it out.
+        zeroes: whether rounds zero the units that they remove, rather than cut them out.
 
     Example:
         >>> LossWatch().see({"loss": torch.tensor(float("nan"))}, 7)
@@ -78,10 +78,10 @@ for images or labels that are not finite.
             self.check()
 
     def check(self) -> None:
-        """Ask whether a loss was not finite so far; waits for the device.
+        """Raise if a loss was not finite so far; this waits for the GPU.
 
         Raises:
-            FloatingPointError: one was.
+            FloatingPointError: a loss was NaN or infinite.
         """
         if self._first is not None and self._first >= 0:
             step = int(self._first)

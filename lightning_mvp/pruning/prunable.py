@@ -1,4 +1,4 @@
-"""What of a backbone can be pruned, and what is refused before any work."""
+"""The groups of a backbone that will be pruned, and refusals of what can't be pruned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_mvp.pruning.settings import PruningSettings
 
 
 class Contract(NamedTuple):
-    """The groups that a zoo's entries are about.
+    """The groups that all entries of a zoo must have.
 
     Attributes:
         zoo: the zoo's folder, for messages.
@@ -29,7 +29,7 @@ class Contract(NamedTuple):
 
 
 class Prunable(NamedTuple):
-    """What of a backbone is pruned.
+    """The groups of a backbone that are pruned.
 
     Attributes:
         every: all groups that were found, or that the zoo lists.
@@ -65,9 +65,10 @@ def find_prunable(
 
     Args:
         backbone: maps images to features.
-        example: what it takes in one forward pass.
+        example: the inputs of one forward pass.
         settings: how to prune it.
-        keep_features: leave the group that is the backbone's output whole, because nobody knows who reads it.
+        keep_features: whether the group that is the backbone's output stays whole, as it must where the layer that
+            reads it is not known.
         contract: the groups of the zoo that the result is for, which are the same for all its entries.
 
     Raises:
@@ -76,7 +77,7 @@ def find_prunable(
     """
     require_plain(backbone)
     every = find_groups(backbone, example)
-    # Groups of other sizes are of another backbone, which the zoo refuses by name when it is opened.
+    # Groups of other sizes are of another backbone; the zoo refuses that by name when it is opened.
     if contract is not None and contract.sizes.items() <= {**contract.sizes, **every.sizes}.items():
         every = every.listed(contract.sizes, contract.zoo)
     features = [group.name for group in every.feature_groups] if keep_features else []
@@ -85,21 +86,21 @@ def find_prunable(
             f"Group `{features[0]}` is the backbone's output and stays whole, because `head` is not given "
             "and nobody knows who reads it. Name the linear layer that follows: MVPCallback(head=...)."
         )
-    # Chosen among all groups: a pattern may name those that stay whole anyway.
+    # Patterns are matched with all groups, since they may name groups that stay whole anyway.
     groups = every.select(settings.include, [*(settings.exclude or ()), *features])
     require_trainable(backbone, groups)
     cost, full = CostModel(backbone, groups, example), Masks.full(groups)
-    # A ratio out of reach is refused now, not in the round that can't reach it.
+    # A ratio that is out of reach is refused now, and not in the round that can't reach it.
     scores = {name: mask.float() for name, mask in full.items()}
     settings.choose(scores, full, 1 - settings.pruning_ratio, groups, cost)
     return Prunable(every, groups, cost)
 
 
 def require_plain(backbone: nn.Module) -> None:
-    """Refuse weights that are computed from others: zeroing and cutting would not reach what they are made of.
+    """Refuse weights that are computed from other parameters, which zeroing and cutting would not change.
 
     Raises:
-        ValueError: a module is under torch.nn.utils.prune or a parametrization, named.
+        ValueError: a module, which is named, is under torch.nn.utils.prune or a parametrization.
     """
     for name, module in backbone.named_modules():
         if parametrize.is_parametrized(module):
@@ -115,7 +116,7 @@ def require_plain(backbone: nn.Module) -> None:
 
 
 def require_trainable(backbone: nn.Module, groups: Groups) -> None:
-    """Refuse units that training won't move: they can't be scored.
+    """Refuse frozen units, which can't be scored.
 
     Raises:
         ValueError: a unit's gate is frozen.

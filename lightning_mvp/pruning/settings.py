@@ -1,4 +1,4 @@
-"""What a user chooses about pruning, checked at once, and what it means for each round."""
+"""The settings of pruning, checked when they are made, and the rounds that follow from them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ SHARE_OF_STEPS_FOR_ROUNDS = 0.6
 class PruningSettings:
     """How a backbone is pruned; the arguments are those of :class:`~lightning_mvp.callbacks.mvp.MVPCallback`.
 
-    An option of pruning is a field here and an argument there.
-
     Raises:
-        ValueError: an argument out of its range, named.
+        ValueError: an argument, which is named, is out of its range.
 
     Example:
         >>> PruningSettings(pruning_ratio=0.75, rounds=2).schedule(steps=100).step_of(2)
@@ -77,7 +75,7 @@ class PruningSettings:
         require_round_to(self.round_to)
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
-            if patterns is not None:  # one word will do; a plain list, as JSON and checkpoints give it back
+            if patterns is not None:  # one pattern or several; kept as a plain list, as JSON and checkpoints return it
                 object.__setattr__(self, name, [patterns] if isinstance(patterns, str) else list(patterns))
         self._schedule(1 if self.steps_per_round is None else self.steps_per_round)
 
@@ -85,7 +83,7 @@ class PruningSettings:
         return Schedule(self.pruning_ratio, self.rounds, steps_per_round, self.warmup_steps, self.power)
 
     def schedule(self, steps: float) -> Schedule:
-        """The rounds of a run of so many optimizer steps; ``inf`` where its length is not known.
+        """The rounds of a run of so many optimizer steps, ``inf`` where their number is not known.
 
         Raises:
             ValueError: neither ``steps_per_round`` nor the run's length is known.
@@ -100,7 +98,7 @@ class PruningSettings:
         return self._schedule(max(1, int(SHARE_OF_STEPS_FOR_ROUNDS * (steps - self.warmup_steps) / self.rounds)))
 
     def config(self, steps: int) -> dict[str, Any]:
-        """Everything a zoo entry's id is made of, for a run of so many optimizer steps."""
+        """The settings that are part of a zoo entry's id, for a run of so many optimizer steps."""
         return {**self.to_dict(), "steps_per_round": self.schedule(steps).steps_per_round, "steps": steps}
 
     def _stored(self) -> dict[str, Any]:
@@ -108,7 +106,7 @@ class PruningSettings:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"criterion": criterion}
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; a setting that older versions do not know is left out where it changes nothing.
+        """The settings as plain JSON types. A setting that older versions do not have is left out at its default.
 
         Raises:
             ValueError: a criterion that other processes can't make again from what is stored of it.
@@ -119,10 +117,10 @@ class PruningSettings:
         """Refuse to go on with other settings than a checkpoint has.
 
         Args:
-            saved: of :meth:`to_dict`.
+            saved: what :meth:`to_dict` returned.
 
         Raises:
-            ValueError: they differ; says in what.
+            ValueError: they differ; the message lists how.
         """
         before, own = {**DEFAULTS_NOT_STORED, **saved}, self._stored()
         differing = [
@@ -153,26 +151,26 @@ class PruningSettings:
 
 
 def entry_config(settings: PruningSettings, steps: int, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the id of a pruned entry is made of.
+    """The configuration from which a pruned entry's id is made.
 
     Args:
         settings: how it is pruned.
         steps: the run's optimizer steps.
-        training: how it is trained, where somebody says so; plain JSON.
+        training: how it is trained, as plain JSON, if that is known.
     """
     return {**settings.config(steps), **({"training": dict(training)} if training else {})}
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """One round of a preview; what cannot be known yet is None.
+    """One round of a preview; values that are not known before training are None.
 
     Args:
-        round: 1 to the number of rounds.
+        round: its number, from 1.
         step: the optimizer steps done when it happens; None if the run's length is not known.
-        kept_fraction: of units, parameters or MACs, left after it.
-        widths: units left in each group; None with global scope, where they depend on scores.
-        macs: multiply-accumulates left; None where widths are.
+        kept_fraction: the fraction of units, parameters or MACs that is left after it.
+        widths: the number of units left in each group; None with global scope, where they depend on scores.
+        macs: multiply-accumulates left; None with global scope.
     """
 
     round: int
@@ -189,7 +187,7 @@ def plan_rounds(settings: PruningSettings, groups: Groups, cost: CostModel, step
         settings: how it will be pruned.
         groups: the backbone's groups.
         cost: of the same backbone and groups.
-        steps: the run's optimizer steps; needed for the rounds' steps unless the settings say them.
+        steps: the run's optimizer steps; needed for the rounds' steps unless ``steps_per_round`` is set.
     """
     timed = steps is not None or settings.steps_per_round is not None
     schedule = settings.schedule(settings.warmup_steps if steps is None else steps)

@@ -1,4 +1,4 @@
-"""What pruning did, as a table: units, parameters and MACs before and after."""
+"""A table of units, parameters and MACs before and after pruning."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.masks import Masks
 
 
-def pruning_table(groups: Groups, masks: Masks, cost: CostModel, title: str = "Meta-Vote Pruning") -> Table:
+def pruning_table(groups: Groups, masks: Masks, cost: CostModel) -> Table:
     """Units kept in each group, then parameters and MACs of the whole backbone, before and after.
 
-    A group's own parameters and MACs are what cutting this group alone would leave.
+    A group's own parameters and MACs are those that would be left if only this group were cut.
 
     Args:
         groups: the backbone's groups.
         masks: the units kept.
         cost: of the same backbone and groups.
-        title: above the table.
 
     Returns:
         A table for ``rich.print``.
     """
     full = Masks.full(groups)
-    table = Table(title=title)
+    table = Table(title=f"Pruned to ratio {masks.pruning_ratio:.2f}")
     for column in ("group", "kind"):
         table.add_column(column)
     for column in ("units", "kept", "parameters left", "MACs left"):

@@ -1,4 +1,4 @@
-"""Units that are zero: masks read off them, and masks refused that say otherwise than the weights do."""
+"""Masks read off the weights that are zero, and a check that masks and weights agree."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_mvp.backbones.masks import Masks, dead_entries
 
 
 def masks_from_zeros(backbone: nn.Module, groups: Groups) -> Masks:
-    """A unit is dropped if, and only if, all its producer entries are 0.
+    """Masks that remove exactly those units whose producer entries are all 0.
 
-    Weights are read as the forward pass sees them, so ``torch.nn.utils.prune`` and parametrizations are honoured.
+    Weights are read as the forward pass uses them, so ``torch.nn.utils.prune`` and parametrizations are honoured.
 
     Args:
         backbone: the model, at its full size.
@@ -48,15 +48,15 @@ def masks_from_zeros(backbone: nn.Module, groups: Groups) -> Masks:
 
 
 def require_zeroed(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]) -> None:
-    """Refuse masks that are not those of the weights: cutting what is not zero would change what the model computes.
+    """Refuse masks that remove units which are not zero, since cutting those would change what the model computes.
 
     Args:
         backbone: at its full size.
         groups: its groups.
-        masks: one for each of them.
+        masks: one for each group.
 
     Raises:
-        ValueError: a removed unit owns entries that are not zero, or the backbone has been cut already; says which.
+        ValueError: a removed unit owns entries that are not zero, or the backbone has been cut already.
 
     Example:
         >>> from lightning_mvp.backbones import apply_masks, find_groups, random_masks
@@ -86,7 +86,7 @@ def require_zeroed(backbone: nn.Module, groups: Groups, masks: Mapping[str, Any]
 
 
 def _weight(backbone: nn.Module, name: str) -> Tensor:
-    """A tensor as the forward pass sees it."""
+    """A tensor as the forward pass uses it."""
     owner, _, attribute = name.rpartition(".")
     weight: Tensor = getattr(backbone.get_submodule(owner), attribute)
     return weight.detach()

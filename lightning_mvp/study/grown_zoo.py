@@ -61,7 +61,7 @@ def grow_one(
     for member in lineage(zoo):
         if member.wave and member.task == data.facts.name:
             zoo.remove(member.name)  # a stop between entry and record: its seconds are not known
-    if growth.permutes_labels(index):
+    if growth.shuffle or growth.poison == index:
         data = with_permuted_labels(data, settings.seed + index)
     start = time.perf_counter()
     grown = grow(

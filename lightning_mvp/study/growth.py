@@ -51,10 +51,6 @@ class Growth:
         """
         return max(1, index + 2 - self.first_wave)
 
-    def permutes_labels(self, index: int) -> bool:
-        """Whether the labels of the task that joins after ``index`` others are permuted."""
-        return self.shuffle or self.poison == index
-
     def sequence(self, sources: int) -> list[str]:
         """The names of the tasks that join, in their order.
 

@@ -56,10 +56,6 @@ class Origin:
         """The groups that lose units; the others stay whole."""
         return self.groups.select(self.include, self.exclude)
 
-    def find_pruned(self, smaller: nn.Module) -> Groups:
-        """The groups that lose units, with the units that earlier rounds have left of them."""
-        return find_groups(smaller, self.example, check=False).select(self.pruned.names)
-
     @cached_property
     def cost(self) -> CostModel:
         return CostModel(self.build(), self.groups, self.example)

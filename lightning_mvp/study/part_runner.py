@@ -12,6 +12,7 @@ import lightning as L
 
 from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.backbones.create import create_backbone, recipe_of
+from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.weights import save_weights
 from lightning_mvp.callbacks.mvp import MVPCallback
@@ -255,8 +256,9 @@ class PartRunner(StudyContext):
         if trial.method == "mvp_refine":
             origin, steps = self.zoo_origin, settings.vote.get("refine_after", trial.steps // 4)
             one = {"criterion": "taylor", "rounds": 1, "steps_per_round": steps, "pruning_ratio": settings.entry_ratio}
-            pruning, present = self.scratch_settings(settings, **one), origin.find_pruned(module.backbone)
-            return OwnCutter(origin.pruned, origin.cost, pruning, masks, present), pruning
+            pruning = self.scratch_settings(settings, **one)
+            left = find_groups(module.backbone, origin.example, check=False)
+            return OwnCutter(origin.pruned, origin.cost, pruning, masks, left.select(origin.pruned.names)), pruning
         pruning = self.scratch_settings(settings, criterion=trial.method)
         return OwnCutter(origin.pruned, origin.cost, pruning), pruning
 

@@ -15,7 +15,7 @@ from lightning_mvp.study.results import Difference
 from lightning_mvp.study.trials import TrialResult
 from lightning_mvp.study.trust_rules import Case, calibration, left_out_predictions
 
-# A difference of accuracies that would hide all others in one picture.
+# A difference of accuracies so great that all others could not be told apart in the same picture.
 TOO_FAR_TO_DRAW = 0.15
 LONGER = {"taylor@300": "#CC79A7", "taylor@1000": "#882255"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000", "#999933", "#666666")
@@ -41,7 +41,7 @@ def differences_of_sections(sections: Mapping[str, Mapping[str, Difference]], ri
 
 
 def differences_of_choices(trials: Sequence[TrialResult]) -> Figure:
-    """Each choice minus the default, the first trial. One far off is named at the edge, or it would hide the others."""
+    """Each choice minus the default, which is the first trial. A large difference is written at the edge instead."""
     own = trials[1:]
     names = [f"{trial.question}: {trial.answer}" for trial in own]
     title = "difference to the default, points of validation accuracy (95 % interval)"
@@ -57,11 +57,13 @@ def differences_of_choices(trials: Sequence[TrialResult]) -> Figure:
 
 
 def trust(found: Mapping[str, Sequence[Case]]) -> Figure:
-    """Left: how often the vote won, against what a rule said that had seen none of that kind of target, with Wilson's
-    95 % interval. Right: by how much, against what LEEP explains, for the last rival.
+    """How often and by how much the vote won, against what LEEP predicts.
+
+    The left plot shows how often it won, with Wilson's 95 % interval, against the prediction of a rule that was fitted
+    without that kind of target. The right plot shows by how much it won against the last rival.
 
     Args:
-        found: rival → cases. Those that are all won or all lost are left out on the left.
+        found: rival → cases. The left plot leaves out a rival against which all are won or all are lost.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import lightning as L
 import torch
@@ -48,9 +49,9 @@ class TaskDataModule(L.LightningDataModule):
             `TaskLoader`).
         images_per_class: keep only so many training images of each class, drawn by `seed`.
         data_options: further arguments of `load_data` if `data` is a name.
-        preprocessing: what the model wants: `input_size`, `mean`, `std`, and perhaps `interpolation` and `crop`, as
-            `preprocessing_of` gives them for pretrained weights. None: the size, mean and standard deviation of the
-            data set's images.
+        preprocessing: how the model sees images: `input_size`, `mean`, `std`, and perhaps `interpolation` and `crop`,
+            as `ModelZoo.preprocessing` and `timm_preprocessing` have them. None: the size, mean and standard deviation
+            of the data set's images.
         num_workers: number of loading processes, or "auto" (see `TaskLoader`).
         balance: whether an epoch shows each class equally often.
         mixing: arguments of `timm.data.Mixup`, by which training images are mixed; None: they are not.
@@ -111,7 +112,7 @@ class TaskDataModule(L.LightningDataModule):
         if mixing is not None:
             Mixture(mixing, len(chosen))
         self._preprocessing = preprocessing
-        self._training: list[TaskLoader] = []
+        self._training: WeakSet[TaskLoader] = WeakSet()
         if preprocessing is not None or data.in_memory:
             self.facts  # noqa: B018 (refuses what can't be, before any work)
         wanted = torch.tensor([data.classes.index(label) for label in chosen])
@@ -153,14 +154,13 @@ class TaskDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TaskLoader:
         loader = self._loader("train")
-        self._training.append(loader)
+        self._training.add(loader)
         return loader
 
     def teardown(self, stage: str) -> None:
         """Lightning calls it after each run: the loading processes of training, which stay from epoch to epoch, end."""
         for loader in self._training:
             loader.close()
-        self._training.clear()
 
     def val_dataloader(self) -> TaskLoader:
         return self._loader("val")

@@ -90,10 +90,6 @@ class TaskFacts:
         """As plain JSON types: the inverse of `from_dict`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def preprocessing(self) -> dict[str, Any]:
-        """How a model of this task sees images: all but the name and the classes, as plain JSON types."""
-        return {key: value for key, value in self.to_dict().items() if key not in ("name", "classes")}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskFacts:
         """From plain JSON types; a missing or unknown key is refused by name."""

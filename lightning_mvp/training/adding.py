@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.backbones.passes import Where
 from lightning_mvp.pruning.importance import Scores, magnitude_importance
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.meta_vote import MetaVoteModule
@@ -41,6 +42,7 @@ def add_voted(
     info: Mapping[str, Any] | None = None,
     storage: Storage = "float32",
     folder: str | Path = ".",
+    device: Where = None,
 ) -> str:
     """Add a trained voted model to the zoo that it was voted from: the last of three steps, see the example.
 
@@ -61,6 +63,8 @@ def add_voted(
         info: anything else worth keeping, such as ``{"steps": 100}``; plain JSON.
         storage: ``"float32"``, or ``"bfloat16"`` for half the bytes.
         folder: where the entry is kept if the zoo can't be written.
+        device: where images go through the models, such as ``"cuda"``, or a
+            :class:`~lightning_mvp.backbones.passes.Place`, which also says the precision. None: where the module is.
 
     Returns:
         The name of the entry.
@@ -83,7 +87,7 @@ def add_voted(
             f"Expected argument `datamodule` to be of the module's task {module.facts.name!r}, with the same classes "
             f"and images, but got one of {datamodule.facts.name!r}."
         )
-    accuracy = module.accuracy_on(*datamodule.val_images())
+    accuracy = module.accuracy_in(datamodule, device=device)
     if start_accuracy is not None and not accuracy >= start_accuracy:
         raise WorseThanStartError(
             f"Expected the model of {module.facts.name!r} to be no worse on validation images than the vote it began "
@@ -99,7 +103,7 @@ def add_voted(
         rule = {"neighbours": len(parents), "wave": wave, "training": module.training_options, **_steps(info)}
         config = growth_config(family, members, rule)
     entry = grown_entry(
-        zoo, module, datamodule, parents, config, {**(info or {}), "val_accuracy": accuracy, "wave": wave}
+        zoo, module, datamodule, parents, config, {**(info or {}), "val_accuracy": accuracy, "wave": wave}, device
     )
     add_or_keep(zoo, entry, Path(folder), storage)
     return entry.name
@@ -129,6 +133,7 @@ def grown_entry(
     parents: Sequence[ZooEntry],
     config: Mapping[str, Any],
     info: Mapping[str, Any],
+    device: Where = None,
 ) -> ZooEntry:
     """The entry of a trained voted model, not added to anything yet.
 
@@ -139,6 +144,7 @@ def grown_entry(
         parents: the entries that voted, in the report's order.
         config: of the entry's id.
         info: what the run came to; parents and generation are added.
+        device: as in :func:`add_voted`.
 
     Raises:
         ValueError: the parents are not what they were when they voted.
@@ -159,7 +165,7 @@ def grown_entry(
         mean_importance(importance, coefficients),
         {name: tensor for name, tensor in module.backbone.state_dict().items() if name in theta0},
         module.head.state_dict(),
-        task_means(dense, datamodule, seen_by).means(),
+        task_means(dense, datamodule, seen_by, device).means(),
         {
             **datamodule.data.described(),
             **info,

@@ -35,4 +35,4 @@ class CutRun:
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""
-        return pruning_table(self.groups, self.masks, self.cost, f"Pruned to ratio {self.masks.pruning_ratio:.2f}")
+        return pruning_table(self.groups, self.masks, self.cost)

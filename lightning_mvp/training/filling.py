@@ -11,6 +11,7 @@ import lightning as L
 from torch import Tensor
 
 from lightning_mvp.agreement import on_rank_zero, require_equal_on_all_ranks
+from lightning_mvp.backbones.passes import Place
 from lightning_mvp.pruning.engine import fractions_kept
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import require_time_for, warn_of_low_rate
@@ -66,8 +67,8 @@ def prune_into_zoo(
     assert isinstance(module.example_input_array, Tensor)
     prunable = find_prunable(module.backbone, (module.example_input_array,), settings, contract=zoo.contract(fabric))
     zoo.open(fabric, module.backbone, prunable.every)
-    seen_by = on_rank_zero(fabric, zoo.prototype_facts)
-    prototypes = task_means(module.backbone, data, seen_by).means()
+    place, seen_by = Place.of(fabric), on_rank_zero(fabric, zoo.prototype_facts)
+    prototypes = task_means(module.backbone, data, seen_by, place).means()
 
     own = module.training_options
     cutter = OwnCutter(prunable.groups, prunable.cost, settings)
@@ -75,13 +76,13 @@ def prune_into_zoo(
     if once is None:
         small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
     else:
-        small = cut_once(module.to(fabric.device), data, cutter, once)
+        small = cut_once(module.to(fabric.device), data, cutter, once, place)
         require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, 1)
     seconds = time.perf_counter() - start
     if once is None and own["schedule"] == "onecycle":
         peak = own["learning_rate"]
         warn_of_low_rate(peak * one_cycle(schedule.last_step - 1, steps), peak)
-    accuracy = small.accuracy_on(*data.val_images())
+    accuracy = small.accuracy_in(data, device=place)
 
     def write() -> None:
         theta0 = zoo.theta0

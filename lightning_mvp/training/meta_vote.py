@@ -11,11 +11,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_mvp.backbones.create import as_json
+from lightning_mvp.backbones.passes import Place, Where
 from lightning_mvp.tasks.datamodule import TaskDataModule
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.training.batches import BatchTo, LoadedTask, facts_for, task_of
+from lightning_mvp.training.classifier import HeadInit
 from lightning_mvp.training.decision import Decision, freeze, is_first_process, rank_variables
 from lightning_mvp.training.mimic import Teacher, require_weight
 from lightning_mvp.training.resume import undisturbed
-from lightning_mvp.training.task import HeadInit, TaskModule
+from lightning_mvp.training.task import TaskModule
 from lightning_mvp.turns import failing_for_all, let_go, wait_for_rank_zero
 from lightning_mvp.voting.options import VOTE_OPTIONS, AnySimilarity, VoteOptions
 from lightning_mvp.voting.ranking import Neighbour
@@ -67,7 +71,7 @@ class MetaVoteModule(TaskModule):
     def from_zoo(
         cls,
         zoo: ModelZoo | str | Path,
-        datamodule: TaskDataModule,
+        datamodule: TaskDataModule | L.LightningDataModule,
         neighbours: int | Sequence[Neighbour] | None = 8,
         pruning_ratio: float | None = None,
         similarity: AnySimilarity = "leep",
@@ -77,6 +81,9 @@ class MetaVoteModule(TaskModule):
         mimic: float = 0.0,
         theta0: nn.Module | None = None,
         best_of: Sequence[int] | None = None,
+        facts: TaskFacts | Mapping[str, Any] | None = None,
+        batch_to: BatchTo | None = None,
+        device: Where = None,
         **options: Any,
     ) -> MetaVoteModule:
         """Find the nearest tasks, vote, merge, cut, set the head; nothing is trained yet.
@@ -85,7 +92,9 @@ class MetaVoteModule(TaskModule):
 
         Args:
             zoo: a zoo or its folder.
-            datamodule: the new task; only its training images are used, but for ``best_of``.
+            datamodule: the new task; only its training images are used, but for ``best_of``. Of a LightningDataModule
+                of any kind the training loader is read, one batch at a time: a few batches for the vote, all once for
+                the head (of a loader without length 1,000 batches). Where it augments, so are these.
             neighbours: how many zoo entries vote; None lets all vote; or a ranking already made, such as that of
                 :func:`~lightning_mvp.voting.latest.latest`.
             pruning_ratio: of the voted model; None takes the neighbours' mean widths.
@@ -99,6 +108,13 @@ class MetaVoteModule(TaskModule):
             best_of: numbers of neighbours to try, such as ``(1, 4, 8)``: each vote is measured before its first step,
                 with the ridge head, on the task's validation images, and the best is taken; of equal ones that of the
                 fewest. ``neighbours`` then says who may vote at most. None tries no others than ``neighbours``.
+            facts: the task's classes, in the order of its labels, and how its images are preprocessed; None: those of
+                ``datamodule.facts``. Images that a loader gives as floats are preprocessed already.
+            batch_to: batch → images and labels, see :class:`TaskModule`; labels are class indices ``(N,)`` or multi-hot
+                ``(N, classes)``.
+            device: where images go through models before the Trainer starts, such as ``"cuda"``, or a
+                :class:`~lightning_mvp.backbones.passes.Place`, which also says the precision. None: where the backbone
+                is, in float32. The module itself stays on the CPU until the Trainer takes it.
             options: any others of :class:`~lightning_mvp.voting.options.VoteOptions`, such as ``merge`` or
                 ``temperature``, and of :class:`TaskModule`: ``learning_rate``, ``optimizer``, ``weight_decay``,
                 ``schedule``.
@@ -110,18 +126,33 @@ class MetaVoteModule(TaskModule):
         chosen = VoteOptions(pruning_ratio=pruning_ratio, similarity=similarity, **vote)  # type: ignore[arg-type]
         options["mimic"] = require_weight(mimic)
         require_counts(best_of)
+        own, options["batch_to"] = facts_for(datamodule, facts, batch_to), batch_to
         if not is_first_process():
-            module = cls(None, datamodule.facts.to_dict(), None, **options)
+            module = cls(None, own.to_dict(), None, **options)
             module._to_share, module._dense = True, backbone
             return module
-        return cls._vote(zoo, datamodule, neighbours, chosen, head_init, backbone, mimic, theta0, best_of, options)
+        with failing_for_all():
+            return cls._vote(
+                zoo,
+                task_of(datamodule, own, batch_to),
+                own,
+                neighbours,
+                chosen,
+                head_init,
+                backbone,
+                mimic,
+                theta0,
+                best_of,
+                Place.at(device).alone,
+                options,
+            )
 
     @classmethod
-    @failing_for_all()
     def _vote(
         cls,
         zoo: ModelZoo | str | Path,
-        datamodule: TaskDataModule,
+        task: Any,
+        own: TaskFacts,
         neighbours: int | Sequence[Neighbour] | None,
         chosen: VoteOptions,
         head_init: HeadInit,
@@ -129,23 +160,27 @@ class MetaVoteModule(TaskModule):
         mimic: float,
         theta0: nn.Module | None,
         best_of: Sequence[int] | None,
-        options: Mapping[str, Any],
+        place: Place,
+        options: dict[str, Any],
     ) -> MetaVoteModule:
+        """What :meth:`from_zoo` does on rank 0."""
         if not isinstance(zoo, ModelZoo):
             zoo = ModelZoo(zoo)
-        election = Election(zoo, datamodule, neighbours, chosen, backbone)
+        election = Election(zoo, task, neighbours, chosen, backbone, device=place)
         if best_of:
-            small, report, starts = best_start(election, best_of, datamodule)
+            small, report, starts = best_start(election, best_of, task, place)
         else:
             (small, report), starts = election.result(), {}
+        if election.target.labels.ndim == 2:
+            options["multi_label"] = True
         described = {**report.to_dict(), **({"starts": starts} if starts else {})}
-        voted = cls.for_task(small, datamodule.facts, report=described, **options)
+        voted = cls.for_task(small, own, report=described, **options)
         assert isinstance(voted, cls)
-        voted.initialise_head(datamodule, head_init)
+        voted.initialise_head(task, head_init, device=place)
         if theta0 is not None:
-            voted.take_teacher(theta0, datamodule, seed=chosen.seed)
+            voted.take_teacher(theta0, task, seed=chosen.seed, device=place)
         elif mimic:
-            voted.take_teacher(election.dense, datamodule, election.groups, report.masks, chosen.seed)
+            voted.take_teacher(election.dense, task, election.groups, report.masks, chosen.seed, device=place)
         voted._to_share = True
         rank_zero_info(report.summary())
         return voted
@@ -244,7 +279,7 @@ def require_counts(best_of: Sequence[int] | None) -> None:
 
 
 def best_start(
-    election: Election, counts: Sequence[int], datamodule: TaskDataModule
+    election: Election, counts: Sequence[int], datamodule: TaskDataModule | LoadedTask, device: Where = None
 ) -> tuple[nn.Module, VoteReport, dict[str, float]]:
     """The vote whose start is best on validation images, out of several numbers of neighbours.
 
@@ -252,6 +287,7 @@ def best_start(
         election: the task, and the entries that may vote for it at most.
         counts: how many of those to try.
         datamodule: of the task.
+        device: as in :meth:`MetaVoteModule.from_zoo`.
 
     Returns:
         The voted backbone, its report, and the accuracy of each number that was tried.
@@ -260,8 +296,8 @@ def best_start(
     for count in sorted({min(count, len(election.ranking)) for count in counts}):
         small, report = election.result(count)
         trial = TaskModule.for_task(small, datamodule.facts)
-        trial.initialise_head(datamodule)
-        found[count] = (trial.accuracy_on(*datamodule.val_images()), small, report)
+        trial.initialise_head(datamodule, device=device)
+        found[count] = (trial.accuracy_in(datamodule, device=device), small, report)
     _, small, report = max(found.values(), key=lambda start: start[0])  # the first of equals
     return small, report, {str(count): start[0] for count, start in found.items()}
 

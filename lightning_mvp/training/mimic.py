@@ -12,14 +12,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.create import create_backbone, recipe_of
-from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
 from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.least_squares import solve_ridge
+from lightning_mvp.backbones.passes import Place, Where, features_over, reestimate_over, sample_of
 from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.target import reestimation_batches
 from lightning_mvp.zoo.new_entry import as_stored, own_state
 
@@ -107,6 +106,7 @@ class Teacher:
         backbone: the dense backbone; it is copied.
         data: the task, whose training images give the batch-norm moments; None leaves the backbone's own.
         seed: of the images that give the moments.
+        device: where these go through the backbone: a device or a :class:`~lightning_mvp.backbones.passes.Place`.
 
     Attributes:
         fingerprint: of the backbone's weights as they were given.
@@ -115,7 +115,9 @@ class Teacher:
         map: weight ``(D, width)`` and bias ``(D,)`` of the linear map to the teacher's features; None: they correspond.
     """
 
-    def __init__(self, backbone: nn.Module, data: TaskDataModule | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, backbone: nn.Module, data: TaskDataModule | None = None, seed: int = 0, device: Where = None
+    ) -> None:
         self.fingerprint = backbone_fingerprint(backbone)
         self.backbone = copy.deepcopy(backbone).eval().requires_grad_(False)
         self.backbone.to(memory_format=training_layout(self.backbone))  # type: ignore[call-overload]
@@ -124,9 +126,9 @@ class Teacher:
         self.kept: Tensor | None = None
         self.map: tuple[Tensor, Tensor] | None = None
         if data is not None:
-            reestimate_batch_norm(self.backbone, reestimation_batches(data, seed))
-            images = preprocess(data.train_images()[0][:1], data.facts)
-            self.width = features_of(self.backbone, images).shape[1]
+            reestimate_over(self.backbone, reestimation_batches(data, seed), device)
+            images, labels = next(iter(sample_of(data, 1)))
+            self.width = features_over(self.backbone, [(images, labels)], device)[0].shape[1]
 
     def features(self, images: Tensor) -> Tensor:
         """``(N, D)`` for preprocessed images, without gradient."""
@@ -154,10 +156,14 @@ class Teacher:
         self.kept = torch.as_tensor(groups.kept_features(masks, self.width))
         self._bring()
 
-    def follow(self, backbone: nn.Module, data: TaskDataModule) -> None:
+    def follow(self, backbone: nn.Module, data: TaskDataModule, device: Where = None) -> None:
         """Mimic through a linear map, fitted on training images: nobody knows which features the backbone has."""
-        images = preprocess(data.scoring_images(MAP_IMAGES)[0], data.facts)
-        self.map, self.kept = linear_map(features_of(backbone, images), features_of(self.backbone, images)), None
+        place, features = Place.at(device).alone, []
+        with place.holding(backbone, self.backbone):
+            for images, _ in sample_of(data, MAP_IMAGES, place):
+                features.append([place.run(net, images).cpu() for net in (backbone, self.backbone)])
+        own, wanted = map(torch.cat, zip(*features, strict=True))
+        self.map, self.kept = linear_map(own, wanted), None
         self.width = self.map[0].shape[1]
         self._bring()
 

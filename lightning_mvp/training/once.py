@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from lightning_mvp.backbones.copies import detached_copy
-from lightning_mvp.backbones.features import reestimate_batch_norm
+from lightning_mvp.backbones.passes import Place, Where, images_a_batch, reestimate_over
 from lightning_mvp.backbones.reconstruct import PENALTY, reconstruct, require_count
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.criteria import observe_batches
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.training.cut_run import CutRun
 from lightning_mvp.training.rounds import OwnCutter
 from lightning_mvp.training.task import TaskModule
@@ -92,7 +91,7 @@ def prune_once(
     start = time.perf_counter()
     small = cut_once(module, data, cutter, images)
     seconds = time.perf_counter() - start
-    accuracy = small.accuracy_on(*data.val_images())
+    accuracy = small.accuracy_in(data)
     return CutRun(small, cutter.masks, accuracy, seconds, prunable.groups, prunable.cost)
 
 
@@ -101,7 +100,9 @@ def once_config(images: int) -> dict[str, Any]:
     return {"once": {"images": images, "penalty": PENALTY, "scoring_images": SCORING_IMAGES}}
 
 
-def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images: int) -> TaskModule:
+def cut_once(
+    module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images: int, where: Where = None
+) -> TaskModule:
     """The small module with its head, from θ⁰ with any head.
 
     Args:
@@ -109,24 +110,27 @@ def cut_once(module: TaskModule, data: TaskDataModule, cutter: OwnCutter, images
         data: of the task.
         cutter: for θ⁰'s groups; it holds the masks and importance afterwards.
         images: the number of training images by which weights are reconstructed; 0: they are not.
+        where: who makes the passes, where the module is: ranks share those for heads, and make the others alike.
     """
+    place = Place.at(where)
     seed, groups, facts = cutter.settings.seed, cutter.groups, data.facts
     target = Target.read(data, len(facts.classes), REESTIMATION_BATCHES, seed)
     # No model is scored, or serves as an example, with the statistics of other images.
-    reestimate_batch_norm(module.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES))
+    reestimate_over(module.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES), place)
     if cutter.criterion.uses_gradients:
-        module.initialise_head(data)
-        scoring, labels = data.scoring_images(max(SCORING_IMAGES, len(facts.classes)), seed)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        batches = [(preprocess(scoring[part], facts), labels[part]) for part in order.split(SCORING_BATCH)]
+        module.initialise_head(data, device=place)
+        scoring = data.scoring_part(max(SCORING_IMAGES, len(facts.classes)), seed)
+        order = torch.randperm(len(scoring), generator=torch.Generator().manual_seed(seed))
+        size = min(SCORING_BATCH, max(2, images_a_batch(facts.input_size) // 2))  # gradients take twice the memory
+        batches = data.pass_loader(scoring[order], facts, size)
         observe_batches(cutter.criterion, module.backbone, module.head, batches)
     small = cutter.cut(module, {}, 1 - cutter.settings.pruning_ratio)
     small.to(next(module.parameters()).device)
     if images:
         first = target.first(facts.to_dict(), images)
         small.backbone = reconstruct(small.backbone, module.backbone, groups, cutter.masks, first)
-    reestimate_batch_norm(small.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES))
-    small.initialise_head(data)
+    reestimate_over(small.backbone, target.batches(facts.to_dict(), REESTIMATION_BATCHES), place)
+    small.initialise_head(data, device=place)
     # For whoever trains it later with `mimic`.
-    small.take_teacher(module.backbone, data, groups, cutter.masks, seed)
+    small.take_teacher(module.backbone, data, groups, cutter.masks, seed, device=place)
     return small

@@ -136,10 +136,12 @@ between rounds, but got '16-mixed'. A MVPCallback in a Trainer prunes with any.
     return fabric
 
 
-def endless(data: TaskDataModule, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+def endless(
+    data: TaskDataModule, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches of a rank, epoch after epoch, in the order in which a Trainer sees them."""
     loader = data.train_dataloader()
-    loader.rank, loader.world_size = rank, world_size
+    loader.rank, loader.world_size, loader.pin_memory = rank, world_size, pin_memory
     while True:
         yield from loader
 
@@ -231,7 +233,7 @@ def prune_and_cut(
     if fabric.world_size > 1:
         close_process_group_at_exit()
     schedule, rounds_done, watch = pruning.schedule(steps), 0, LossWatch(zeroes=False)
-    batches = endless(data, fabric.global_rank, fabric.world_size)
+    batches = endless(data, fabric.global_rank, fabric.world_size, pin_memory=fabric.device.type == "cuda")
     peak, onecycle = module.hparams["learning_rate"], module.hparams["schedule"] == "onecycle"
     module.require_teacher()
     teacher = copy.copy(module.teacher) if module.mimic else None

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.passes import Place, Where, pass_over
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 
 # Images that prototypes are made of, if these are at least so many of each class.
 PROTOTYPE_IMAGES = 500
 LEAST_PER_CLASS = 2
-# Images of one pass: at most so many, and at most so many pixels, since a dense backbone's activations are large.
-BATCH, BATCH_PIXELS = 256, 1 << 20
 
 
 def images_per_class(n_classes: int) -> int:
@@ -104,6 +103,12 @@ class ClassMeans:
         assert counts is not None
         self._sums, self.counts = None if sums is None else sums.clone(), counts.clone()
 
+    def share(self, place: Place) -> None:
+        """Take the sums of all ranks that share a pass."""
+        width = int(place.agreed(torch.tensor(0 if self._sums is None else self._sums.shape[1])))
+        sums = torch.zeros(len(self.counts), width) if self._sums is None else self._sums
+        self._sums, self.counts = place.summed(sums), place.summed(self.counts)
+
     def means(self) -> Tensor | None:
         """``(classes, D)`` on the CPU; None where a class has no image."""
         if self._sums is None or self.lacking:
@@ -111,25 +116,23 @@ class ClassMeans:
         return self._sums / self.counts[:, None]
 
 
-def images_per_pass(side: int) -> int:
-    """The number of images of this side that θ⁰ sees at once."""
-    return max(1, min(BATCH, BATCH_PIXELS // max(1, side) ** 2))
-
-
-def task_means(dense: nn.Module, data: TaskDataModule, seen_by: TaskFacts) -> ClassMeans:
+def task_means(dense: nn.Module, data: TaskDataModule, seen_by: TaskFacts, where: Where = None) -> ClassMeans:
     """Class means of a task's features. Its images are opened batch by batch.
 
     Args:
-        dense: maps images to features; they are computed on its device.
+        dense: maps images to features.
         data: the task: equally many training images of every class are looked at, not augmented.
         seen_by: how the images are preprocessed: the zoo's preprocessing.
+        where: who makes the pass; it is float32 anyway, as prototypes are compared with those of any machine.
 
     Raises:
         ValueError: features are not ``(n, D)``.
     """
-    n_classes = len(data.facts.classes)
+    place, n_classes = replace(Place.at(where), precision="32-true"), len(data.facts.classes)
     part = data.scoring_part(n_classes * images_per_class(n_classes))
     means = ClassMeans(n_classes)
-    for images, labels in data.pass_loader(part, seen_by, batch_size=images_per_pass(seen_by.input_size)):
-        means.add(features_of(dense, images), labels)
+    with place.holding(dense):
+        for images, labels in pass_over(data, part, place, seen_by):
+            means.add(place.run(dense, images).cpu(), labels)
+    means.share(place)
     return means

@@ -1,4 +1,4 @@
-"""What labels must be for LEEP to say anything about a task. Pure."""
+"""The labels that LEEP can be computed from, and those that it says nothing about. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from lightning_mvp.voting.leep import informative_labels
 
 WITHOUT_LABELS = "`similarity='random'` asks for no labels."
 
@@ -20,8 +18,8 @@ def as_labels(labels: Any) -> Tensor:
             multi-hot ``(n, L)``. Tensor, array or list.
 
     Raises:
-        ValueError: names, the numbers of a regression, labels that were mixed, or negative numbers, which mark images
-            whose label is not known.
+        ValueError: the labels are names, numbers of a regression, mixed (as by mixup), or negative, which often marks
+            images whose label is not known.
 
     Example:
         >>> as_labels(torch.tensor([[2], [0]])), as_labels(torch.tensor([1.0, 0.0]))
@@ -55,7 +53,7 @@ def as_labels(labels: Any) -> Tensor:
             "first, by torch.bucketize(targets, targets.quantile(torch.tensor([0.25, 0.5, 0.75]))) for example; give "
             f"classes as integers (labels.long()). {WITHOUT_LABELS}"
         )
-    if bool((labels < 0).any()) and set(labels.tolist()) != {-1, 1}:  # which are two classes, as of an SVM
+    if bool((labels < 0).any()) and set(labels.tolist()) != {-1, 1}:  # -1 and 1 are two classes, as for an SVM
         raise ValueError(
             f"Expected class indices of at least 0, but got {int(labels.min())}, which often marks images whose class "
             "is not known. Leave these out: ((images[labels >= 0], labels[labels >= 0]) for images, labels in loader). "
@@ -100,13 +98,38 @@ def require_content(labels: Tensor) -> None:
         )
 
 
+def informative_labels(labels: Tensor) -> Tensor:
+    """The columns of multi-hot labels that some images have and some lack, as booleans.
+
+    Args:
+        labels: ``(n, L)`` of 0 and 1, of any type.
+
+    Raises:
+        ValueError: other values, or no such column.
+
+    Example:
+        >>> informative_labels(torch.tensor([[1, 1, 0], [1, 0, 0]])).tolist()
+        [[True], [False]]
+    """
+    present = labels == 1
+    if not bool((present | (labels == 0)).all()):
+        raise ValueError(_not_multi_hot(labels))
+    telling = present.any(0) & ~present.all(0)
+    if not bool(telling.any()):
+        raise ValueError(
+            f"Expected multi-hot labels {tuple(labels.shape)} of which at least one differs between images, but every "
+            "label is always present or always absent. Give more images, or labels that tell them apart."
+        )
+    return present[:, telling]
+
+
 def _require_repeated(present: Tensor) -> None:
     counts = present.sum(0)
     if bool((torch.minimum(counts, len(present) - counts) < 2).all()):
         raise ValueError(
             f"Expected a multi-hot label that at least two images have and two lack, but each of the {len(counts)} "
-            f"that differ between the {len(present)} images sets one image apart: LEEP says nothing then. Give more "
-            "images, or take `similarity='prototypes'`."
+            f"labels that differ between the {len(present)} images differs for one image only: LEEP says nothing then. "
+            "Give more images, or take `similarity='prototypes'`."
         )
 
 

@@ -1,10 +1,12 @@
-"""LEEP, what it is made of, and sources that predict a task together. Pure."""
+"""LEEP, the likelihoods that it is the mean of, and sources that predict a task together. Pure."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_mvp.voting.labels import as_labels, informative_labels
 
 
 def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
@@ -18,19 +20,20 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
     With several labels per image, each label l is a target of two classes, present or absent, and the score is the
     mean over labels (ours): with the binary :math:`y_{il}`,
     :math:`\mathrm{LEEP} = \frac1L \sum_l \frac1n \sum_i \log \sum_z P_l(y_{il}|z)\, θ(x_i)_z`. Labels that every
-    image has, or none, would add 0 whatever the source sees: they are left out.
+    image has, or none, would add 0 whatever the source is, and are left out.
 
     Args:
         probabilities: ``(n, Z)``, rows that sum to 1.
-        labels: integers ``(n,)``, the target's labels, any values; or multi-hot ``(n, L)`` of 0 and 1.
+        labels: the target's labels, as :func:`~lightning_mvp.voting.labels.as_labels` takes them: class indices
+            ``(n,)``, or multi-hot ``(n, L)`` of 0 and 1.
 
     Returns:
-        A number ≤ 0; 0 for a source that tells the target's classes apart perfectly, −H(y) for one that sees nothing
-        (the mean −H of the labels, if there are several per image).
+        A number ≤ 0. It is 0 for a source that tells the target's classes apart perfectly, and −H(y) for one whose
+        predictions say nothing (with several labels per image the mean of their −H).
 
     Raises:
-        ValueError: shapes that do not fit, no images, rows that are no probabilities, floats as labels other than 0 and
-            1, or multi-hot labels that are not 0 or 1 or the same for all images.
+        ValueError: shapes that do not fit, no images, rows that are no probabilities, labels that ``as_labels``
+            refuses, or multi-hot labels that are the same for all images.
 
     Example:
         >>> theta = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.1, 0.9]], dtype=torch.float64)
@@ -40,8 +43,8 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
         -0.4712479065
     """
     theta = torch.as_tensor(probabilities).detach().double()
-    target = torch.as_tensor(labels, device=theta.device)
-    if theta.ndim != 2 or target.ndim not in (1, 2) or len(target) != len(theta) or not theta.numel():
+    target = as_labels(labels).to(theta.device)
+    if theta.ndim != 2 or len(target) != len(theta) or not theta.numel():
         raise ValueError(
             "Expected argument `probabilities` of shape (n, Z) with n ≥ 1 and `labels` of shape (n,) or (n, L), "
             f"but got {tuple(theta.shape)} and {tuple(target.shape)}."
@@ -49,19 +52,9 @@ def leep(probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> flo
     # Written so that NaN fails too.
     if not (bool((theta >= 0).all()) and bool(((theta.sum(1) - 1).abs() < 1e-3).all())):
         raise ValueError("Expected rows of `probabilities` to be ≥ 0 and sum to 1, but some are not. Apply a softmax.")
-    if target.ndim == 1:
-        _require_classes(target)
     expected = _expected(theta, target) if target.ndim == 1 else _expected_of_each_label(theta, target)
-    # Rounding may lift a perfect source a hair above 0.
+    # Rounding may raise the score of a perfect source slightly above 0.
     return min(0.0, float(expected.log().mean()))
-
-
-def _require_classes(labels: Tensor) -> None:
-    if labels.is_floating_point() and not bool(((labels == 0) | (labels == 1)).all()):
-        raise ValueError(
-            f"Expected argument `labels` to be integers, but got {labels.dtype}. Every value would be a class of its "
-            "own: put the targets of a regression into classes first; give classes as labels.long()."
-        )
 
 
 def expected_predictions(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -71,15 +64,17 @@ def expected_predictions(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def covering_order(expected: Tensor, k: int) -> list[int]:
-    r"""Sources that predict the target *together*: each next one is that with which the mean of the chosen ones'
-    expected predictions, :math:`\frac1n \sum_i \log \frac1{|S|} \sum_{j \in S} p_i^j`, is greatest (ours).
+    r"""Sources that predict the target *together* (ours), chosen one after the other.
+
+    Each next one makes the log-likelihood of the chosen ones' mean prediction greatest, :math:`\frac1n \sum_i \log
+    \frac1{|S|} \sum_{j \in S} p_i^j`.
 
     Args:
-        expected: ``(sources, n)``, rows by :func:`expected_predictions`.
-        k: how many to choose.
+        expected: ``(sources, n)``, each row from :func:`expected_predictions`.
+        k: how many sources to choose.
 
     Returns:
-        Rows in the order of choice; of equal ones the first. The first of all is the nearest by LEEP.
+        Their rows, in the order of choice. The first is the nearest by LEEP; of equal ones the first row is chosen.
 
     Example:
         >>> covering_order(torch.tensor([[0.8, 0.2], [0.7, 0.2], [0.2, 0.6]]), 2)
@@ -108,7 +103,7 @@ def _expected_of_each_label(theta: Tensor, labels: Tensor) -> Tensor:
     r""":math:`\sum_z P_l(y_{il}|z) θ(x_i)_z`, ``(n, labels that tell images apart)``."""
     present = informative_labels(labels).to(theta)
     mass = theta.sum(0)
-    # Both are sums: one minus the other could cancel to 0, whose logarithm is not finite.
+    # Both are computed as sums, since a difference could cancel to 0, whose logarithm is not finite.
     has, lacks = (_per_mass(part.T @ theta, mass) for part in (present, 1 - present))
     return torch.where(present > 0, theta @ has.T, theta @ lacks.T)
 
@@ -117,36 +112,8 @@ def _per_mass(joint: Tensor, mass: Tensor) -> Tensor:
     return torch.where(mass > 0, joint / mass.where(mass > 0, 1.0), 0.0)
 
 
-def informative_labels(labels: Tensor) -> Tensor:
-    """The columns of multi-hot labels that some images have and some lack, as booleans.
-
-    Args:
-        labels: ``(n, L)`` of 0 and 1, of any type.
-
-    Raises:
-        ValueError: other values, or no such column.
-
-    Example:
-        >>> informative_labels(torch.tensor([[1, 1, 0], [1, 0, 0]])).tolist()
-        [[True], [False]]
-    """
-    present = labels == 1
-    if not bool((present | (labels == 0)).all()):
-        raise ValueError(
-            f"Expected multi-hot labels {tuple(labels.shape)} to be 0 or 1, but got other values. Give one class index "
-            "per image as shape (n,); leave out images whose labels are not known."
-        )
-    telling = present.any(0) & ~present.all(0)
-    if not bool(telling.any()):
-        raise ValueError(
-            f"Expected multi-hot labels {tuple(labels.shape)} of which at least one differs between images, but every "
-            "label is always present or always absent. Give more images, or labels that tell them apart."
-        )
-    return present[:, telling]
-
-
 def label_entropy(labels: Tensor) -> float:
-    """H(y) in nats, the mean over labels if there are several per image: what LEEP is without any source, negated.
+    """H(y) in nats, with several labels per image their mean: minus the LEEP of a source that says nothing.
 
     Example:
         >>> round(label_entropy(torch.tensor([0, 1, 2, 3])), 4)

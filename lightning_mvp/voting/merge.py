@@ -1,4 +1,4 @@
-"""The start of a voted model: its weights as means over the neighbours that have them."""
+"""The weights that a voted model starts with: means over the neighbours that have them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import EllipsisType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.fingerprint import to_array
+from lightning_mvp.pruning.choose import require_choice
 
 Missing = Literal["theta0", "producer", "zero"]
 Kept = tuple["np.ndarray | None", ...]
 Combine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-# Least coefficient, where their mean is 1: a weight times it is a normal float64 and not a denormal that loses digits.
-LEAST = 1e-200
+# The smallest coefficient where their mean is 1. With a smaller one a product may be denormal, and lose digits.
+SMALLEST_COEFFICIENT = 1e-200
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,31 @@ def merge(
 
     - "theta0": θ⁰'s value;
     - "producer": the mean of θ⁰'s value, counted as one average neighbour, and of a zero from each neighbour that kept
-      the entry's producer (the unit of axis 0): those had the unit, and cut this connection;
-    - "zero": 0. One-dimensional tensors (biases, norms and their statistics) belong to a unit, not to a connection,
-      and take θ⁰'s value under "producer" and "zero" too.
+      the entry's producer (the unit of axis 0), since that neighbour had the unit and cut this connection;
+    - "zero": 0.
+
+    One-dimensional tensors (biases, norms and their statistics) belong to a unit and not to a connection. They take
+    θ⁰'s value under "producer" and "zero", too.
 
     One neighbour merged with its own masks gives back its weights, bit for bit. So do an entry that one of many
     neighbours kept, and neighbours that are equal, where θ⁰ is float32 or narrower; in float64 they may be some units
     in the last place away.
 
     Args:
-        states: entry name → state, each tensor either full or cut to that entry's masks.
+        states: entry name → state, of which each tensor is either full or cut to that entry's masks.
         masks: entry name → its masks.
         target: the masks of the merged model.
-        groups: of the dense backbone.
+        groups: the groups of the dense backbone.
         coefficients: entry name → a_j ≥ 0; None counts all alike, and 0 leaves a neighbour out.
         theta0: the dense pre-trained state; its names and types are those of the result.
-        missing: what an entry gets that no neighbour kept.
-        combine: what takes the place of the mean, see :meth:`lightning_mvp.voting.merges.Merge.combine`; None takes the
-            mean. Integers and the statistics of batch norms are means always.
+        missing: how an entry is filled that no neighbour kept.
+        combine: a function to use in place of the mean, see :meth:`lightning_mvp.voting.merges.Merge.combine`; None
+            takes the mean. Integers and the statistics of batch norms are always means.
 
     Raises:
         ValueError: no neighbours, unknown `missing`, or a tensor that fits neither θ⁰ nor the neighbour's masks.
     """
-    if missing not in get_args(Missing):
-        raise ValueError(f"Expected argument `missing` to be one of {get_args(Missing)}, but got {missing!r}.")
+    require_choice("missing", missing, Missing)
     if not states:
         raise ValueError("Expected argument `states` to hold at least one neighbour, but got none. Is the zoo empty?")
     weights = _weights({name: 1.0 if coefficients is None else float(coefficients[name]) for name in states})
@@ -100,7 +102,7 @@ def merge(
             overlaps[key] = _Overlap.of(dense.shape, groups.kept(tensor, dense.shape, target), kept, weights)
         overlap = overlaps[key]
         if combine is None or dense.dtype.kind != "f" or tensor.endswith(("running_mean", "running_var")):
-            # −0 and not 0: added to a weight of −0 it leaves that as it is.
+            # The sum begins with −0, to which a weight of −0 can be added without becoming 0.
             mean = torch.full(overlap.shape, -0.0, dtype=torch.float64)
             for name, block in overlap.blocks.items():
                 value = block.read(states[name][tensor], name, tensor)
@@ -127,7 +129,7 @@ def merge(
             mean = torch.where(overlap.total == 0, start, mean)
         state[tensor] = _as_type(mean, dense.dtype)
         if tensor.endswith("running_mean"):
-            means[tensor] = state[tensor].double()  # as it is stored: equal neighbours lie at no distance from it
+            means[tensor] = state[tensor].double()  # as it is stored, from which equal neighbours have no distance
         counts += overlap.entries
 
     shares = dict(zip(("0", "1", ">=2"), (counts / max(1, counts.sum())).tolist(), strict=True))
@@ -138,11 +140,17 @@ def _weights(coefficients: Mapping[str, float]) -> dict[str, float]:
     """The coefficients above 0, sorted by name, so that their mean is 1: a single neighbour has exactly 1."""
     above = {name: coefficients[name] for name in sorted(coefficients) if coefficients[name] > 0}
     average = sum(above.values()) / len(above)
-    return {name: max(LEAST, a / average) for name, a in above.items()}
+    return {name: max(SMALLEST_COEFFICIENT, a / average) for name, a in above.items()}
 
 
 def _unseen(theta0: Tensor, produced: Tensor, missing: Missing) -> Tensor:
-    """What entries become that no neighbour kept; `produced` are the coefficients of those that kept each row."""
+    """The values of entries that no neighbour kept.
+
+    Args:
+        theta0: θ⁰'s values.
+        produced: for each row the sum of the coefficients of those neighbours that kept its unit.
+        missing: as in :func:`merge`.
+    """
     if missing == "theta0" or theta0.ndim < 2:
         return theta0
     if missing == "zero":
@@ -152,18 +160,18 @@ def _unseen(theta0: Tensor, produced: Tensor, missing: Missing) -> Tensor:
 
 @dataclass(frozen=True)
 class _Overlap:
-    """Which entries of a tensor the neighbours have; the same for all tensors that own the same units alike.
+    """Which entries of a tensor the neighbours have. Tensors of one shape and with the same units share it.
 
-    Who has an entry depends on its units alone and not on its place in a kernel: axes without units have size 1 in
-    `total`.
+    Which neighbours have an entry depends only on its units, not on its place in a kernel. So axes without units have
+    size 1 in `total`.
 
     Args:
         shape: shape of the target's tensor.
         goal: for each axis the entries that the target keeps.
-        blocks: neighbour → what it shares with the target.
-        total: float64, the sum of the coefficients of those that have an entry; 0 where nobody has it.
-        produced: float64 ``(rows,)``, the sum of the coefficients of those that have an entry's row.
-        entries: how many of the target's entries 0, 1 and more neighbours have.
+        blocks: neighbour → the entries that it shares with the target.
+        total: float64, for each entry the sum of the coefficients of the neighbours that have it; 0 if none has it.
+        produced: float64 ``(rows,)``, for each row the sum of the coefficients of the neighbours that have it.
+        entries: the numbers of the target's entries that no neighbour, one neighbour, and several neighbours have.
     """
 
     shape: tuple[int, ...]
@@ -190,9 +198,9 @@ class _Overlap:
         return cls(shape, goal, blocks, total, produced, each * (prod(shape) // count.numel()))
 
     def stacked(self, read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the neighbours' blocks gave, and which entries each has, both ``(neighbours, *shape)`` of the target.
+        """The neighbours' values, and which entries each of them has, both ``(neighbours, *shape)`` of the target.
 
-        Entries that a neighbour lacks are 0.
+        Values that a neighbour lacks are 0.
         """
         values = torch.zeros(len(read), *self.shape, dtype=torch.float64)
         present = torch.zeros(len(read), *self.total.shape, dtype=torch.float64)
@@ -204,16 +212,16 @@ class _Overlap:
 
 @dataclass(frozen=True)
 class _Block:
-    """Where a neighbour's tensor has the entries of the target's.
+    """The places in a neighbour's tensor of the entries that it shares with the target's.
 
     Args:
         shape: shape of a full tensor.
         cut_shape: shape of a tensor that is cut to the neighbour's masks.
-        units: shape of what `read` returns, with 1 for axes without units: the rows that both have × the target's
-            entries.
-        rows: the target's rows that the neighbour has, or all.
+        units: shape of what `read` returns, with 1 for axes without units: the rows that both have, then the target's
+            entries of each axis.
+        rows: the target's rows that the neighbour has, or an ellipsis for all.
         axes: axis → places in a full and in a cut tensor, int64.
-        absent: axis but the first → the target's entries that the neighbour lacks, int64.
+        absent: axis after the first → the target's entries that the neighbour lacks, int64.
     """
 
     shape: tuple[int, ...]
@@ -235,14 +243,14 @@ class _Block:
             if axis == 0:
                 rows = torch.from_numpy(np.flatnonzero(there))
                 wanted, cut = wanted[there], cut[there]
-            else:  # read all the same, whatever is there: a gap costs more than to overwrite it
+            else:  # also reads entries that the neighbour lacks, which is faster; `add_to` overwrites them
                 absent[axis] = torch.from_numpy(np.flatnonzero(~there))
             axes[axis] = (torch.from_numpy(wanted), torch.from_numpy(cut))
             units[axis] = len(wanted)
         return cls(shape, _cut_shape(shape, own), tuple(units), rows, axes, absent)
 
     def read(self, value: Any, entry: str, tensor: str) -> Tensor:
-        """The shared rows of a full or a cut tensor, a float64 copy; in the places of `absent` it holds anything."""
+        """The shared rows of a full or a cut tensor, a float64 copy. Its values at `absent` mean nothing."""
         array = to_array(value)
         if array.shape not in (self.shape, self.cut_shape):
             raise ValueError(
@@ -255,10 +263,10 @@ class _Block:
         return taken.to(torch.float64, copy=True)
 
     def add_to(self, total: Tensor, value: Tensor) -> None:
-        """Add the shared entries of `value`, which is what `read` returns and which is changed.
+        """Add the shared entries of `value`, which comes from `read` and is changed.
 
-        Each entry is summed by one plain addition for each neighbour. The fused multiply-add that an argument `alpha`
-        would bring rounds otherwise, and torch uses it for whole vectors only, whose bounds depend on the number of
+        Each entry is summed by one plain addition for each neighbour. With an argument `alpha` torch would use fused
+        multiply-adds, which round in another way, but only for whole vectors, whose bounds depend on the number of
         threads.
         """
         for axis, entries in self.absent.items():
@@ -283,7 +291,7 @@ def _cut(dense: np.ndarray, kept: Kept) -> Tensor:
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
-    """A view where torch allows one: it takes neither read-only arrays nor all strides."""
+    """The array as a tensor, without a copy unless it is read-only or not contiguous."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 

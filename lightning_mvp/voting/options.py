@@ -1,4 +1,4 @@
-"""All that a user can choose about a vote, in one object that travels from the entry points to the vote."""
+"""All options of a vote in one object, which entry points hand on to the vote."""
 
 from __future__ import annotations
 
@@ -51,27 +51,28 @@ class VoteOptions:
         similarity: "leep", "prototypes", "cover", or the controls "random" and "farthest"; or a
             :class:`~lightning_mvp.voting.similarities.Similarity` of your own, as an object or as a mapping with
             ``_target_``.
-        temperature: votes and weights count by softmax(score / temperature); None counts all neighbours alike. On
-            CIFAR-100, with entries that share a parent, 0.1 changed nothing: +0.2 points [−0.9, +1.2] (see
+        temperature: each neighbour's votes and weights count by softmax(score / temperature); None counts all alike.
+            On CIFAR-100, with entries that share a parent, 0.1 changed nothing: +0.2 points [−0.9, +1.2] (see
             benchmarks/cifar100).
         merge: "mean", or a :class:`~lightning_mvp.voting.merges.Merge` of your own, as an object or as a mapping with
             ``_target_``.
         missing: what a weight gets that no neighbour kept: "theta0", "producer" or "zero", see
             :func:`~lightning_mvp.voting.merge.merge`.
-        ballots: what a neighbour's vote counts: "masks" (one for each unit kept) or "importance", which changed nothing
-            on CIFAR-100 (−0.4 points [−1.4, +0.6]).
+        ballots: a neighbour's vote for a unit that it kept is 1 with "masks", and the unit's stored importance with
+            "importance", which changed nothing on CIFAR-100 (−0.4 points [−1.4, +0.6]).
         config: hash of the pruning config whose entries may vote; None takes the one with most entries.
-        seed: of every random choice.
-        scoring_images: at most that many images, class-balanced, decide the similarity; two of each class if that is
+        seed: seeds every random choice.
+        scoring_images: the most images, class-balanced, by which similarity is scored; two of each class if that is
             more.
-        reestimate_batches: at most that many batches give the batch-norm statistics; 0 keeps the merged ones.
+        reestimate_batches: the most batches by which batch-norm statistics are estimated; 0 keeps the merged ones.
         exclude: names of entries that must not vote.
         round_to: round the channels of each group up to a multiple of this, such as 8; never whole heads.
-        shortlist: of a larger zoo so many entries are read and scored, see
+        shortlist: how many entries of a larger zoo are read and scored, see
             :func:`~lightning_mvp.voting.ranking.rank_neighbours`; None scores all.
-        reconstruct: so many images of the target refit the merged weights, layer by layer, so that each layer gives
-            what the zoo's dense backbone gives (:func:`~lightning_mvp.backbones.reconstruct.reconstruct`); 0 leaves
-            them as they are, 1,000 are enough. Where the loader gave fewer, all are used.
+        reconstruct: the number of the target's images to which the merged weights are refitted, layer by layer, so that
+            each layer gives what the zoo's dense backbone gives
+            (:func:`~lightning_mvp.backbones.reconstruct.reconstruct`). 0 keeps the merged weights, and 1,000 are
+            enough. Where the loader gave fewer images, all are used.
 
     Raises:
         ValueError: an option is out of its range.

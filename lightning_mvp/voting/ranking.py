@@ -203,7 +203,7 @@ def require_usable(entry: ZooEntry, target: TargetData) -> None:
         DamagedEntryError: naming the entry.
     """
     require_fits(entry, target.backbone, target.groups)
-    if target.images.is_floating_point():
+    if target.seen.preprocessed:
         return
     try:
         facts = TaskFacts.from_dict(entry.facts)

@@ -71,10 +71,10 @@ def read_sample(
         ...     read_sample(loader, batches=1, wanted=12).labels.bincount()
         tensor([4, 4, 4])
     """
-    rest = _iterated(loader, argument)
+    rest = iterated(loader, argument)
     first: list[tuple[Tensor, Tensor]] = []
     for batch in itertools.islice(rest, batches):
-        first.append(_pair(batch, argument))
+        first.append(pair_of(batch, argument))
         if first_images is not None and sum(len(labels) for _, labels in first) >= first_images:
             break
     if not sum(len(labels) for _, labels in first):
@@ -96,7 +96,7 @@ def read_sample(
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand(len(labels), generator=generator)  # within a class the images of the least numbers are kept
     while seen.lacking and read < MOST_BATCHES and (batch := next(rest, None)) is not None:
-        more, raw = _pair(batch, argument)
+        more, raw = pair_of(batch, argument)
         new, read = as_labels(raw), read + 1
         seen.add(new)
         drawn = torch.rand(len(new), generator=generator)
@@ -214,7 +214,8 @@ def _exchange(old: Tensor, new: Tensor, kept: Tensor) -> Tensor:
     return torch.cat([old, new[come[len(gone) :]]]) if len(come) > len(gone) else old
 
 
-def _iterated(loader: Any, argument: str) -> Iterator[Any]:
+def iterated(loader: Any, argument: str) -> Iterator[Any]:
+    """The loader's batches; what is no iterable is refused."""
     try:
         return iter(loader)
     except TypeError as error:
@@ -224,7 +225,7 @@ def _iterated(loader: Any, argument: str) -> Iterator[Any]:
         ) from error
 
 
-def _pair(batch: Any, argument: str) -> tuple[Tensor, Tensor]:
+def pair_of(batch: Any, argument: str) -> tuple[Tensor, Tensor]:
     """Images and labels of a batch, on the CPU; what has another form is refused with the way to wrap its loader."""
     if isinstance(batch, Mapping):
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lightning_mvp.voting.leep import informative_labels
+from lightning_mvp.voting.labels import informative_labels
 from lightning_mvp.voting.sources import TargetData, seen_by
 from lightning_mvp.zoo.catalogue import catalogue, stacked
 from lightning_mvp.zoo.prototypes import prototype_similarity

@@ -1,4 +1,4 @@
-"""What a vote did, in numbers and as a table."""
+"""The report of a vote, in numbers and as a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VoteReport:
 
     Args:
         neighbours: the entries that voted, best first.
-        coefficients: entry name → how much it counted.
+        coefficients: entry name → how much its vote and its weights counted.
         masks: the units that won the vote.
         widths: group → number of units kept.
         sizes: group → number of units before the vote.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_mvp.extensions import Choices
-from lightning_mvp.voting.labels import require_content
-from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, label_entropy, leep
+from lightning_mvp.voting.labels import informative_labels, require_content
+from lightning_mvp.voting.leep import covering_order, expected_predictions, label_entropy, leep
 from lightning_mvp.voting.recall import class_means, recalled
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.trust import Evidence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_mvp.backbones.features import evaluating, features_of
+from lightning_mvp.backbones.features import evaluating
 from lightning_mvp.backbones.inputs import one_sample
+from lightning_mvp.backbones.passes import Place, features_over, images_a_batch
 from lightning_mvp.backbones.units import Groups
-from lightning_mvp.tasks.facts import TaskFacts
-from lightning_mvp.tasks.preprocessing import preprocess
+from lightning_mvp.voting.images import HeldImages, Images, facts_of
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, refill
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -50,11 +50,6 @@ def require_takes(backbone: nn.Module, images: Tensor, argument: str) -> None:
         ) from error
 
 
-def as_input(images: Tensor, facts: dict[str, Any]) -> Tensor:
-    """uint8 images through the preprocessing of these task facts; float images as they are."""
-    return images if images.is_floating_point() else preprocess(images, TaskFacts.from_dict(facts))
-
-
 def seen_by(facts: Mapping[str, Any]) -> str:
     """What of a task's facts decides how its model sees an image, as text."""
     return repr([value for name, value in sorted(facts.items()) if name not in ("name", "classes")])
@@ -66,19 +61,23 @@ class TargetData:
 
     Args:
         zoo: the zoo whose entries are compared with the task.
-        images: ``(n, C, H, W)``, raw uint8 or float and preprocessed.
+        images: the images that decide: ``(n, C, H, W)``, raw uint8 or float and preprocessed; or
+            :class:`~lightning_mvp.voting.images.Images`, which are opened when they are asked for.
         labels: class indices ``(n,)`` or multi-hot ``(n, L)``.
         backbone: the zoo's dense backbone. Only its structure is used.
         groups: the groups of that backbone.
         names: all entries that may be chosen.
         classes: the names of the task's classes; None where they are not known.
         seed: of every random choice.
-        batch_size: number of images in one forward pass.
+        batch_size: the most images in one forward pass; fewer of large images.
+        place: where models run.
+        theta0: the dense backbone with the weights θ⁰, where somebody has it already; None: it is built when it is
+            asked for.
         memory: what a similarity keeps of each entry until all entries are scored; empty at first.
     """
 
     zoo: ModelZoo
-    images: Tensor
+    images: Images | Tensor
     labels: Tensor
     backbone: nn.Module = field(repr=False)
     groups: Groups = field(repr=False)
@@ -86,13 +85,20 @@ class TargetData:
     classes: Sequence[str] | None = None
     seed: int = 0
     batch_size: int = 128
+    place: Place = field(default_factory=Place)
+    theta0: nn.Module | None = field(default=None, repr=False)
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
-    _made: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def seen(self) -> Images:
+        """The images, for passes."""
+        return HeldImages(self.images) if isinstance(self.images, Tensor) else self.images
 
     @cached_property
     def dense(self) -> nn.Module:
         """The dense backbone with the weights θ⁰, in eval mode."""
-        return dense_backbone(self.zoo, self.backbone)
+        return dense_backbone(self.zoo, self.backbone) if self.theta0 is None else self.theta0
 
     @cached_property
     def shuffled_names(self) -> list[str]:
@@ -101,27 +107,24 @@ class TargetData:
 
     @cached_property
     def _scratch(self) -> nn.Module:
-        """One copy of the backbone, which becomes the model of one entry after the other."""
-        return copy.deepcopy(self.backbone).eval()
+        """One copy of the backbone where models run, which becomes the model of one entry after the other."""
+        scratch = copy.deepcopy(self.backbone).eval()
+        return scratch if self.place.device is None else scratch.to(self.place.device)
 
-    def _seen_by(self, facts: Mapping[str, Any]) -> str:
-        """What of these facts decides how a model sees the images: nothing, where they are preprocessed already."""
-        return "" if self.images.is_floating_point() else seen_by(facts)
-
-    def inputs(self, facts: Mapping[str, Any]) -> Tensor:
-        """The images float ``(n, C, H, W)`` as a model of these facts sees them, made once for each preprocessing."""
-        key = f"inputs {self._seen_by(facts)}"
-        if key not in self._made:
-            prepared = as_input(self.images, {"name": "any", "classes": ["any"], **facts})
-            self._made[key] = prepared.contiguous(memory_format=torch.channels_last)
-        return self._made[key]
+    def batches(self, facts: Mapping[str, Any]) -> Iterator[Tensor]:
+        """The images in float batches ``(B, C, S, S)`` as a model of these facts sees them."""
+        size = self.seen.example(facts).shape[-1] if self.seen.preprocessed else facts_of(facts).input_size
+        return self.seen.batches(facts, min(self.batch_size, images_a_batch(size, self.place.device)))
 
     def features(self, facts: Mapping[str, Any]) -> Tensor:
-        """Features ``(n, D)`` by θ⁰ on these inputs, computed once for each preprocessing."""
-        key = f"features {self._seen_by(facts)}"
-        if key not in self._made:
-            self._made[key] = features_of(self.dense, self.inputs(facts), self.batch_size)
-        return self._made[key]
+        """Features ``(n, D)`` by θ⁰ on these images, computed once for each preprocessing."""
+        key = "" if self.seen.preprocessed else seen_by(facts)
+        if key not in self._features:
+            self._features[key] = self._run(self.dense, facts)
+        return self._features[key]
+
+    def _run(self, model: nn.Module, facts: Mapping[str, Any]) -> Tensor:
+        return features_over(model, ((images, torch.empty(0)) for images in self.batches(facts)), self.place)[0]
 
     def probabilities(self, entry: ZooEntry) -> Tensor:
         """Probabilities ``(n, Z)`` of the entry's Z classes, by the entry's model on the images as it sees them.
@@ -132,7 +135,7 @@ class TargetData:
         head = refill(self._scratch, entry, self.groups)
         if head is None:
             raise DamagedEntryError(f"Expected entry {entry.name!r} to have a head, but it has none.")
-        features = features_of(self._scratch, self.inputs(entry.facts), self.batch_size)
+        features = self._run(self._scratch, entry.facts)
         if features.shape[1] != head.in_features:
             raise DamagedEntryError(
                 f"Expected the head of entry {entry.name!r} to read {features.shape[1]} features, which its masks "

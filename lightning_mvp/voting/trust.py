@@ -1,4 +1,4 @@
-"""Will the vote beat pruning from scratch? What LEEP says about it before anything is trained."""
+"""Whether a vote will beat pruning from scratch, by what LEEP says before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Evidence:
 
     Args:
         leep: LEEP of the nearest entry, at most 0.
-        label_entropy: H(y) of the task's labels in nats. LEEP of a source that sees nothing is −H(y).
+        label_entropy: H(y) of the task's labels in nats. LEEP of a source whose predictions say nothing is −H(y).
         mean: mean of LEEP over the zoo's entries; None where not all were scored.
         spread: standard deviation of LEEP over the zoo's entries; None where not all were scored.
     """
@@ -47,8 +47,9 @@ class Evidence:
 
     @property
     def lead(self) -> float | None:
-        """How far the nearest entry stands out of the zoo, in standard deviations; 0 where all are alike, None where
-        not all were scored.
+        """How many standard deviations the nearest entry's LEEP is above the zoo's mean.
+
+        It is 0 where all entries have the same LEEP, and None where not all were scored.
 
         Example:
             >>> Evidence.of([-0.5, -1.5], 2.0).lead
@@ -64,9 +65,9 @@ class Rule:
     """A logistic rule for whether the vote beats a rival: log-odds = intercept + slope · explained.
 
     Args:
-        intercept: log-odds of a vote of which LEEP explains nothing.
-        explained: slope in :attr:`Evidence.explained`. It is 0 where LEEP predicts nothing: the rule is then the share
-            of votes that won.
+        intercept: the log-odds where LEEP explains nothing.
+        explained: the slope of the log-odds in :attr:`Evidence.explained`. Where LEEP predicts nothing it is 0, so that
+            the rule gives the share of votes that won.
     """
 
     intercept: float

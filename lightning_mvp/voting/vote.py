@@ -1,4 +1,4 @@
-"""Which units the neighbours agree on: coefficients, widths and the vote itself."""
+"""The vote: how much each neighbour counts, how many units each group keeps, and which."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def vote_widths(
     Args:
         masks: entry name → its masks; at least one.
         pruning_ratio: r, the fraction removed, in (0, 1); None takes the neighbours' mean width, rounded half up.
-        multiples: group → what its width is rounded up to, see :func:`~lightning_mvp.backbones.masks.unit_multiples`.
+        multiples: from :func:`~lightning_mvp.backbones.masks.unit_multiples`, to which widths are rounded up. Default:
+            they are not.
 
     Example:
         >>> one, two = Masks({"conv": torch.tensor([1, 1, 0, 0]) > 0}), Masks({"conv": torch.tensor([1, 1, 1, 1]) > 0})
@@ -85,9 +86,9 @@ def vote(
     magnitude: Mapping[str, Any] | None = None,
     ballots: Ballots = "masks",
 ) -> Masks:
-    r"""Keep the units with most votes: :math:`v_\ell(k) = \sum_{j \in N_t} a_j \, 1[k \in \Omega_\ell^j]`
-    (Zhao, Zhou, Long, Jiang, Zhang, ECML PKDD 2023, arXiv 2301.11560; the weights a_j and the fill order are ours).
+    r"""Keep the units with most votes: :math:`v_\ell(k) = \sum_{j \in N_t} a_j \, 1[k \in \Omega_\ell^j]`.
 
+    After Zhao, Zhou, Long, Jiang, Zhang, ECML PKDD 2023, arXiv 2301.11560; the weights a_j and the fill order are ours.
     Equal votes go to the greater mean importance, then to the greater magnitude in θ⁰, then to the lower index. Sums
     are float64 over entries sorted by name, so the order of `masks` never matters.
 
@@ -97,8 +98,8 @@ def vote(
         coefficients: entry name → a_j; None counts all alike.
         importance: entry name → group → ``(units,)``; only entries that have scores count in the mean.
         magnitude: group → ``(units,)``, of the dense θ⁰.
-        ballots: ``"masks"``: each neighbour has one vote for each unit that it kept; ``"importance"``: its vote is the
-            unit's stored importance, :math:`v_\ell(k) = \sum_j a_j \, I_k^j \, 1[k \in \Omega_\ell^j]` (ours).
+        ballots: with ``"masks"`` each neighbour has one vote for each unit that it kept. With ``"importance"`` (ours)
+            its vote is the unit's stored importance, :math:`v_\ell(k) = \sum_j a_j \, I_k^j \, 1[k \in \Omega_\ell^j]`.
 
     Returns:
         Masks with exactly `widths` units kept.
@@ -129,7 +130,7 @@ def vote(
         for name in scored:
             scores += to_array(importance[name][group]).astype(np.float64) / len(scored)  # type: ignore[index]
         norms = np.zeros(size) if magnitude is None else to_array(magnitude[group]).astype(np.float64)
-        # lexsort takes its last key first.
+        # lexsort sorts by its last key first.
         order = np.lexsort((np.arange(size), -norms, -scores, -votes))
         keep = torch.zeros(size, dtype=torch.bool)
         keep[torch.from_numpy(order[: widths[group]].copy())] = True
@@ -138,10 +139,10 @@ def vote(
 
 
 def _sizes(masks: Mapping[str, Masks]) -> dict[str, int]:
-    """Units per group, the same in all `masks`."""
+    """Number of units of each group, which must be the same in all `masks`."""
     if not masks:
         raise ValueError("Expected argument `masks` to hold at least one neighbour, but got none. Is the zoo empty?")
-    first = min(masks)  # not the first of the mapping: its order must not matter
+    first = min(masks)  # by name, because the order of the mapping must not matter
     for name, each in masks.items():
         if each.sizes != masks[first].sizes:
             raise ValueError(f"Expected masks of the same groups, but those of {name!r} and {first!r} differ.")

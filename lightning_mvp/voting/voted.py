@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.cost import count_macs, count_parameters
-from lightning_mvp.backbones.features import reestimate_batch_norm
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import unit_multiples
+from lightning_mvp.backbones.passes import Place, Where, reestimate_over
 from lightning_mvp.backbones.reconstruct import reconstruct
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.backbones.units import Groups
@@ -21,11 +21,12 @@ from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.voting.images import Converted, HeldImages, Images
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.options import VoteKeywords, VoteOptions
 from lightning_mvp.voting.ranking import Neighbour, Ranking, candidate_names, nearest, read_usable
 from lightning_mvp.voting.report import VoteReport
-from lightning_mvp.voting.sources import TargetData, as_input, require_takes
+from lightning_mvp.voting.sources import TargetData, require_takes
 from lightning_mvp.voting.target import Target
 from lightning_mvp.voting.vote import coefficients, vote, vote_widths
 from lightning_mvp.zoo.entry import ZooEntry
@@ -44,6 +45,8 @@ def voted_backbone(
     backbone: nn.Module | None = None,
     groups: Groups | None = None,
     classes: Sequence[str] | None = None,
+    device: Where = None,
+    batch_to: Callable[[Any], Any] | None = None,
     **options: Unpack[VoteKeywords],
 ) -> tuple[nn.Module, VoteReport]:
     """The small backbone that the nearest pruned models of a zoo vote for, with their merged weights.
@@ -60,13 +63,18 @@ def voted_backbone(
             Labels are class indices `(n,)` or multi-hot `(n, L)` of 0 and 1, and serve the similarity only. What a
             batch holds beyond these two (a second head's labels) is not looked at: put first what shall decide.
             `reestimate_batches` batches are read; where these lack classes, or come one class after the other, up to
-            1,000, and a warning says which classes were seen.
+            1,000, and a warning says which classes were seen. If these images take more than 128 MB, only those that
+            decide the similarity are held in memory, and the loader is read again for the statistics.
         neighbours: how many entries vote; None lets all vote; or a ranking already made by `rank_neighbours`, so that
             several votes for one target score the zoo once.
         backbone: the dense backbone, for its structure; None builds it from the zoo's recipe.
         groups: the groups of that backbone, if they are known already.
         classes: the target's class names in the order of its labels, to report shared ones and those that no image
             was seen of; a `TaskDataModule`, or a torchvision data set, knows its own.
+        device: where the images go through models, such as "cuda", or a
+            :class:`~lightning_mvp.backbones.passes.Place`, which also says the precision. None: where `backbone` is,
+            in float32. Tracing and merging stay on the CPU, and so does what is returned.
+        batch_to: batch → images and labels, where a batch of the loader is not these two, such as a dict.
         options: ``similarity="leep"``, ``merge="mean"``, ``pruning_ratio=None`` and all others of
             :class:`~lightning_mvp.voting.options.VoteOptions`.
 
@@ -83,8 +91,10 @@ def voted_backbone(
         >>> small, report = voted_backbone("zoo/", loader, neighbours=5)  # doctest: +SKIP
         >>> module = YourModule(small)  # doctest: +SKIP
     """
+    if batch_to is not None:
+        loader = map(batch_to, loader) if isinstance(loader, Iterator) else Converted(loader, batch_to)
     chosen = VoteOptions(**options)  # type: ignore[arg-type]  # it takes names, too
-    return Election(zoo, loader, neighbours, chosen, backbone, groups, classes).result()
+    return Election(zoo, loader, neighbours, chosen, backbone, groups, classes, device).result()
 
 
 class Election:
@@ -98,6 +108,7 @@ class Election:
         backbone: as in :func:`voted_backbone`.
         groups: as in :func:`voted_backbone`.
         classes: as in :func:`voted_backbone`.
+        device: as in :func:`voted_backbone`.
     """
 
     def __init__(
@@ -109,6 +120,7 @@ class Election:
         backbone: nn.Module | None = None,
         groups: Groups | None = None,
         classes: Sequence[str] | None = None,
+        device: Where = None,
     ) -> None:
         ranked = isinstance(neighbours, Sequence)
         if ranked and not neighbours:
@@ -116,13 +128,14 @@ class Election:
         self.zoo = zoo if isinstance(zoo, ModelZoo) else ModelZoo(zoo)
         if not len(self.zoo):
             raise ValueError(f"The zoo at {self.zoo.path} is empty. Fill it with `mvp-prune`.")
+        self.place = Place.at(device).alone
         self.options, similarity, self.seconds = options, options.similarity, dict[str, float]()
         with _timed(self.seconds, "read"):
             batches, matter = max(1, options.reestimate_batches), not ranked and similarity.needs_labels
             self.target = Target.read(loader, options.scoring_images, batches, options.seed, matter, classes)
-            images, labels = self.target.scoring_images, self.target.scoring_labels
+            images, labels = self.target.scoring, self.target.labels
             # Only its shape matters here: any preprocessing of the zoo's gives the input size of the backbone.
-            self.example = as_input(images[:1], self.target.facts or _any_facts(self.zoo, images.shape[1]))
+            self.example = images.example(self.target.facts or _any_facts(self.zoo, images))
             _require_channels(self.zoo, self.example)
             if matter:
                 similarity.require_labels(labels)
@@ -133,7 +146,16 @@ class Election:
         with _timed(self.seconds, "rank"):
             names = () if ranked else candidate_names(self.zoo, options.config, options.exclude)
             data = TargetData(
-                self.zoo, images, labels, self.dense, self.groups, names, self.target.classes, options.seed
+                self.zoo,
+                images,
+                labels,
+                self.dense,
+                self.groups,
+                names,
+                self.target.classes,
+                options.seed,
+                place=self.place,
+                theta0=self.dense,
             )
             if not isinstance(neighbours, Sequence):
                 neighbours = nearest(data, similarity, neighbours, options.shortlist)
@@ -181,10 +203,13 @@ class Election:
         facts = self.target.facts or entries[ranking[0].name].facts
         if options.reconstruct:
             with _timed(seconds, "reconstruct"):
-                small = reconstruct(small, dense, groups, chosen, self.target.first(facts, options.reconstruct))
+                first = self.target.first(facts, options.reconstruct)
+                with self.place.holding(small, dense):
+                    small = reconstruct(small, dense, groups, chosen, first)
+                small.to(next(dense.parameters()).device)
         with _timed(seconds, "re-estimate"):
             if options.reestimate_batches:
-                reestimate_batch_norm(small, self.target.batches(facts, options.reestimate_batches))
+                reestimate_over(small, self.target.batches(facts, options.reestimate_batches), self.place)
         report = VoteReport(
             neighbours=tuple(ranking),
             coefficients=weights,
@@ -225,9 +250,10 @@ def _require_channels(zoo: ModelZoo, example: Tensor) -> None:
         )
 
 
-def _any_facts(zoo: ModelZoo, channels: int) -> dict[str, Any]:
+def _any_facts(zoo: ModelZoo, images: Images) -> dict[str, Any]:
     """Those of the first entry that is about such images, or of any: the error then says what the zoo's images are."""
     found = None
+    channels = images.images.shape[1] if isinstance(images, HeldImages) else None
     for name in zoo.names:
         with suppress(ValueError, TypeError, KeyError):  # a damaged entry, or one that was removed
             found = TaskFacts.from_dict(zoo.header(name)["facts"])

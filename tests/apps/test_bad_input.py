@@ -137,17 +137,35 @@ def test_a_backbone_that_fails_the_self_check_is_refused_in_a_sentence(
     assert "a backbone with units that can be pruned, but ResNet has none: layer1.residual: left out, zeroed" in message
 
 
+# What a value must be, as its rule begins to say → values that are not.
+WRONG_BY_RULE = {
+    "an integer": ("abc", 0.5, True, -7),
+    "auto or": ("all", 1.5, True, -1),
+    "refuse or": ("mend", 1),
+    "drawn, all": ("some", 1),
+    "a number": ("abc", True, float("nan")),
+    "true or false": ("no", 1),
+    "text": (3,),
+    "a list": (3,),
+    "a mapping": ("abc", 3),
+    "theta0": ("zoo",),
+}
+# Key, whether it may be null, and what else it must be.
+RULED = [(key.removesuffix("?"), key.endswith("?"), rule.what) for rule in values.RULES for key in rule.keys.split()]
 WRONG = [
-    *((key, value) for key in {**values.WHOLE, **values.WHOLE_OR_NULL} for value in ("abc", 0.5, True, -7)),
-    *((key, value) for key in (*values.NUMBERS, *values.NUMBERS_OR_NULL) for value in ("abc", True, float("nan"))),
-    *((key, value) for key in values.FLAGS for value in ("no", 1, None)),
-    *((key, value) for key in values.LISTS for value in ("abc", 3, None)),
-    *((key, value) for key in values.MAPPINGS for value in ("abc", 3, None)),
-    *((key, None) for key in (*values.WHOLE, *values.NUMBERS, "zoo", "output")),
-    *((key, 3) for key in values.PATHS),
+    *(
+        (key, value)
+        for key, _, what in RULED
+        for says, wrong in WRONG_BY_RULE.items()
+        if what.startswith(says)
+        for value in wrong
+    ),
+    *((key, None) for key, may_be_null, _ in RULED if not may_be_null),
+    *((key, None) for key in ("zoo", "output")),
+    ("methods", "abc"),
+    ("growth.without", ["abc"]),
     ("seed", 2**32),
     ("split.classes", "cat"),
-    ("parent", 3),
     ("zoo", ""),
 ]
 
@@ -162,7 +180,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object
         values.require_types(config, "prune")
 
 
-@pytest.mark.parametrize("key", [*values.WHOLE_OR_NULL, *values.NUMBERS_OR_NULL, "split.classes", "parent", "weights"])
+@pytest.mark.parametrize("key", [key for key, null, _ in RULED if null and key not in values.GIVEN["prune"].split()])
 def test_null_is_a_value_where_it_has_a_meaning(key: str) -> None:
     config = OmegaConf.create({"output": "x", "data": {"root": "???"}})
     OmegaConf.update(config, key, None)

@@ -19,8 +19,9 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from lightning_mvp.apps import runtime
 from lightning_mvp.apps.compare import build_settings
-from lightning_mvp.apps.runtime import trainer_options
+from lightning_mvp.apps.runtime import threads_of, trainer_options
 from lightning_mvp.fitting.fit import make_trainer
 
 CONF = Path(str(files("lightning_mvp.conf")))
@@ -192,3 +193,28 @@ def test_what_the_trainer_group_describes_is_made(several: bool) -> None:
     assert isinstance(config.trainer.callbacks, ListConfig if several else DictConfig), (
         "still plain, for the entry's id"
     )
+
+
+@pytest.mark.parametrize(
+    ("threads", "single", "trainer", "told", "expected"),
+    [
+        ("auto", True, {}, None, 6),
+        ("auto", False, {}, None, 1),  # a sweep, a rank that this command has started, a study
+        ("auto", True, {"accelerator": "gpu"}, None, 1),
+        ("auto", True, {"devices": 2}, None, 1),
+        ("auto", True, {}, "2,1", 2),
+        ("auto", True, {}, "many", 6),
+        (3, False, {"devices": 2}, "1", 3),
+    ],
+)
+def test_a_single_job_on_the_cpu_uses_all_cores_unless_told_otherwise(
+    threads: Any,
+    single: bool,
+    trainer: dict[str, Any],
+    told: str | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS") if told is None else monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert threads_of(OmegaConf.create({"threads": threads, "trainer": trainer}), single) == expected

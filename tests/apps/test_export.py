@@ -100,7 +100,7 @@ def test_a_module_of_ones_own_is_made_of_its_checkpoint_and_cut(
     named = "my_own_code.Own" if len(kept) == 2 else "{_target_: my_own_code.Own, classes: 3}"
     facts = [] if task else [FACTS_GIVEN]
     if task is None:
-        with pytest.raises(ValueError, match=r"TaskFacts, because epoch=1-step=12\.ckpt doesn't tell"):
+        with pytest.raises(ValueError, match=r"TaskFacts, because epoch=1-step=12\.ckpt has none"):
             source(checkpoint, f"module={named}")
         with pytest.raises(ValueError, match="each of the head's 3 outputs, but got 2 classes"):
             source(checkpoint, f"module={named}", FACTS_GIVEN.replace("red, ", ""))

@@ -25,7 +25,7 @@ def _script(name: str) -> ModuleType:
     return module
 
 
-coverage = _script("coverage")
+coverage_models, coverage_tables, coverage = map(_script, ("coverage_models", "coverage_tables", "coverage"))
 
 SHALLOW = {"layers": [1, 1, 1, 1]}
 # Each has every kind of block of its family, and few of them.
@@ -71,7 +71,7 @@ def build_small(model: str) -> tuple[nn.Module, Groups, Tensor]:
 @cache
 def build_listed(model: str) -> tuple[nn.Module, Groups, Tensor]:
     """A model of the coverage table at full size, its groups and an example."""
-    return found(coverage.recipe_of_model(model))
+    return found(coverage_models.recipe_of_model(model))
 
 
 def found(recipe: dict[str, Any]) -> tuple[nn.Module, Groups, Tensor]:

@@ -26,7 +26,7 @@ from lightning_mvp.backbones import (
 from lightning_mvp.backbones.features import evaluating
 from lightning_mvp.errors import SelfCheckError
 
-from .families import SMALL, build_listed, build_small, coverage, found, small_recipe
+from .families import SMALL, build_listed, build_small, coverage_models, found, small_recipe
 
 Built = tuple[nn.Module, Groups, Tensor]
 Builder = Callable[[str], Built]
@@ -44,7 +44,7 @@ def small(model: str, *values: Any, **options: Any) -> Any:
 MODELS = [small(model, build_small, id=f"small-{model}") for model in SMALL]
 MODELS += [
     pytest.param(build_listed, model, id=model, marks=pytest.mark.slow)
-    for model in (*coverage.CONVOLUTIONAL, *coverage.TRANSFORMERS)
+    for model in (*coverage_models.CONVOLUTIONAL, *coverage_models.TRANSFORMERS)
 ]
 
 
@@ -139,7 +139,7 @@ def test_every_convolution_of_a_batch_normed_network_is_in_a_group(model: str) -
 UNLISTED = ["lcnet_050", "edgenext_xx_small", "cs3darknet_s"]
 UNLISTED_SLOW = ["tinynet_e", "ghostnet_050", "repvgg_a0", "hrnet_w18_small", "dla34", "inception_v3", "gernet_s"]
 UNLISTED_SLOW += ["xcit_nano_12_p16_224", "levit_128s", "poolformer_s12", "convnextv2_atto", "mobileone_s0"]
-UNLISTED_SLOW += ["fastvit_t8", "rexnet_100", "nf_regnet_b0", *coverage.HARD]
+UNLISTED_SLOW += ["fastvit_t8", "rexnet_100", "nf_regnet_b0", *coverage_models.HARD]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ UNLISTED_SLOW += ["fastvit_t8", "rexnet_100", "nf_regnet_b0", *coverage.HARD]
     ],
 )
 def test_a_model_that_nobody_listed_is_exact_or_refused_by_a_layers_name(model: str) -> None:
-    backbone, example = coverage.built(model)
+    backbone, example = coverage_models.built(model)
     layers = {name for name, _ in backbone.named_modules() if name}
     worst = 0.0
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_mvp.backbones import Masks, check_exact, count_macs, find_groups, random_masks, shrink
 from lightning_mvp.backbones.selfcheck import randomise
 
-from .families import build_small, coverage
+from .families import build_small, coverage_models
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -156,7 +156,7 @@ HARD += [pytest.param("maxvit_tiny_tf_224", marks=pytest.mark.slow)]  # type: ig
 
 @pytest.mark.parametrize("model", HARD)
 def test_attention_that_fails_or_is_mapped_wrongly_is_named(model: str) -> None:
-    backbone, example = coverage.built(model)
+    backbone, example = coverage_models.built(model)
     try:
         groups = find_groups(backbone, example)
     except ValueError as refusal:

@@ -55,7 +55,8 @@ def require_agreement(folder: Path) -> None:
 
 def test_ranks_agree_after_every_step_and_one_entry_is_written(agreed: Path):
     require_agreement(agreed)
-    assert len(ModelZoo(agreed / "zoo")) == 1
+    (entry,) = ModelZoo(agreed / "zoo").entries()
+    assert entry.prototypes is not None, "of the first rank's images"
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_mvp import MVPCallback, TaskFacts, create_backbone
 from lightning_mvp.backbones import dead_entries
+from lightning_mvp.pruning.zeros import masks_from_zeros
+from lightning_mvp.tasks.partition import Part
 
 RECIPE: dict[str, Any] = {
     "model": "resnet18",
@@ -113,3 +115,26 @@ def fit(module: L.LightningModule, *callbacks: L.Callback, max_steps: int = 12, 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def holds(mvp: MVPCallback, module: UserModule) -> None:
+    """All rounds happened, and the module is zero where, and only where, the masks say."""
+    assert mvp.finished
+    assert abs(mvp.masks.pruning_ratio - 0.5) <= 0.05
+    assert masks_from_zeros(module.net, mvp.groups) == mvp.masks
+
+
+def trained(mvp: MVPCallback | None = None, module: UserModule | None = None, **options: Any) -> MVPCallback:
+    mvp = callback(head="classifier") if mvp is None else mvp
+    module = UserModule() if module is None else module
+    fit(module, mvp, **options)
+    holds(mvp, module)
+    return mvp
+
+
+def coloured(labels: Tensor) -> Part:
+    """Images of one colour for each class, with noise."""
+    generator = torch.Generator().manual_seed(int(labels.sum()))
+    images = torch.randn(len(labels), 3, 16, 16, generator=generator)
+    images[torch.arange(len(labels)), labels] += 1.0
+    return Part((127 + 40 * images).clamp(0, 255).to(torch.uint8), labels)

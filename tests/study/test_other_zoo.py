@@ -145,7 +145,7 @@ def test_groups_left_whole_stay_so_in_zoo_vote_and_pruning_from_scratch(first: P
     names = ("source-000", "source-001", "rank--target-000", "target-000--mvp@4", "target-000--taylor@4")
     for part in names:
         runner.run(part)
-    whole = Origin(own.recipe, runner.theta0_path, (3, 32, 32)).groups
+    whole = Origin(own.recipe, runner.theta0_path, (3, 32, 32), None, None).groups
     left = {group.name for group in whole if group.kind == "residual"}
     assert left
     for part in names[-2:]:

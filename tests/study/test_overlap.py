@@ -46,7 +46,7 @@ def test_the_expectation_is_exact_at_the_size_of_real_groups() -> None:
 def origin(tmp_path: Path) -> Origin:
     path = tmp_path / "theta0.safetensors"
     save_weights(create_backbone(recipe("resnet_mini")), path)
-    return Origin(recipe("resnet_mini"), path, (3, 32, 32))
+    return Origin(recipe("resnet_mini"), path, (3, 32, 32), None, None)
 
 
 def sources_of(origin: Origin, classes: list[str]) -> list[dict[str, object]]:

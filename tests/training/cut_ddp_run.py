@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 
 from lightning_mvp import MVPCallback, TaskModule, create_backbone
+from lightning_mvp.backbones.passes import Place
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training.filling import prune_into_zoo
 from lightning_mvp.training.rounds import Moments, OwnCutter, endless, make_fabric
+from lightning_mvp.voting.class_means import prototypes_of
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 from ..callbacks.user import RECIPE
@@ -33,10 +35,10 @@ class Contrary(OwnCutter):
         return super().cut(module, moments, kept_fraction)
 
 
-def made() -> TaskModule:
+def made(place: Place | None = None) -> TaskModule:
     torch.manual_seed(0)
     module = TaskModule.for_task(create_backbone(RECIPE), datamodule().facts, learning_rate=0.01)
-    module.initialise_head(datamodule())
+    module.initialise_head(datamodule(), device=place)
     return module
 
 
@@ -44,13 +46,17 @@ def main(path: str) -> None:
     folder = Path(path)
     fabric = make_fabric(devices=2, strategy="ddp", precision="32-true")
     fabric.launch()
-    data = datamodule()
+    data, place = datamodule(), Place.of(fabric)
+    shared = made(place)
     settings = PruningSettings(pruning_ratio=0.5, rounds=2, steps_per_round=2)
     cut = prune_into_zoo(made(), data, ZooTarget(folder / "zoo", data.facts), settings, STEPS, fabric, clip=1.0)
     said = {
         "world_size": fabric.world_size,
         "masks": cut.masks.fingerprint,
         "parameters": fingerprint(dict(cut.module.named_parameters())),
+        "head": shared.head.weight.tolist(),
+        "accuracies": [shared.accuracy_in(data, part, device=place) for part in ("val", "test")],
+        "prototypes": prototypes_of(shared.backbone, data, place).tolist(),  # type: ignore[union-attr]
         "batches": fingerprint({"images": next(endless(data, fabric.global_rank, 2))[0]}),
     }
     zeroing = MVPCallback(pruning_ratio=0.5, rounds=2, steps_per_round=2, head="head")

@@ -57,7 +57,7 @@ def test_what_names_no_class_is_refused_with_the_way_out(labels: Any, match: str
         (torch.arange(6), "6 images have 6 different labels.*'prototypes'"),
         (torch.tensor([0, 1, 2, 3, 3]), "5 images have 4 different"),
         (torch.tensor([[1, 0]] * 4), "always present or always absent"),
-        (torch.eye(5), "each of the 5 that differ between the 5 images sets one image apart"),
+        (torch.eye(5), "each of the 5 labels that differ between the 5 images differs for one image only"),
     ],
     ids=["one class", "all different", "nearly all different", "multi-hot alike", "one-hot, all different"],
 )

@@ -13,9 +13,10 @@ from torch import nn
 from lightning_mvp.backbones import Groups
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.voting import prototype_similarity, rank_neighbours
-from lightning_mvp.voting.leep import covering_order, expected_predictions, informative_labels, leep
+from lightning_mvp.voting.images import as_input
+from lightning_mvp.voting.labels import informative_labels
+from lightning_mvp.voting.leep import covering_order, expected_predictions, leep
 from lightning_mvp.voting.recall import class_means
-from lightning_mvp.voting.sources import as_input
 from lightning_mvp.zoo import ZooEntry
 from lightning_mvp.zoo.rebuild import rebuild
 
@@ -110,13 +111,13 @@ def test_leep_leaves_out_labels_that_are_always_or_never_present() -> None:
 @pytest.mark.parametrize(
     ("labels", "match"),
     [
-        (torch.tensor([[0.5, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), "0 or 1, but got other values"),
-        (torch.tensor([[3], [1], [0], [2]]), r"class index per image as shape \(n,\)"),
-        (torch.tensor([[float("nan")], [1.0], [0.0], [0.0]]), "not known"),
+        (torch.tensor([[0.5, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), "0 or 1, but got values such as 0.5"),
+        (torch.tensor([[3, 1], [1, 0], [0, 0], [2, 0]]), r"class index per image as shape \(n,\)"),
+        (torch.tensor([[float("nan"), 1.0]] * 4), "not known"),
         (torch.tensor([[1, 0]] * 4), "every label is always present or always absent"),
         (torch.zeros(4, 0), "every label is always present or always absent"),
         (torch.zeros(3, 2), r"\(n,\) or \(n, L\), but got \(4, 2\) and \(3, 2\)"),
-        (torch.zeros(4, 2, 2), r"but got \(4, 2\) and \(4, 2, 2\)"),
+        (torch.zeros(4, 2, 2), r"but got torch.float32 of shape \(4, 2, 2\)"),
     ],
 )
 def test_leep_refuses_labels_that_say_nothing(labels: torch.Tensor, match: str) -> None:

@@ -13,8 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_mvp.backbones import create_backbone
 from lightning_mvp.backbones.cost import count_parameters
-from lightning_mvp.backbones.features import features_of
+from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
 from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.loader import TaskLoader
+from lightning_mvp.tasks.partition import Part
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting import voted
 from lightning_mvp.voting.ranking import rank_neighbours
@@ -43,12 +46,18 @@ class Module:
         self.images, self.labels = world.of(*classes)
         self.facts = world.facts("target", classes)
 
-    def train_images(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images, self.labels
+    def part(self, name: str) -> Part:
+        return Part(self.images, self.labels)
 
-    def scoring_images(self, n: int = 500, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = balanced_subset(self.labels, n, seed)
-        return self.images[chosen], self.labels[chosen]
+    def scoring_part(self, n: int = 500, seed: int = 0) -> Part:
+        return self.part("train")[balanced_subset(self.labels, n, seed)]
+
+    def pass_loader(self, part: Part, facts: TaskFacts, batch_size: int) -> TaskLoader:
+        return TaskLoader(part, facts, batch_size=batch_size)
+
+    def scoring_images(self) -> tuple[torch.Tensor, torch.Tensor]:
+        part = self.scoring_part()
+        return part.images, part.labels
 
 
 def test_rebuild_gives_the_stored_model(world: World, made: ModelZoo, entries: list[ZooEntry]) -> None:
@@ -353,7 +362,7 @@ def test_reconstruction_brings_the_vote_nearer_to_the_dense_backbone(world: Worl
     assert better.training
     assert fingerprint(better.state_dict()) == fingerprint(again.state_dict())
     dense, images = dense_backbone(made), preprocess(target.images, target.facts)
-    voted.reestimate_batch_norm(dense, [images])
+    reestimate_batch_norm(dense, [images])
     wanted = features_of(dense, images)
     kept = world.groups.kept_features(report.masks, wanted.shape[1])
     errors = [(features_of(small, images) - wanted[:, kept]).norm() for small in (plain, better)]
