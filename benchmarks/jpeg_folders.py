@@ -20,7 +20,7 @@ GRAIN = 8.0  # standard deviation, of 255
 
 
 def make_folders(root: Path, classes: int, images: int, seed: int = 0, threads: int = 2) -> list[str]:
-    """Write ``root/class-000/000.jpg`` and so on; the names of the classes. What follows from the arguments is the same.
+    """Write ``root/class-000/000.jpg`` and so on; the names of the classes. The same arguments make the same files.
 
     Args:
         root: a folder that is not there yet, or is empty.

@@ -18,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import Outcome, table
+from entry_passes import Passes
 from jpeg_folders import make_folders
 from large_zoo import make_zoo
 from watched import Watched, watch
 
-from lightning_mvp import Groups, ModelZoo
 from lightning_mvp.backbones.passes import images_a_batch
 from lightning_mvp.voting.options import VoteOptions
 from lightning_mvp.voting.target import REESTIMATION_BATCHES
-from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
 
 ENTRIES, CLASSES, IMAGES, SCORING = 24, 10, 140, 500
 RATIO, BATCH, WORKERS = 0.5, 8, 2
@@ -87,7 +85,7 @@ def measure(options: argparse.Namespace) -> Outcome:
         make_folders(folder / "images", CLASSES, size.images, options.seed)
         zoo, groups = make_zoo(folder / "zoo", size.recipe, size.entries, size.ratio, CLASSES, options.seed)
         print(f"made a zoo of {len(zoo)} entries and {CLASSES * size.images:,} JPEG files", flush=True)
-        passes = Passes(zoo, groups, size)
+        passes = Passes(zoo, groups, size.recipe["input_size"], size.sample // 2)
         passes.run()
         voted, until, report = vote(folder, size)
         passes.run()
@@ -107,7 +105,12 @@ def counts(size: Size) -> tuple[int, int, int]:
 def vote(folder: Path, size: Size) -> tuple[Watched, float, dict[str, Any]]:
     """`mvp-vote`: what was seen of it, its seconds until the first step, and its report."""
     words = [
-        *("data=imagefolder", f"data.root={folder / 'images'}", f"data.batch_size={BATCH}", f"data.num_workers={WORKERS}"),
+        *(
+            "data=imagefolder",
+            f"data.root={folder / 'images'}",
+            f"data.batch_size={BATCH}",
+            f"data.num_workers={WORKERS}",
+        ),
         *("split=all", f"zoo={folder / 'zoo'}", f"output={folder / 'voted'}", f"paths.root={folder / 'out'}"),
         *("backbone=resnet50", "steps=2", "trainer.enable_progress_bar=false", "vote.neighbours=8"),
         *([] if size.scoring == VoteOptions().scoring_images else [f"+vote.scoring_images={size.scoring}"]),
@@ -120,50 +123,12 @@ def vote(folder: Path, size: Size) -> tuple[Watched, float, dict[str, Any]]:
     return seen, float(stamp.read_text()) - begin, report
 
 
-class Passes:
-    """The forward passes that a vote can't do without, each model's seconds for one image.
-
-    Args:
-        zoo: the entries.
-        groups: of its backbone.
-        size: how many images of each entry are timed.
-    """
-
-    def __init__(self, zoo: ModelZoo, groups: Groups, size: Size) -> None:
-        self.zoo, self.groups, self.size = zoo, groups, size
-        self.batch = images_a_batch(size.recipe["input_size"])
-        self.seconds: dict[str, list[float]] = {name: [] for name in zoo.names}
-
-    def run(self) -> None:
-        """Time half of the sample through each entry's model, which is built before."""
-        pixels = self.size.recipe["input_size"]
-        dense = dense_backbone(self.zoo)
-        batch = torch.randn(min(self.batch, max(2, self.size.sample // 2)), 3, pixels, pixels)
-        for name in self.zoo.names:
-            model, _ = rebuild(self.zoo[name], dense, self.groups)
-            model.eval()
-            with torch.no_grad():
-                model(batch)
-                for _ in range(max(1, self.size.sample // 2 // len(batch))):
-                    begin = time.perf_counter()
-                    model(batch)
-                    self.seconds[name].append((time.perf_counter() - begin) / len(batch))
-
-    def needed(self, scoring: int, reestimation: int, train: int) -> dict[str, float]:
-        """Seconds of the passes of so many images: each entry's mean; those of the voted model as an average entry."""
-        each = {name: sum(taken) / len(taken) for name, taken in self.seconds.items()}
-        voted = sum(each.values()) / len(each)
-        return {
-            "scoring images through each entry": scoring * sum(each.values()),
-            "batch norm of the voted model": reestimation * voted,
-            "ridge head of the voted model": train * voted,
-        }
-
-
 def told(size: Size, seen: Watched, until: float, report: dict[str, Any], needed: dict[str, float]) -> Outcome:
     """Tables, measurements and notes."""
     total, stages = sum(needed.values()), report["seconds"]
-    first = table(f"mvp-vote from {size.entries} entries of {size.recipe['model']}", "", "seconds", "of the passes alone")
+    first = table(
+        f"mvp-vote from {size.entries} entries of {size.recipe['model']}", "", "seconds", "of the passes alone"
+    )
     for name, seconds in needed.items():
         first.add_row(f"alone: {name}", f"{seconds:.1f}", f"{seconds / total:.2f}")
     first.add_row("alone, in all", f"{total:.1f}", "1")

@@ -1,4 +1,4 @@
-"""Zoos of any backbone with entries of other masks and weights each, made without training: they cost what others do."""
+"""Zoos whose entries have masks and weights of their own, made without training: they cost what others do."""
 
 from __future__ import annotations
 

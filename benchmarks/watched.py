@@ -17,6 +17,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 EVERY = 0.1  # seconds between two looks at the memory
+STILL = 5.0  # Whoever looks that much later than was meant stood still with the whole machine, as a paused one does.
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Watched:
     """What was seen of a command.
 
     Args:
-        seconds: from its start to its end.
+        seconds: from its start to its end, without those in which the whole machine stood still.
+        still: these.
         cpu_seconds: of all its processes, by the time they had ended.
         peak: the largest sum of PSS that was seen, in bytes.
         peak_at: seconds after its start when that was.
@@ -33,6 +35,7 @@ class Watched:
     """
 
     seconds: float
+    still: float
     cpu_seconds: float
     peak: int
     peak_at: float
@@ -53,14 +56,18 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
         process = subprocess.Popen(
             command, stdout=printed, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
         )
-        peak, most, peak_at = 0, 0, 0.0
+        peak, most, peak_at, still = 0, 0, 0.0, 0.0
         while process.poll() is None:
             looked = time.perf_counter()
             memory, count = tree_memory(process.pid)
             if memory > peak:
                 peak, most, peak_at = memory, count, looked - begin
             # A look at large processes takes a while, too: it shall not slow down what it looks at.
-            time.sleep(max(every, 20 * (time.perf_counter() - looked)))
+            rest = max(every, 20 * (time.perf_counter() - looked))
+            asleep = time.perf_counter()
+            time.sleep(rest)
+            late = time.perf_counter() - asleep - rest
+            still += late if late > STILL else 0.0
         seconds, after = time.perf_counter() - begin, os.times()
         printed.seek(0)
         output = printed.read().decode(errors="replace")
@@ -69,7 +76,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
             f"Expected {' '.join(command)} to succeed, but it ended with {process.returncode}: {output[-3000:]}"
         )
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Watched(seconds, cpu, peak, peak_at, most, output)
+    return Watched(seconds - still, still, cpu, peak, peak_at, most, output)
 
 
 def command_of(app: str, *overrides: str) -> list[str]:
