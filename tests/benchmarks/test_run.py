@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("new_task", "filling", "nearest", "merging", "size", "steps")
+NAMES = ("new_task", "filling", "nearest", "merging", "size", "steps", "photographs", "loading", "large_vote")
 
 
 @pytest.fixture(scope="module")
