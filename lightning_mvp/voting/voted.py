@@ -204,7 +204,7 @@ class Election:
         if options.reconstruct:
             with _timed(seconds, "reconstruct"):
                 first = self.target.first(facts, options.reconstruct)
-                with self.place.holding(small, dense):
+                with self.place.exact.holding(small, dense):
                     small = reconstruct(small, dense, groups, chosen, first)
                 small.to(next(dense.parameters()).device)
         with _timed(seconds, "re-estimate"):
