@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_mvp.tasks import Part, TaskDataModule, TaskLoader, load_data
 from lightning_mvp.tasks.images import BrokenImageError, ImageFiles
 from lightning_mvp.tasks.preprocessing import normalised
+from lightning_mvp.training.task import TaskModule
 from tests.tasks.photographs import write_photographs
 from tests.tasks.test_datamodule import Recorder, joined
 
@@ -301,6 +302,13 @@ def test_mixing_gives_soft_labels_that_follow_from_the_seed(folder: Path) -> Non
         assert torch.allclose(labels.sum(1), torch.ones(len(labels)))
     assert any(0 < float(value) < 1 for _, labels in first for value in labels.flatten())
     assert next(iter(own.val_dataloader()))[1].ndim == 1
+    module = TaskModule(
+        {"model": "resnet18", "arguments": {"layers": [1, 1, 1, 1]}, "input_size": 16}, own.facts.to_dict()
+    )
+    images, labels = first[0]
+    expected = -(labels * module(images).log_softmax(1)).sum(1).mean()
+    module.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    assert torch.allclose(module.training_step((images, labels), 0), expected, atol=1e-5)
     with pytest.raises(ValueError, match="`mixing` to hold arguments of timm"):
         task(folder, mixing={"alpha": 1})
 
