@@ -66,7 +66,8 @@ def test_nothing_is_opened_before_images_are_asked_for_and_then_of_the_wanted_cl
     assert own.facts.input_size == 16
     assert load_data("imagefolder", root=folder).classes == ("ant", "bee", "cat", "dog")
     assert opened == []
-    list(own.train_dataloader())
+    for loader in (own.train_dataloader(), own.val_dataloader(), own.test_dataloader()):
+        list(loader)
     assert {Path(name).parent.name for name in opened} == {"ant", "cat"}
     assert len(set(opened)) == 24
 
