@@ -48,7 +48,7 @@ class Images(ABC):
         """The encoded content of an image that has a size."""
         raise NotImplementedError
 
-    def check(self, index: int) -> None:
+    def check(self, index: int) -> None:  # noqa: B027 (some can't tell)
         """Refuse an image that can't be read, as far as that is seen without decoding it.
 
         Raises:

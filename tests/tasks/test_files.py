@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_mvp.tasks import Part, TaskDataModule, TaskLoader, load_data
+from lightning_mvp.tasks.data import class_names_of
 from lightning_mvp.tasks.images import BrokenImageError, ImageFiles
 from lightning_mvp.tasks.preprocessing import normalised
 from lightning_mvp.training.task import TaskModule
@@ -331,3 +334,17 @@ def test_torchvisions_files_are_opened_when_they_are_asked_for(
     assert opened == []
     own = TaskDataModule(data, ("ant", "dog"), preprocessing=SEEN, num_workers=0)
     assert {tuple(images.shape[1:]) for images, _ in own.train_dataloader()} == {(3, 16, 16)}
+
+
+def test_cifars_classes_are_known_without_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    content = pickle.dumps({CIFAR10.meta["key"]: ["plane", "ship"]})
+    (folder / CIFAR10.meta["filename"]).write_bytes(content)
+    monkeypatch.setitem(CIFAR10.meta, "md5", hashlib.md5(content).hexdigest())
+    assert class_names_of("torchvision", root=tmp_path, dataset="CIFAR10") == ("plane", "ship")
+    assert class_names_of("torchvision", root=tmp_path, dataset="MNIST")[3] == "3 - three"
+    with pytest.raises(FileNotFoundError, match="the files of torchvision's CIFAR100"):
+        class_names_of("torchvision", root=tmp_path, dataset="CIFAR100")
