@@ -30,6 +30,7 @@ from omegaconf import DictConfig, open_dict
 from studies import small_study, study_settings
 
 from lightning_mvp.apps import runtime, vote
+from lightning_mvp.apps import tasks as apps_tasks
 from lightning_mvp.study.methods import Trial
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.starting_points import StartingPoints
@@ -45,7 +46,7 @@ VOTES = {"mvp-vote": 24, "mvp-vote, all entries scored": None}
 RIVALS = ("taylor", "torch_pruning")
 # What is timed inside of `mvp-vote`; what a vote consists of it says itself.
 STAGES: tuple[tuple[Any, str, str], ...] = (
-    (vote, "data_of", "decode the data"),
+    (apps_tasks, "data_of", "decode the data"),
     (MetaVoteModule, "initialise_head", "ridge head"),
     (L.Trainer, "fit", "100 steps"),
     (MetaVoteModule, "accuracy_on", "evaluate"),
@@ -156,7 +157,7 @@ def all_runs(
 
 def forget_data() -> None:
     """Whatever this process knows of data sets: each run reads its own from disk."""
-    for cached in (tasks_data._load, runtime._load):
+    for cached in (tasks_data._load, apps_tasks._load, apps_tasks._classes):
         cached.cache_clear()
 
 
