@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+ORIENTATION = 0x0112  # EXIF's tag of how a camera was held
 # What Pillow raises at a file that is damaged, too large or none of an image; some of its readers raise others.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, IndexError, TypeError)
 
@@ -191,7 +192,8 @@ def pixels_of(picture: Image.Image, image_size: int | None = None) -> Tensor:
         >>> pixels_of(Image.new("I;16", (4, 2), 65535)).unique().tolist()
         [255]
     """
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)  # which copies those that need no turn, too
     if picture.mode == "F":
         raise ValueError("it holds floating-point numbers, whose range is not known")
     if picture.mode.startswith("I"):
@@ -200,7 +202,7 @@ def pixels_of(picture: Image.Image, image_size: int | None = None) -> Tensor:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    rgb = picture.convert("RGB")
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
     if image_size is not None and rgb.size != (image_size, image_size):
         rgb = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
