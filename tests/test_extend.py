@@ -26,7 +26,7 @@ from lightning_mvp import (
     shrink,
     voted_backbone,
 )
-from lightning_mvp.apps.tasks import data_of
+from lightning_mvp.apps.task_choice import data_of
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.tasks.data import Part
 from lightning_mvp.zoo import ModelZoo

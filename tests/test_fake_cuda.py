@@ -34,7 +34,7 @@ from lightning_mvp.backbones import Groups, apply_masks, random_masks, ridge
 from lightning_mvp.backbones.cost import CostModel
 from lightning_mvp.backbones.features import features_of, reestimate_batch_norm
 from lightning_mvp.backbones.passes import Place, features_over, pass_over, reestimate_over
-from lightning_mvp.callbacks.prototypes import FitPrototypes
+from lightning_mvp.callbacks.fit_prototypes import FitPrototypes
 from lightning_mvp.pruning.criteria import Taylor, taylor_importance
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.importance import magnitude_importance, random_importance
@@ -45,9 +45,9 @@ from lightning_mvp.training import classifier
 from lightning_mvp.training.optimizer import OptimizerName
 from lightning_mvp.training.rounds import OwnCutter, prune_and_cut
 from lightning_mvp.voting.class_means import task_means
-from lightning_mvp.voting.images import PartImages
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.target import reestimation_batches
+from lightning_mvp.voting.target_images import PartImages
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.new_entry import ZooTarget, as_stored
 from lightning_mvp.zoo.rebuild import refill

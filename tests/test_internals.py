@@ -21,6 +21,7 @@ from .callbacks.user import UserModule, callback, fit, make_trainer
 
 ROOT = Path(lightning_mvp.__file__).parent
 FILES = ("lightning_internals.py", "apps/hydra_internals.py", "backbones/torch_pruning_internals.py")
+FILES += ("tasks/torchvision_internals.py",)
 # Of torch, Python and timm: not what these files are about.
 OTHERS = {"_exit", "_forward_hooks", "_forward_pre_hooks", "_parameters", "_buffers", "_foreach_mul", "_foreach_mul_"}
 OTHERS |= {"_BatchNorm", "_tensor_name", "_trainer"}

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from lightning_mvp.apps.job import command
 from lightning_mvp.apps.runtime import console, plain, trainer_of
-from lightning_mvp.apps.tasks import data_arguments, split_arguments
+from lightning_mvp.apps.task_choice import data_arguments, split_arguments
 
 if TYPE_CHECKING:
     from lightning_mvp.study.study_settings import StudySettings

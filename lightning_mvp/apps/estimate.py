@@ -8,7 +8,7 @@ import statistics
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.runtime import plain
-from lightning_mvp.apps.tasks import preprocessing_of
+from lightning_mvp.apps.task_choice import preprocessing_of
 
 TIMED_STEPS = 6
 

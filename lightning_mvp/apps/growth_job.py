@@ -18,7 +18,7 @@ from lightning_mvp.apps.runtime import (
     trainer_options,
     training_of,
 )
-from lightning_mvp.apps.tasks import datamodule_of, preprocessing_of, selection_of, split_of, task_of
+from lightning_mvp.apps.task_choice import datamodule_of, preprocessing_of, selection_of, split_of, task_of
 
 if TYPE_CHECKING:
     import lightning as L

@@ -24,7 +24,7 @@ from lightning_mvp.apps.runtime import (
     say_if_random,
     trainer_options,
 )
-from lightning_mvp.apps.tasks import data_settings, datamodule_of, seen_classes
+from lightning_mvp.apps.task_choice import data_settings, datamodule_of, seen_classes
 from lightning_mvp.tasks.splits import TaskSpec
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.files import write_json
     from lightning_mvp.fitting.fit import make_trainer
     from lightning_mvp.training.task import TaskModule
-    from lightning_mvp.zoo.preprocessing import preprocessing_of
+    from lightning_mvp.zoo.seen_by import preprocessing_of
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
     module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))

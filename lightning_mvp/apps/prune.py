@@ -19,7 +19,7 @@ from lightning_mvp.apps.runtime import (
     training_of,
     without_auto,
 )
-from lightning_mvp.apps.tasks import datamodule_of, task_of
+from lightning_mvp.apps.task_choice import datamodule_of, task_of
 
 if TYPE_CHECKING:
     import lightning as L

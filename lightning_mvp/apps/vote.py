@@ -19,7 +19,7 @@ from lightning_mvp.apps.runtime import (
     training_of,
 )
 from lightning_mvp.apps.scratch import hydra_value, scratch_words
-from lightning_mvp.apps.tasks import data_settings, datamodule_of, task_of
+from lightning_mvp.apps.task_choice import data_settings, datamodule_of, task_of
 from lightning_mvp.folders import put_in_place, require_free
 
 if TYPE_CHECKING:

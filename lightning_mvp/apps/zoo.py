@@ -27,7 +27,7 @@ from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.generations import generations
 from lightning_mvp.zoo.kinship import nearest_relatives, readable_entries
 from lightning_mvp.zoo.lineage import descendants, lineage
-from lightning_mvp.zoo.preprocessing import preprocessing_of
+from lightning_mvp.zoo.seen_by import preprocessing_of
 from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_accuracy
 from lightning_mvp.zoo.tables import entries_tables, entry_page, generations_table, lineage_table
 from lightning_mvp.zoo.verify import check_zoo

@@ -92,10 +92,11 @@ class Place:
         with self.autocast(model):
             return model(as_taken(images, model)).float()
 
-    def algebra(self) -> torch.device:
-        """Where float64 sums are made: at the place, if it knows float64."""
-        device = torch.device("cpu" if self.device is None else self.device)
-        return torch.device("cpu") if device.type == "mps" else device
+    @property
+    def exact(self) -> Place:
+        """Where float64 sums are made: the same device, or the CPU if that knows no float64; in full precision."""
+        knows = self.device is None or torch.device(self.device).type != "mps"
+        return Place(self.device if knows else "cpu", shared=self.shared)
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, where the tensor is and the same on all; the tensor itself, if nothing is shared."""

@@ -56,7 +56,7 @@ def ridge_head(features: Tensor, labels: Tensor, n_classes: int, where: Where = 
     if place.shared:  # a rank may have no image
         features = features.reshape(len(features), int(place.agreed(torch.tensor(features.shape[1]))))
 
-    device, rows = place.algebra(), max(1, NUMBERS // features.shape[1])
+    device, rows = place.exact.device or "cpu", max(1, NUMBERS // features.shape[1])
     blocks = list(zip(features.split(rows), labels.split(rows), strict=True))
 
     def x_of(part: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import holds_average, restart_averages
 from lightning_mvp.callbacks.companions import COMPANIONS, bring_companions
 from lightning_mvp.callbacks.finite_loss import loss_watches
+from lightning_mvp.callbacks.fit_prototypes import FitPrototypes, MakesPrototypes, require_loader
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
     refuse_hidden_input,
@@ -33,7 +34,6 @@ from lightning_mvp.callbacks.guards import (
 )
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress
-from lightning_mvp.callbacks.prototypes import FitPrototypes, MakesPrototypes, require_loader
 from lightning_mvp.callbacks.random_state import KeepsRandomState
 from lightning_mvp.callbacks.resolve import check_head
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit

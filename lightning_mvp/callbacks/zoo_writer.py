@@ -12,7 +12,7 @@ from torch import nn
 from lightning_mvp.backbones.features import classifier_name
 from lightning_mvp.backbones.small_head import small_head
 from lightning_mvp.backbones.surgery import slice_state
-from lightning_mvp.callbacks.prototypes import FitPrototypes
+from lightning_mvp.callbacks.fit_prototypes import FitPrototypes
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.zeros import require_zeroed
 from lightning_mvp.zoo.new_entry import ZooTarget, entry_of

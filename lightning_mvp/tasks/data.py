@@ -21,6 +21,7 @@ from lightning_mvp.tasks.sources import (
     load_huggingface,
     load_imagefolder,
     load_torchvision,
+    torchvision_classes,
 )
 
 __all__ = ["DATA_SETS", "ImageData", "Part", "Source", "class_names_of", "load_data"]
@@ -185,6 +186,13 @@ def class_names_of(name: str, **options: Any) -> tuple[str, ...]:
         return tuple(f"digit-{digit}" for digit in range(10))
     if name == "arrays" and "train" in options:
         return arrays_classes(Path(options.get("root") or "", options["train"]))
+    if name == "torchvision" and "dataset" in options and not options.get("download"):
+        folder = options.get("root")
+        found = torchvision_classes(
+            root=None if folder is None else Path(folder).expanduser().resolve(), dataset=options["dataset"]
+        )
+        if found is not None:
+            return found
     return load_data(name, **options).classes
 
 

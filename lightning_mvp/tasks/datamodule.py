@@ -115,8 +115,9 @@ class TaskDataModule(L.LightningDataModule):
         self._training: WeakSet[TaskLoader] = WeakSet()
         if preprocessing is not None or data.in_memory:
             self.facts  # noqa: B018 (refuses what can't be, before any work)
-        wanted = torch.tensor([data.classes.index(label) for label in chosen])
-        self._listed = tuple(_of_classes(part, wanted) for part in (data.train, data.val, data.test))
+        wanted = [data.classes.index(label) for label in chosen]
+        parts = data.train, data.val, data.test
+        self._listed = tuple(_of_classes(part, wanted, len(data.classes)) for part in parts)
         if images_per_class is not None:
             self._require_enough(self._listed[0], images_per_class)
         if data.in_memory:
@@ -314,7 +315,7 @@ def common_size(parts: Sequence[Part], name: str) -> int:
     for part in parts:
         assert isinstance(part.images, Images)
         for index in range(len(part)):
-            found.setdefault(part.images.check(index), part.images.name(index))
+            found.setdefault(part.images.size(index), part.images.name(index))
             if len(found) > 1:
                 (one, first), (other, second) = list(found.items())[:2]
                 raise ValueError(
@@ -330,11 +331,13 @@ def common_size(parts: Sequence[Part], name: str) -> int:
     return width
 
 
-def _of_classes(part: Part, wanted: Tensor) -> Part:
+def _of_classes(part: Part, wanted: Sequence[int], n_classes: int) -> Part:
     """The images of the wanted classes, with labels counted in their order."""
-    matches = part.labels.unsqueeze(1) == wanted
-    index = matches.any(1).nonzero().flatten()
-    return Part(part[index].images, matches[index].int().argmax(1))
+    position = torch.full((n_classes,), -1)
+    position[list(wanted)] = torch.arange(len(wanted))
+    labels = position[part.labels]
+    index = (labels >= 0).nonzero().flatten()
+    return Part(part[index].images, labels[index])
 
 
 def _balanced(labels: Tensor, per_class: int, seed: int) -> Tensor:

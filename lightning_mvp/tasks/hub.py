@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from lightning_mvp.tasks.images import UNREADABLE, Images, pixels_of, unreadable
+from lightning_mvp.tasks.images import UNREADABLE, Images, check_file, pixels_of, unreadable
 
 
 class HubImages(Images):
@@ -43,6 +43,12 @@ class HubImages(Images):
     def content_size(self, index: int) -> int | None:
         encoded = self.rows[index][self.column]
         return len(encoded["bytes"]) if encoded["bytes"] is not None else os.stat(encoded["path"]).st_size
+
+    def check(self, index: int) -> None:
+        try:
+            check_file(io.BytesIO(self.content(index)))
+        except UNREADABLE as error:
+            raise unreadable(self.name(index), error) from error
 
     def open(self, index: int) -> Tensor:
         try:

@@ -6,12 +6,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+ORIENTATION = 0x0112  # EXIF's tag of how a camera was held
 # What Pillow raises at a file that is damaged, too large or none of an image; some of its readers raise others.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, IndexError, TypeError)
 
@@ -47,12 +49,15 @@ class Images(ABC):
         """The encoded content of an image that has a size."""
         raise NotImplementedError
 
-    def check(self, index: int) -> tuple[int, int]:
-        """Refuse an image that can't be read, as cheaply as its format allows; its width and height.
+    def check(self, index: int) -> None:  # noqa: B027 (some can't tell)
+        """Refuse an image that can't be read, as far as that is seen without decoding it.
 
         Raises:
             BrokenImageError: it can't be read.
         """
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image."""
         height, width = self.open(index).shape[1:]
         return width, height
 
@@ -82,8 +87,11 @@ class Selected(Images):
     def content(self, index: int) -> bytes:
         return self.images.content(int(self.index[index]))
 
-    def check(self, index: int) -> tuple[int, int]:
-        return self.images.check(int(self.index[index]))
+    def check(self, index: int) -> None:
+        self.images.check(int(self.index[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.images.size(int(self.index[index]))
 
     def select(self, index: Tensor) -> Images:
         return Selected(self.images, self.index[index.numpy()])
@@ -125,25 +133,38 @@ class ImageFiles(Images):
     def content(self, index: int) -> bytes:
         return self.path(index).read_bytes()
 
-    def check(self, index: int) -> tuple[int, int]:
-        path = self.path(index)
+    def check(self, index: int) -> None:
         try:
-            with Image.open(path) as picture:
-                size = picture.size
-                if picture.format == "PNG":
-                    picture.verify()  # reads the whole file and compares its checksums, without decoding
-                elif picture.format != "JPEG" or not _ends_as_jpeg(path):
-                    picture.load()
+            with self.path(index).open("rb") as file:
+                check_file(file)
         except UNREADABLE as error:
-            raise unreadable(str(path), error) from error
-        return (self.image_size, self.image_size) if self.image_size else size
+            raise unreadable(self.name(index), error) from error
+
+    def size(self, index: int) -> tuple[int, int]:
+        if self.image_size:
+            return self.image_size, self.image_size
+        with Image.open(self.path(index)) as picture:
+            return picture.size
 
 
-def _ends_as_jpeg(path: Path) -> bool:
-    """Whether a file ends with JPEG's marker of its end, as one that was cut off does not."""
-    with path.open("rb") as file:
-        file.seek(-2, os.SEEK_END)
-        return file.read() == b"\xff\xd9"
+# How a whole file of a format begins and ends. One that was cut off ends otherwise.
+WHOLE = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
+
+
+def check_file(file: BinaryIO) -> None:
+    """Raise what Pillow raises at a file that it can't read; a JPEG or PNG with a sound beginning and end passes.
+
+    Others are decoded, such as a JPEG with something after its end, which is sound.
+    """
+    start = file.read(4)
+    for begins, ends in WHOLE.items():
+        if start.startswith(begins):
+            file.seek(-len(ends), os.SEEK_END)
+            if file.read() == ends:
+                return
+    file.seek(0)
+    with Image.open(file) as picture:
+        picture.load()
 
 
 def unreadable(name: str, error: Exception) -> BrokenImageError:
@@ -171,7 +192,8 @@ def pixels_of(picture: Image.Image, image_size: int | None = None) -> Tensor:
         >>> pixels_of(Image.new("I;16", (4, 2), 65535)).unique().tolist()
         [255]
     """
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)  # which copies those that need no turn, too
     if picture.mode == "F":
         raise ValueError("it holds floating-point numbers, whose range is not known")
     if picture.mode.startswith("I"):
@@ -180,7 +202,7 @@ def pixels_of(picture: Image.Image, image_size: int | None = None) -> Tensor:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    rgb = picture.convert("RGB")
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
     if image_size is not None and rgb.size != (image_size, image_size):
         rgb = ImageOps.fit(rgb, (image_size, image_size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)

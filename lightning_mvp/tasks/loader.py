@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_mvp.tasks.facts import TaskFacts
@@ -186,7 +186,8 @@ class TaskLoader:
             return int(self.num_workers)
         if self.part.in_memory or len(self.part) <= self.batch_size or multiprocessing.current_process().daemon:
             return 0
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size
+        ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or max(self.world_size, ranks)
         return max(1, min(MOST_WORKERS, cores() // ranks_here))
 
     def _starts(self) -> list[int]:

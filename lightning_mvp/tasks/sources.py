@@ -21,6 +21,7 @@ from lightning_mvp.tasks import hub
 from lightning_mvp.tasks.images import UNREADABLE, ImageFiles, Images, pixels_of, unreadable
 from lightning_mvp.tasks.listing import class_folders, image_names
 from lightning_mvp.tasks.partition import Part
+from lightning_mvp.tasks.torchvision_internals import names_in_a_file_beside
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,23 @@ def load_torchvision(
         None if val is None else _part_of(val, image_size),
         None if test is None else _part_of(test, image_size),
     )
+
+
+def torchvision_classes(*, root: Path | None, dataset: str) -> tuple[str, ...] | None:
+    """The class names of a data set of torchvision's, if they can be had without its images."""
+    import torchvision.datasets as library
+
+    build = getattr(library, dataset, None)
+    if root is None or build is None:
+        return None
+    with suppress(RuntimeError, OSError):  # whoever opens the images says what is missing
+        names = names_in_a_file_beside(build, root)
+        return names if names is not None else _texts(getattr(build, "classes", None))
+    return None
+
+
+def _texts(names: Any) -> tuple[str, ...] | None:
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _part_of(data: Any, image_size: int | None) -> Part:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -104,13 +105,24 @@ def require_augment(augment: Augment) -> None:
         )
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python follow from a seed; afterwards they go on as they would have."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+def _seed(seed: int) -> None:
     torch.random.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python follow from a seed; afterwards they go on as they would have.
+
+    In a loading process, where nobody else draws any, they don't: keeping their states takes longer than the seeds.
+    """
+    if get_worker_info() is not None:
+        _seed(seed)
+        yield
+        return
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    _seed(seed)
     try:
         yield
     finally:

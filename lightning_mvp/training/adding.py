@@ -21,8 +21,8 @@ from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.families import family_of
 from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.new_entry import add_or_keep, entry_of
-from lightning_mvp.zoo.preprocessing import as_seen_by
 from lightning_mvp.zoo.rebuild import as_tensors, dense_backbone, entry_masks
+from lightning_mvp.zoo.seen_by import as_seen_by
 from lightning_mvp.zoo.waves import family_members, growth_config, next_wave
 from lightning_mvp.zoo.zoo import ModelZoo
 

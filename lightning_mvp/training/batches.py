@@ -139,9 +139,15 @@ def images_of(batch: Any, facts: TaskFacts, batch_to: BatchTo | None) -> Tensor:
     return _seen(images, facts)
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy; of multi-hot labels ``(N, classes)`` binary cross-entropy, the mean over images and labels."""
-    if labels.ndim == 2:
+def loss_of(logits: Tensor, labels: Tensor, multi_label: bool) -> Tensor:
+    """Cross-entropy; with several labels binary cross-entropy, the mean over images and labels.
+
+    Args:
+        logits: ``(N, classes)``.
+        labels: class indices ``(N,)``; shares of classes ``(N, classes)``, as of mixed images; or multi-hot.
+        multi_label: whether they are multi-hot.
+    """
+    if multi_label:
         return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     return F.cross_entropy(logits.float(), labels)
 

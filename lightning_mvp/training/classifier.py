@@ -94,6 +94,7 @@ class Classifier(L.LightningModule):
             ValueError: there is no image.
 
         Example:
+            >>> from lightning_mvp import TaskFacts, TaskModule
             >>> recipe = {"model": "resnet18", "arguments": {"num_classes": 0}, "input_size": 32, "in_chans": 3}
             >>> module = TaskModule(recipe, TaskFacts("pets", ("cat", "dog"), 32, (0.5,) * 3, (0.25,) * 3).to_dict())
             >>> batch = torch.zeros(4, 3, 32, 32), torch.tensor([0, 0, 0, 1])

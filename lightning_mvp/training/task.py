@@ -292,13 +292,16 @@ class TaskModule(Classifier):
             features = self.backbone(images)
             logits, mimicked = self.head(features), self.teacher.loss(features, images)
             self.log("mimic_loss", mimicked)
-            loss = loss_of(logits, labels) + self.mimic * mimicked
+            loss = loss_of(logits, labels, self.multi_label) + self.mimic * mimicked
         else:
             logits = self(images)
-            loss = loss_of(logits, labels)
+            loss = loss_of(logits, labels, self.multi_label)
         metric = self.accuracy[f"{stage}_stage"]
         assert isinstance(metric, Metric)
-        metric(*((logits.float().sigmoid(), labels.long()) if self.multi_label else (logits, labels)))
+        if self.multi_label:
+            metric(logits.float().sigmoid(), labels.long())
+        else:  # of a mixed image the class that it has most of
+            metric(logits, labels.argmax(1) if labels.ndim == 2 else labels)
         size = len(images)
         self.log(f"{stage}_loss", loss, prog_bar=stage == "train", batch_size=size)
         self.log(f"{stage}_accuracy", metric, prog_bar=stage != "test", on_step=False, on_epoch=True, batch_size=size)

@@ -16,7 +16,7 @@ from lightning_mvp.backbones.features import evaluating
 from lightning_mvp.backbones.inputs import one_sample
 from lightning_mvp.backbones.passes import Place, features_over, images_a_batch
 from lightning_mvp.backbones.units import Groups
-from lightning_mvp.voting.images import HeldImages, Images, facts_of
+from lightning_mvp.voting.target_images import HeldImages, Images, facts_of
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, refill
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -62,7 +62,7 @@ class TargetData:
     Args:
         zoo: the zoo whose entries are compared with the task.
         images: the images that decide: ``(n, C, H, W)``, raw uint8 or float and preprocessed; or
-            :class:`~lightning_mvp.voting.images.Images`, which are opened when they are asked for.
+            :class:`~lightning_mvp.voting.target_images.Images`, which are opened when they are asked for.
         labels: class indices ``(n,)`` or multi-hot ``(n, L)``.
         backbone: the zoo's dense backbone. Only its structure is used.
         groups: the groups of that backbone.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_mvp.backbones.passes import images_a_batch
 from lightning_mvp.tasks.datamodule import TaskDataModule
-from lightning_mvp.voting.images import HeldImages, Images, PartImages, StreamedImages, equal_batches
 from lightning_mvp.voting.reading import balanced_subset, class_names, iterated, pair_of, read_sample
+from lightning_mvp.voting.target_images import HeldImages, Images, PartImages, StreamedImages, equal_batches
 
 REESTIMATION_BATCH = 128  # or fewer of large images: see `images_a_batch`
 REESTIMATION_BATCHES = 50

@@ -21,13 +21,13 @@ from lightning_mvp.backbones.weights import load_tensors
 from lightning_mvp.pruning.importance import magnitude_importance
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
-from lightning_mvp.voting.images import Converted, HeldImages, Images
 from lightning_mvp.voting.merge import merge
 from lightning_mvp.voting.options import VoteKeywords, VoteOptions
 from lightning_mvp.voting.ranking import Neighbour, Ranking, candidate_names, nearest, read_usable
 from lightning_mvp.voting.report import VoteReport
 from lightning_mvp.voting.sources import TargetData, require_takes
 from lightning_mvp.voting.target import Target
+from lightning_mvp.voting.target_images import Converted, HeldImages, Images
 from lightning_mvp.voting.vote import coefficients, vote, vote_widths
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.rebuild import dense_backbone, entry_masks
@@ -204,7 +204,7 @@ class Election:
         if options.reconstruct:
             with _timed(seconds, "reconstruct"):
                 first = self.target.first(facts, options.reconstruct)
-                with self.place.holding(small, dense):
+                with self.place.exact.holding(small, dense):
                     small = reconstruct(small, dense, groups, chosen, first)
                 small.to(next(dense.parameters()).device)
         with _timed(seconds, "re-estimate"):

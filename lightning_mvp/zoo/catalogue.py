@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
 from lightning_mvp.zoo.entry_file import SEEN_BY, SUFFIX
-from lightning_mvp.zoo.preprocessing import preprocessing_of
+from lightning_mvp.zoo.seen_by import preprocessing_of
 from lightning_mvp.zoo.strict_json import parse_json
 from lightning_mvp.zoo.tensor_file import open_tensors
 from lightning_mvp.zoo.zoo import ModelZoo

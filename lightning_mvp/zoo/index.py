@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from lightning_mvp.files import read_listed, write_whole
 from lightning_mvp.fingerprint import fingerprint
-from lightning_mvp.zoo.preprocessing import require_preprocessing
+from lightning_mvp.zoo.seen_by import require_preprocessing
 from lightning_mvp.zoo.strict_json import parse_json, read_json
 from lightning_mvp.zoo.tensor_file import DTYPES, open_tensors
 

@@ -17,7 +17,7 @@ from lightning_mvp.files import lock_folder, make_folder, open_regular, publish_
 from lightning_mvp.zoo.entry_file import SEEN_BY
 from lightning_mvp.zoo.index import INDEX, THETA0, Index
 from lightning_mvp.zoo.leftovers import MINIMUM_AGE, leftovers
-from lightning_mvp.zoo.preprocessing import preprocessing_of, require_preprocessing
+from lightning_mvp.zoo.seen_by import preprocessing_of, require_preprocessing
 from lightning_mvp.zoo.waves import WAVES
 from lightning_mvp.zoo.zoo import ModelZoo
 

@@ -29,8 +29,8 @@ from lightning_mvp.version import __version__
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
 from lightning_mvp.zoo.index import INDEX
-from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
 from lightning_mvp.zoo.rebuild import as_tensors
+from lightning_mvp.zoo.seen_by import as_seen_by, preprocessing_of
 from lightning_mvp.zoo.zoo import ModelZoo
 
 

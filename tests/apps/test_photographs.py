@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lightning_mvp.apps.tasks import preprocessing_of, task_of
+from lightning_mvp.apps.task_choice import preprocessing_of, task_of
 from lightning_mvp.backbones.pretrained import stored_preprocessing
 from lightning_mvp.zoo.zoo import ModelZoo
 

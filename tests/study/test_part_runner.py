@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_mvp.backbones import passes
 from lightning_mvp.study import check_study, starting_points, study_context
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.records import read_record, record_path
 from lightning_mvp.study.starting_points import StartingPoints
 from lightning_mvp.training.task import TaskModule
-from lightning_mvp.voting import target, voted
+from lightning_mvp.voting import target
 
 from .small_study import images_of, in_memory, settings
 
@@ -42,7 +43,7 @@ def test_all_methods_re_estimate_batch_norm_on_the_same_batches(
     def note(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
         seen.append(list(batches))
 
-    monkeypatch.setattr(voted, "reestimate_batch_norm", note)
+    monkeypatch.setattr(passes, "reestimate_batch_norm", note)
     monkeypatch.setattr(starting_points, "reestimate_batch_norm", note)
     monkeypatch.setattr(target, "REESTIMATION_BATCH", 20)  # of 30 images
     data = runner.datamodule(runner.split.get("target", 0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_mvp.tasks import Part, TaskDataModule, TaskLoader, load_data
+from lightning_mvp.tasks.data import class_names_of
 from lightning_mvp.tasks.images import BrokenImageError, ImageFiles
 from lightning_mvp.tasks.preprocessing import normalised
+from lightning_mvp.training.task import TaskModule
 from tests.tasks.photographs import write_photographs
 from tests.tasks.test_datamodule import Recorder, joined
 
@@ -65,7 +69,8 @@ def test_nothing_is_opened_before_images_are_asked_for_and_then_of_the_wanted_cl
     assert own.facts.input_size == 16
     assert load_data("imagefolder", root=folder).classes == ("ant", "bee", "cat", "dog")
     assert opened == []
-    list(own.train_dataloader())
+    for loader in (own.train_dataloader(), own.val_dataloader(), own.test_dataloader()):
+        list(loader)
     assert {Path(name).parent.name for name in opened} == {"ant", "cat"}
     assert len(set(opened)) == 24
 
@@ -301,6 +306,11 @@ def test_mixing_gives_soft_labels_that_follow_from_the_seed(folder: Path) -> Non
         assert torch.allclose(labels.sum(1), torch.ones(len(labels)))
     assert any(0 < float(value) < 1 for _, labels in first for value in labels.flatten())
     assert next(iter(own.val_dataloader()))[1].ndim == 1
+    module = TaskModule({"model": "resnet10t", "input_size": 16}, own.facts.to_dict())
+    images, labels = first[0]
+    expected = -(labels * module(images).log_softmax(1)).sum(1).mean()
+    module.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    assert torch.allclose(module.training_step((images, labels), 0), expected, atol=1e-5)
     with pytest.raises(ValueError, match="`mixing` to hold arguments of timm"):
         task(folder, mixing={"alpha": 1})
 
@@ -324,3 +334,17 @@ def test_torchvisions_files_are_opened_when_they_are_asked_for(
     assert opened == []
     own = TaskDataModule(data, ("ant", "dog"), preprocessing=SEEN, num_workers=0)
     assert {tuple(images.shape[1:]) for images, _ in own.train_dataloader()} == {(3, 16, 16)}
+
+
+def test_cifars_classes_are_known_without_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    content = pickle.dumps({CIFAR10.meta["key"]: ["plane", "ship"]})
+    (folder / CIFAR10.meta["filename"]).write_bytes(content)
+    monkeypatch.setitem(CIFAR10.meta, "md5", hashlib.md5(content).hexdigest())
+    assert class_names_of("torchvision", root=tmp_path, dataset="CIFAR10") == ("plane", "ship")
+    assert class_names_of("torchvision", root=tmp_path, dataset="MNIST")[3] == "3 - three"
+    with pytest.raises(FileNotFoundError, match="the files of torchvision's CIFAR100"):
+        class_names_of("torchvision", root=tmp_path, dataset="CIFAR100")

@@ -91,7 +91,8 @@ def test_a_sound_jpeg_with_something_after_its_end_is_sound(tmp_path: Path) -> N
     path = tmp_path / "a" / "0.jpg"
     path.write_bytes(path.read_bytes() + b"notes of the camera")
     images = ImageFiles(tmp_path, ["a/0.jpg"])
-    assert images.check(0) == (40, 30)
+    images.check(0)
+    assert images.size(0) == (40, 30)
     assert images.open(0).shape == (3, 30, 40)
 
 

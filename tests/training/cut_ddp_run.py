@@ -14,7 +14,7 @@ from lightning_mvp.fitting.fit import fit_quietly
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training.filling import prune_into_zoo
 from lightning_mvp.training.rounds import Moments, OwnCutter, endless, make_fabric
-from lightning_mvp.voting.class_means import prototypes_of
+from lightning_mvp.voting.class_means import task_means
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 from ..callbacks.user import RECIPE
@@ -56,7 +56,7 @@ def main(path: str) -> None:
         "parameters": fingerprint(dict(cut.module.named_parameters())),
         "head": shared.head.weight.tolist(),
         "accuracies": [shared.accuracy_in(data, part, device=place) for part in ("val", "test")],
-        "prototypes": prototypes_of(shared.backbone, data, place).tolist(),  # type: ignore[union-attr]
+        "prototypes": task_means(shared.backbone, data, data.facts, place).means().tolist(),  # type: ignore[union-attr]
         "batches": fingerprint({"images": next(endless(data, fabric.global_rank, 2))[0]}),
     }
     zeroing = MVPCallback(pruning_ratio=0.5, rounds=2, steps_per_round=2, head="head")

@@ -21,7 +21,7 @@ from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.training.filling import prune_into_zoo
 from lightning_mvp.training.rounds import OwnCutter, endless, make_fabric, prune_and_cut
 from lightning_mvp.voting import voted_backbone
-from lightning_mvp.voting.class_means import prototypes_of
+from lightning_mvp.voting.class_means import task_means
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 from ..backbones.recipes import recipe
@@ -235,7 +235,7 @@ def test_two_ranks_cut_alike_and_fail_alike(nursery: Nursery, tmp_path: Path) ->
     alone, data = made(), datamodule()
     torch.testing.assert_close(torch.tensor(first["head"]), alone.head.weight.detach(), rtol=1e-4, atol=1e-5)
     assert first["accuracies"] == [alone.accuracy_in(data, "val"), alone.accuracy_in(data, "test")]
-    own = prototypes_of(alone.backbone, data)
+    own = task_means(alone.backbone, data, data.facts).means()
     assert own is not None
     torch.testing.assert_close(torch.tensor(first["prototypes"]), own, rtol=1e-4, atol=1e-5)
     for said in (first, second):

@@ -19,7 +19,7 @@ from lightning_mvp.voting.recall import TEMPERATURE, class_means, recall_scores,
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.zoo import ModelZoo, ZooEntry
 from lightning_mvp.zoo.catalogue import catalogue
-from lightning_mvp.zoo.preprocessing import preprocessing_of
+from lightning_mvp.zoo.seen_by import preprocessing_of
 
 from .conftest import World
 

@@ -13,10 +13,10 @@ from torch import nn
 from lightning_mvp.backbones import Groups
 from lightning_mvp.backbones.features import features_of
 from lightning_mvp.voting import prototype_similarity, rank_neighbours
-from lightning_mvp.voting.images import as_input
 from lightning_mvp.voting.labels import informative_labels
 from lightning_mvp.voting.leep import covering_order, expected_predictions, leep
 from lightning_mvp.voting.recall import class_means
+from lightning_mvp.voting.target_images import as_input
 from lightning_mvp.zoo import ZooEntry
 from lightning_mvp.zoo.rebuild import rebuild
 

@@ -23,7 +23,7 @@ from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.recall import class_means
 from lightning_mvp.zoo import ModelZoo, ZooEntry, entry_id
-from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
+from lightning_mvp.zoo.seen_by import as_seen_by, preprocessing_of
 
 RECIPE = {
     "model": "resnet18",

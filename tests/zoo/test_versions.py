@@ -26,8 +26,8 @@ from lightning_mvp.voting.voted import voted_backbone
 from lightning_mvp.zoo import ModelZoo
 from lightning_mvp.zoo.migrate import migrate
 from lightning_mvp.zoo.new_entry import ZooTarget
-from lightning_mvp.zoo.preprocessing import as_seen_by
 from lightning_mvp.zoo.rebuild import dense_backbone
+from lightning_mvp.zoo.seen_by import as_seen_by
 from lightning_mvp.zoo.tensor_file import open_tensors
 
 from .make_data import CLASSES, images_of

@@ -22,7 +22,7 @@ from lightning_mvp.backbones import features_of
 from lightning_mvp.callbacks import prototypes as module
 from lightning_mvp.callbacks.batch_labels import find_labels
 from lightning_mvp.zoo import ZooEntry
-from lightning_mvp.zoo.preprocessing import preprocessing_of
+from lightning_mvp.zoo.seen_by import preprocessing_of
 
 from .user import CLASSES, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, loader, make_trainer
 

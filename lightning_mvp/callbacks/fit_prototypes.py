@@ -30,7 +30,7 @@ from lightning_mvp.tasks.preprocessing import preprocess
 from lightning_mvp.voting.class_means import ClassMeans, task_means
 from lightning_mvp.voting.reading import MOST_BATCHES
 from lightning_mvp.zoo.new_entry import ZooTarget
-from lightning_mvp.zoo.preprocessing import as_seen_by, preprocessing_of
+from lightning_mvp.zoo.seen_by import as_seen_by, preprocessing_of
 
 
 class _ImagesSeen(BaseException):
