@@ -67,9 +67,9 @@ def measure(options: argparse.Namespace) -> Outcome:
         outcome.tables.append(_timed(outcome, what, passes, held, turns, options))
     outcome.measured["load"] = os.getloadavg()
     outcome.notes.append(
-        f"{options.workers} loading processes, started anew in each pass, batches of {BATCH} ({SMALL_BATCH} in "
-        "memory). Ratios turn by turn, by the clock and by what all processes took of the processors. Load of the "
-        f"machine: {os.getloadavg()[0]:.1f}."
+        f"{options.workers} loading processes, started anew in each pass; batches of {BATCH}, {SMALL_BATCH} in memory. "
+        "Ratios turn by turn: by the clock, and by what all processes took of the processors. Load of the machine: "
+        f"{os.getloadavg()[0]:.1f}."
     )
     return outcome
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -270,6 +271,8 @@ class _Opening:
 
     def batches(self, requests: list[list[Request]]) -> Iterator[tuple[Tensor, Tensor]]:
         self.requests.of_pass = requests
+        if self.loader.num_workers:
+            give_back_memory()
         try:
             for batch in self.loader:
                 if isinstance(batch, BrokenImageError):
@@ -283,6 +286,19 @@ class _Opening:
                 "ran out, lower data.num_workers (Python: num_workers) or the batch size; with 0 this process opens "
                 "images itself, and shows what happens."
             ) from error
+
+
+def give_back_memory() -> None:
+    """Give memory that is freed back to the system, where the C library can (glibc); elsewhere nothing happens.
+
+    Loading processes are forked with all pages of this process. Pages that are free here, and kept for later, would be
+    copied as soon as they are used again: 700 MB after the groups of a ResNet-50 were found at 224 pixels.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(ctypes.c_size_t(0))
 
 
 class _Requests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,21 @@ def test_loading_processes_change_nothing(folder: Path, augment: str) -> None:
             assert torch.equal(labels, wanted)
     assert torch.equal(torch.get_rng_state(), before), "nobody else's random numbers change"
     there.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to give memory back")
+def test_memory_that_is_free_is_given_back_before_loading_processes_start(folder: Path) -> None:
+    def used() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    bytearray(4_000_000)  # from now on smaller ones are pieces of the heap
+    held = [bytearray(b"1") * 1_000_000 for _ in range(120)]
+    del held[::2]  # holes, which stay with the process
+    before = used()
+    loader = task(folder, num_workers=1).train_dataloader()
+    next(iter(loader))
+    loader.close()
+    assert used() < before - 40_000_000
 
 
 def test_random_transforms_differ_by_image_and_epoch(folder: Path) -> None:
