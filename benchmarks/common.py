@@ -126,7 +126,8 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
 def write_json(folder: Path, name: str, options: argparse.Namespace, outcome: Outcome) -> Path:
     """Settings, versions, the kind of machine and every measurement."""
     # Paths stay out: they say whose machine it was.
-    settings = {key: value for key, value in vars(options).items() if key not in ("study", "data", "json")}
+    told = {key: value for key, value in vars(options).items() if key not in ("study", "data", "json")}
+    settings = {key: value for key, value in told.items() if not isinstance(value, Path)}
     settings["study"] = [study.name for study in options.study]
     report = {
         "benchmark": name,

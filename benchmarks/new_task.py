@@ -29,8 +29,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, open_dict
 from studies import small_study, study_settings
 
-from lightning_mvp.apps import runtime, vote
-from lightning_mvp.apps import tasks as apps_tasks
+from lightning_mvp.apps import runtime, task_choice, vote
 from lightning_mvp.study.methods import Trial
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.starting_points import StartingPoints
@@ -46,10 +45,10 @@ VOTES = {"mvp-vote": 24, "mvp-vote, all entries scored": None}
 RIVALS = ("taylor", "torch_pruning")
 # What is timed inside of `mvp-vote`; what a vote consists of it says itself.
 STAGES: tuple[tuple[Any, str, str], ...] = (
-    (apps_tasks, "data_of", "decode the data"),
+    (task_choice, "data_of", "decode the data"),
     (MetaVoteModule, "initialise_head", "ridge head"),
     (L.Trainer, "fit", "100 steps"),
-    (MetaVoteModule, "accuracy_on", "evaluate"),
+    (MetaVoteModule, "accuracy_in", "evaluate"),
     (vote, "write", "write files"),
 )
 VOTE_STAGES = {
@@ -157,7 +156,7 @@ def all_runs(
 
 def forget_data() -> None:
     """Whatever this process knows of data sets: each run reads its own from disk."""
-    for cached in (tasks_data._load, apps_tasks._load, apps_tasks._classes):
+    for cached in (tasks_data._load, task_choice._load, task_choice._classes):
         cached.cache_clear()
 
 

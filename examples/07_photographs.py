@@ -92,10 +92,9 @@ def prune_vote_export(theta0: nn.Module, photographs: ImageData, folder: Path, o
     after = module.accuracy_in(data, "test")
     report = export_model(module.to_torch(), folder / "model", data.facts, formats=("safetensors", "pt2"), seconds=0.2)
     rich.print(report)
-    rich.print(
-        f"{name}, {data.facts.name} ({', '.join(data.facts.classes)}): {before:.1%} before the first step, {after:.1%} "
-        f"after {options.steps}; exported after {time.perf_counter() - begin:.0f} s."
-    )
+    classes = ", ".join(data.facts.classes)
+    rich.print(f"{classes}: {before:.1%} before the first step, {after:.1%} after {options.steps}.")
+    rich.print(f"{name}: four tasks, a vote and an export took {time.perf_counter() - begin:.0f} s.\n")
 
 
 def main() -> None:

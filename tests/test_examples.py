@@ -16,8 +16,12 @@ SAYS = {
     "03_ddp.py": "Global batch 64 = 2 device(s)",
     "05_own_module.py": "After 40 steps: characters",
     "06_mimic.py": "256 of 512 features are left",
+    "07_photographs.py": "tf_efficientnet_lite0: four tasks, a vote and an export took",
 }
-ARGUMENTS = {"03_ddp.py": ["--devices", "2", "--accelerator", "cpu"]}
+ARGUMENTS = {
+    "03_ddp.py": ["--devices", "2", "--accelerator", "cpu"],
+    "07_photographs.py": ["--backbones", "tf_efficientnet_lite0", "--images", "6", "--steps", "2"],
+}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
