@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_mvp import ModelZoo, MVPCallback, TaskFacts, create_backbone
 from lightning_mvp.backbones import features_of
-from lightning_mvp.callbacks import prototypes as module
+from lightning_mvp.callbacks import fit_prototypes as module
 from lightning_mvp.callbacks.batch_labels import find_labels
 from lightning_mvp.zoo import ZooEntry
 from lightning_mvp.zoo.seen_by import preprocessing_of

@@ -13,8 +13,8 @@ from lightning_mvp import TaskDataModule
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.tasks.data import ImageData, Part
 from lightning_mvp.tasks.preprocessing import preprocess
-from lightning_mvp.voting import images as images_file
 from lightning_mvp.voting import target as target_file
+from lightning_mvp.voting import target_images as images_file
 from lightning_mvp.voting.target import Target
 from lightning_mvp.voting.target_images import StreamedImages, equal_batches, facts_of
 from lightning_mvp.voting.voted import voted_backbone
