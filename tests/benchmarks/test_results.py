@@ -40,7 +40,7 @@ def test_the_tables_of_a_new_task_are_those_of_its_runs(name: str, new_task: Mod
 
 def test_every_benchmark_has_its_results() -> None:
     names = {path.stem.split("_r")[0].split("_v")[0] for path in (BENCHMARKS / "results").glob("*.json")}
-    assert names == {"new_task", "filling", "nearest", "merging", "size", "steps"}
+    assert names == {"new_task", "filling", "nearest", "merging", "size", "steps", "photographs", "loading"}
     for path in (BENCHMARKS / "results").glob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert not json.loads(text)["settings"]["smoke"]
