@@ -25,7 +25,7 @@ def image_names(folder: Path) -> list[str]:
 
 
 def training_folder(root: Path) -> Path:
-    """The folder of class folders for training: `train`, if it holds folders; else the root, where it may be a class."""
+    """Where class folders for training are: in `train` if it holds folders; else in the root."""
     train = root / "train"
     return train if train.is_dir() and class_folders(train) else root
 
