@@ -46,12 +46,12 @@ def source_of(cifar: Path | None, images: int) -> ImageData:
 
 
 def write_photographs(data: ImageData, folder: Path, images: int) -> int:
-    """So many JPEG files of each class; how many in all."""
+    """So many JPEG files of each class below `folder/train`; how many in all."""
     written = [0] * len(data.classes)
     assert isinstance(data.train.images, Tensor)
     for image, label in zip(data.train.images, data.train.labels.tolist(), strict=True):
         if written[label] < images:
-            file = folder / data.classes[label] / f"{written[label]:03d}.jpg"
+            file = folder / "train" / data.classes[label] / f"{written[label]:03d}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(image.permute(1, 2, 0).numpy())
             picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, quality=90)
