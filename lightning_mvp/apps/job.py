@@ -173,7 +173,7 @@ def _errors_for_people(app: str, sweeping: bool) -> Iterator[None]:
         raise _stopped(app, sweeping, code) from None
     except Exception as error:
         kind = type(error).__name__
-        unknown = _unknown_argument(error)
+        unknown = _unknown_argument(error) or _dead_loading_process(error)
         # Lightning's own exception is recognised by its name, because importing Lightning takes seconds.
         mendable = sweeping or unknown or isinstance(error, FOR_PEOPLE) or kind == "MisconfigurationException"
         if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not mendable:
@@ -193,6 +193,16 @@ def _unknown_argument(error: Exception) -> str | None:
             key = word.lstrip("+").partition("=")[0]
             if key.rpartition(".")[2] == found[1]:
                 return f"Expected arguments that exist, but got `{key}`. Leave {word} out of the command."
+    return None
+
+
+def _dead_loading_process(error: Exception) -> str | None:
+    """What to say when a loading process has ended: torch raises that wherever the job is, also in a training step."""
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            f"A loading process ended before its work was done ({error}). If memory ran out, lower data.num_workers or "
+            "data.batch_size; with data.num_workers=0 the job opens images itself, and shows what happens."
+        )
     return None
 
 

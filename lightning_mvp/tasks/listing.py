@@ -24,7 +24,13 @@ def image_names(folder: Path) -> list[str]:
         )
 
 
+def training_folder(root: Path) -> Path:
+    """Where class folders for training are: in `train` if it holds folders; else in the root."""
+    train = root / "train"
+    return train if train.is_dir() and class_folders(train) else root
+
+
 def count_class_folders(folder: Path) -> int:
     """How many class folders with images a folder has, or its folder ``train``."""
-    folder = folder / "train" if (folder / "train").is_dir() else folder
+    folder = training_folder(folder)
     return sum(bool(image_names(folder / name)) for name in class_folders(folder))

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from lightning_mvp.tasks import hub
 from lightning_mvp.tasks.images import UNREADABLE, ImageFiles, Images, pixels_of, unreadable
-from lightning_mvp.tasks.listing import class_folders, image_names
+from lightning_mvp.tasks.listing import class_folders, image_names, training_folder
 from lightning_mvp.tasks.partition import Part
 from lightning_mvp.tasks.torchvision_internals import names_in_a_file_beside
 
@@ -67,7 +67,7 @@ def load_imagefolder(*, root: Path | None, image_size: int | None = None) -> Sou
     """
     if root is None or not root.is_dir():
         raise FileNotFoundError(f"Expected argument `root` to be a folder of class folders, but got {root}.")
-    train_folder = root / "train" if (root / "train").is_dir() else root
+    train_folder = training_folder(root)
     classes = class_folders(train_folder)
     if not classes:
         raise FileNotFoundError(f"Expected {train_folder} to hold one folder of images per class, but got none.")

@@ -93,6 +93,18 @@ def test_weights_of_another_channel_count_are_refused(name: str, tmp_path: Path,
     assert "Use the recipe that the weights were made with." in message
 
 
+def test_a_loading_process_that_ends_in_the_midst_of_a_step_is_told_in_a_sentence(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr("lightning_mvp.tasks.data.class_names_of", interrupted)
+    done = run("prune", *TINY, "data.seed=98", home=tmp_path)
+    assert (done.code, "Traceback" in done.text) == (1, False)
+    assert "killed by signal: Killed.). If memory ran out, lower data.num_workers" in done.line
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

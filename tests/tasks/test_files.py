@@ -235,6 +235,11 @@ def test_of_imagenets_layout_val_is_the_test_part(tmp_path: Path) -> None:
     assert [len(data.train), len(data.val), len(data.test)] == [18, 2, 8]
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    root = write_photographs(tmp_path, {"bus": 10, "train": 10})
+    assert load_data("imagefolder", root=root).classes == ("bus", "train")
+
+
 def test_missing_empty_and_mixed_folders_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (folder / "empty").mkdir()
     assert task(folder).facts.classes == ("cat", "ant")
