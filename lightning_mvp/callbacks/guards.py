@@ -17,6 +17,7 @@ from lightning_mvp.lightning_internals import converts_batch_norms, is_compiled
 from lightning_mvp.pruning.loss_watch import LOOK_FOR_ZERO_CHANNELS
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.zeros import masks_from_zeros
+from lightning_mvp.tasks.loader import TaskLoader
 
 
 def refuse_what_cannot_work(trainer: L.Trainer) -> None:
@@ -136,8 +137,9 @@ def loaders_have_state(trainer: L.Trainer) -> bool:
 
 
 def loaders_have_workers(trainer: L.Trainer) -> bool:
-    """Whether a training loader has processes of its own."""
-    return any(getattr(loader, "num_workers", 0) for loader in CombinedLoader(trainer.train_dataloader).flattened)
+    """Whether a training loader has processes of its own that Ctrl-C in a terminal ends; a `TaskLoader`'s ignore it."""
+    loaders = CombinedLoader(trainer.train_dataloader).flattened
+    return any(getattr(loader, "num_workers", 0) for loader in loaders if not isinstance(loader, TaskLoader))
 
 
 def warn_of_forgetful_loaders() -> None:

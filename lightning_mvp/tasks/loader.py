@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -263,6 +264,7 @@ class _Opening:
             num_workers=workers,
             collate_fn=_Collated(facts),
             pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupts,
             persistent_workers=again and workers > 0,
             prefetch_factor=PREFETCHED if workers else None,
             # Torch draws a seed for the loading processes from it: nothing uses that, and nobody's numbers change.
@@ -299,6 +301,11 @@ def give_back_memory() -> None:
     except (AttributeError, OSError, TypeError):
         return
     trim(ctypes.c_size_t(0))
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C in a terminal reaches all processes; the one that trains decides when to stop, and its batch must come."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Requests:

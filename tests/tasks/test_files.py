@@ -7,6 +7,7 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +275,18 @@ def test_a_loading_process_that_dies_is_told_in_words(folder: Path) -> None:
     loader = task(folder, augment=Dies(), num_workers=1).train_dataloader()
     with pytest.raises(OSError, match=r"loading process of task .* ended.*data\.num_workers"):
         list(loader)
+
+
+def test_ctrl_c_in_a_terminal_costs_no_batch(folder: Path) -> None:
+    loader = task(folder, num_workers=1).train_dataloader()
+    batches = iter(loader)
+    first = next(batches)
+    assert loader._opening is not None
+    (worker,) = loader._opening.loader._iterator._workers  # type: ignore[union-attr]
+    os.kill(worker.pid, signal.SIGINT)
+    again = [first, *batches]
+    assert len(again) == len(loader)
+    loader.close()
 
 
 class Grey:
