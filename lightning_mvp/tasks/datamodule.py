@@ -158,6 +158,14 @@ class TaskDataModule(L.LightningDataModule):
         self._training.add(loader)
         return loader
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to a rank that is spawned: all but the loaders of this process, which stay here."""
+        return {name: value for name, value in self.__dict__.items() if name != "_training"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._training = WeakSet()
+
     def teardown(self, stage: str) -> None:
         """Lightning calls it after each run: the loading processes of training, which stay from epoch to epoch, end."""
         for loader in self._training:

@@ -193,9 +193,11 @@ def test_data_is_loaded_once_for_all_jobs_of_a_process(tmp_path: Path, run: Run,
         return load_data(*args, **options)
 
     monkeypatch.setattr("lightning_mvp.tasks.data.load_data", counted)
-    options = ("data.seed=77", "split.task=0,1,2", "dry_run=true")  # a seed that no test before has loaded
-    assert run("prune", "-m", *QUICK, *options, home=tmp_path).code == 0
+    options = ("data.seed=77", "split.task=0,1,2")  # a seed that no test before has loaded
+    assert run("prune", "-m", *QUICK, *options, "dry_run=true", home=tmp_path).code == 0
     assert len(rows_of(tmp_path)) == 3
+    assert not loaded, "a plan needs no images"
+    assert run("prune", "-m", *QUICK, *options, home=tmp_path).code == 0
     assert len(loaded) == 1
 
 

@@ -255,6 +255,14 @@ def test_missing_empty_and_mixed_folders_are_refused_by_name(folder: Path, tmp_p
         load_data("imagefolder", root=tmp_path / "none")
 
 
+def test_a_datamodule_goes_to_another_process_whatever_it_has_loaded(folder: Path) -> None:
+    own = task(folder, num_workers=1)
+    first = next(iter(own.train_dataloader()))
+    again = pickle.loads(pickle.dumps(own))
+    assert torch.equal(next(iter(again.train_dataloader()))[0], first[0])
+    again.teardown("fit")
+
+
 class Dies:
     """A transform that ends its process."""
 
