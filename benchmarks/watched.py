@@ -63,7 +63,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
             if memory > peak:
                 peak, most, peak_at = memory, count, looked - begin
             # A look at large processes takes a while, too: it shall not slow down what it looks at.
-            rest = max(every, 20 * (time.perf_counter() - looked))
+            rest = max(every, 5 * (time.perf_counter() - looked))
             asleep = time.perf_counter()
             time.sleep(rest)
             late = time.perf_counter() - asleep - rest
