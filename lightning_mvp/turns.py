@@ -110,10 +110,10 @@ def _pauses(limit: float = float("inf")) -> Iterator[None]:
 
 @contextmanager
 def failing_for_all() -> Iterator[None]:
-    """What rank 0 fails in is told to the ranks that wait in :func:`wait_for_rank_zero`, where a launcher started them.
+    """If rank 0 raises an error in this context, the ranks that wait in :func:`wait_for_rank_zero` get it, too.
 
-    For that rank 0 opens the store at once. The ranks that Lightning starts by itself begin later; torchrun ends the
-    others by itself.
+    Rank 0 opens the store for that at once, where an external launcher such as SLURM has started the other ranks.
+    It is not needed elsewhere: Lightning starts its own ranks later, and torchrun ends the others when one fails.
     """
     store = _store_to_tell()
     try:

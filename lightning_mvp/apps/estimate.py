@@ -8,7 +8,7 @@ import statistics
 from omegaconf import DictConfig
 
 from lightning_mvp.apps.runtime import plain
-from lightning_mvp.apps.task_choice import preprocessing_of
+from lightning_mvp.apps.task_choice import image_preprocessing
 
 TIMED_STEPS = 6
 
@@ -25,7 +25,7 @@ def training_seconds(config: DictConfig, classes: int) -> float:
         config: of the command.
         classes: how many the task has.
     """
-    seen = preprocessing_of(config) or {}
+    seen = image_preprocessing(config) or {}
     recipe = plain(config.backbone.recipe)
     size = seen.get("input_size") or config.data.get("image_size") or recipe.get("input_size", 224)
     shape = (config.data.batch_size, recipe.get("in_chans", 3), size, size)

@@ -18,7 +18,7 @@ from lightning_mvp.apps.runtime import (
     trainer_options,
     training_of,
 )
-from lightning_mvp.apps.task_choice import datamodule_of, preprocessing_of, selection_of, split_of, task_of
+from lightning_mvp.apps.task_choice import datamodule_of, image_preprocessing, selection_of, split_of, task_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -164,7 +164,7 @@ def _is_about(entry: ZooEntry, config: DictConfig, task: TaskSpec) -> bool:
     selection = entry.info.get("data")
     if selection is None:  # an entry from before it was kept
         return entry.facts == datamodule_of(config, task).facts.to_dict()
-    seen = preprocessing_of(config) or {}
+    seen = image_preprocessing(config) or {}
     about = {"name": task.name, "classes": list(task.classes), **seen}
     return selection == selection_of(config) and {**entry.facts, **about} == entry.facts
 

@@ -116,7 +116,7 @@ def cost(config: DictConfig) -> float:
 
 def data_for(config: DictConfig) -> TaskDataModule:
     """All classes that are not held out, as one task."""
-    return datamodule_of(config, TaskSpec("pretrain", seen_classes(config)))
+    return datamodule_of(config, TaskSpec("pretrain", seen_classes(config)), trained_here=True)
 
 
 def pruning_of(config: DictConfig) -> MVPCallback | None:

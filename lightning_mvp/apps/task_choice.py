@@ -53,7 +53,8 @@ def data_settings(config: DictConfig) -> dict[str, Any]:
     """
     data = plain(config.data)
     data.pop("num_workers", None)
-    return {name: value for name, value in data.items() if ({**SERVING, **SEEING}.get(name, data) != value)}
+    unused = {**SERVING, **SEEING}
+    return {name: value for name, value in data.items() if name not in unused or value != unused[name]}
 
 
 def kind_of_tasks(config: DictConfig) -> str:
@@ -151,8 +152,14 @@ def task_of(config: DictConfig) -> TaskSpec:
     return split_of(config).get(config.split.kind, index)
 
 
-def datamodule_of(config: DictConfig, task: TaskSpec) -> TaskDataModule:
-    """Loaders of one task, as the configured backbone sees its images."""
+def datamodule_of(config: DictConfig, task: TaskSpec, trained_here: bool = False) -> TaskDataModule:
+    """Loaders of one task, as the configured backbone sees its images.
+
+    Args:
+        config: of the command.
+        task: which classes.
+        trained_here: whether the backbone is trained on this data set, whose moments then normalise its images.
+    """
     from lightning_mvp.tasks.datamodule import TaskDataModule
 
     serving = {name: config.data.get(name, default) for name, default in SERVING.items()}
@@ -166,7 +173,7 @@ def datamodule_of(config: DictConfig, task: TaskSpec) -> TaskDataModule:
         batch_size=config.data.batch_size,
         seed=config.seed,
         augment=plain(augment) if isinstance(augment, DictConfig) else augment,
-        preprocessing=preprocessing_of(config),
+        preprocessing=(_measured(config) if trained_here else None) or image_preprocessing(config),
         **serving,
     )
 
@@ -178,7 +185,7 @@ def selection_of(config: DictConfig) -> str:
     return selection_hash(**data_arguments(config))
 
 
-def preprocessing_of(config: DictConfig) -> dict[str, Any] | None:
+def image_preprocessing(config: DictConfig) -> dict[str, Any] | None:
     """How the configured backbone sees images; None: as the data set's own size and moments say.
 
     What belongs to the weights comes first: what the zoo says of its θ⁰, what ``mvp-pretrain`` wrote with them, or
@@ -201,10 +208,31 @@ def preprocessing_of(config: DictConfig) -> dict[str, Any] | None:
         own = timm_preprocessing(recipe, pretrained=config.backbone.pretrained)
     if own is None:
         return None
-    said = {name: config.data.get(name) for name in SEEING if config.data.get(name) is not None}
-    if config.data.get("image_size") is not None:  # images are squares of this size already
-        said = {"input_size": config.data.image_size, "crop": 1.0, **said}
-    seen = {**own, **plain(DictConfig(said))}
+    seen = {**own, **_said(config)}
+    require_size(recipe, seen["input_size"])
+    return seen
+
+
+def _said(config: DictConfig) -> dict[str, Any]:
+    """What the ``data`` group says of how images are seen."""
+    data = plain(config.data)
+    said = {name: data[name] for name in SEEING if data.get(name) is not None}
+    if data.get("image_size") is not None:  # images are squares of this size already
+        said = {"input_size": data["image_size"], "crop": 1.0, **said}
+    return said
+
+
+def _measured(config: DictConfig) -> dict[str, Any] | None:
+    """How a backbone without weights of somebody else's sees image files: by their moments, for which some are opened.
+
+    None where weights say how, or where images are in memory: the data set's own moments are taken there anyway.
+    """
+    if config.backbone.pretrained or _of_weights(config) or not _are_files(config):
+        return None
+    from lightning_mvp.backbones.pretrained import require_size
+
+    data, recipe = data_of(config), plain(config.backbone.recipe)
+    seen = {"input_size": recipe["input_size"], "mean": data.mean, "std": data.std, **_said(config)}
     require_size(recipe, seen["input_size"])
     return seen
 

@@ -32,8 +32,7 @@ def timm_preprocessing(recipe: Mapping[str, Any], *, pretrained: bool) -> dict[s
         >>> timm_preprocessing({"model": "vit_base_patch16_224.augreg_in21k_ft_in1k"}, pretrained=True)["mean"]
         [0.5, 0.5, 0.5]
     """
-    model, _, tag = recipe["model"].partition(".")
-    found = timm.get_pretrained_cfg(f"{model}.{tag}" if tag else model)
+    found = timm.get_pretrained_cfg(recipe["model"])
     said = resolve_data_config({}, pretrained_cfg={} if found is None else found.to_dict())
     own = said["input_size"][-1] if pretrained else recipe.get("input_size", said["input_size"][-1])
     channels = recipe.get("in_chans") or 3
@@ -42,12 +41,17 @@ def timm_preprocessing(recipe: Mapping[str, Any], *, pretrained: bool) -> dict[s
     if channels != len(mean):  # no moments are known of these channels: each is taken for the mean of those that are
         mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
     return {
-        "input_size": (recipe.get("arguments") or {}).get("img_size", own),
+        "input_size": _side((recipe.get("arguments") or {}).get("img_size", own)),
         "mean": mean,
         "std": std,
         "interpolation": how,
         "crop": float(said["crop_pct"]),
     }
+
+
+def _side(size: Any) -> int:
+    """The side of square images that timm is told as a number or as height and width."""
+    return size if isinstance(size, int) else size[-1]
 
 
 def require_size(recipe: Mapping[str, Any], size: int) -> None:
@@ -66,8 +70,7 @@ def require_size(recipe: Mapping[str, Any], size: int) -> None:
     arguments = recipe.get("arguments") or {}
     if found is None or not found.fixed_input_size or arguments.get("dynamic_img_size"):
         return
-    own = arguments.get("img_size", found.input_size[-1])
-    own = own if isinstance(own, int) else own[-1]
+    own = _side(arguments.get("img_size", found.input_size[-1]))
     if size != own:
         raise ValueError(
             f"Expected images of {own} × {own} for {recipe['model']}, but data.image_size or its weights say {size}. "

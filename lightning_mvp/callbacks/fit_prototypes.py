@@ -276,7 +276,7 @@ def theta0_copy(backbone: nn.Module, theta0: Mapping[str, Tensor]) -> nn.Module:
 
 
 class MakesPrototypes(PruningState):
-    """The part of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` that has prototypes made, if there is a zoo."""
+    """The hooks of :class:`~lightning_mvp.callbacks.mvp.MVPCallback` that compute prototypes for the zoo entry."""
 
     _prototypes: FitPrototypes | None
     _dev_run: bool

@@ -49,7 +49,7 @@ class WaitsForPruning(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Called before each training batch; an epoch begins with its first."""
-        # on_train_epoch_start is not enough: Lightning leaves it out after a checkpoint of an epoch's last batch.
+        # Lightning skips on_train_epoch_start when it resumes from a checkpoint of an epoch's last batch.
         if batch_idx == 0:
             self._begin("epoch", trainer)
 

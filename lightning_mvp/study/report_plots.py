@@ -66,7 +66,7 @@ def _means(values: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def correlation(x: Any, y: Any) -> float:
-    """Pearson's correlation, or NaN without a warning where one of the two does not vary.
+    """Pearson's correlation; NaN, without NumPy's warning, if one of the two inputs is constant.
 
     Example:
         >>> correlation([0, 1, 2], [1, 3, 5]), correlation([0, 1], [2, 2])

@@ -41,8 +41,10 @@ def load_data(
     std: Sequence[float] | None = None,
     **options: Any,
 ) -> ImageData:
-    """Load a data set and its one train/val/test partition. The same arguments give the same object within a process,
-    unless one of them is a list or a mapping.
+    """Load a data set and split it into its train, validation and test parts.
+
+    The result is cached: a second call with equal arguments returns the same object, unless one of them is a list or a
+    mapping.
 
     If the set ships a test part, that is the test part; otherwise `test_fraction` of it is drawn. Val is drawn from
     what is left unless shipped. Draws are stratified and seeded. Then train and val images that are byte-equal to a

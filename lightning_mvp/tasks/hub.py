@@ -6,15 +6,12 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image
-from torch import Tensor
-
-from lightning_mvp.tasks.images import UNREADABLE, Images, check_file, pixels_of, unreadable
+from lightning_mvp.tasks.images import EncodedImages
 
 
-class HubImages(Images):
+class HubImages(EncodedImages):
     """One column of encoded images; nothing is decoded before it is asked for.
 
     Args:
@@ -26,8 +23,9 @@ class HubImages(Images):
     def __init__(self, rows: Any, column: str, image_size: int | None) -> None:
         import datasets
 
+        super().__init__(image_size)
         self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self.column, self.image_size = column, image_size
+        self.column = column
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,26 +34,13 @@ class HubImages(Images):
         path = self.rows[index][self.column]["path"]
         return f"row {index} of the data set" + (f" ({path})" if path else "")
 
-    def content(self, index: int) -> bytes:
+    def stream(self, index: int) -> BinaryIO:
         encoded = self.rows[index][self.column]
-        return encoded["bytes"] if encoded["bytes"] is not None else Path(encoded["path"]).read_bytes()
+        return io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else Path(encoded["path"]).open("rb")
 
     def content_size(self, index: int) -> int | None:
         encoded = self.rows[index][self.column]
         return len(encoded["bytes"]) if encoded["bytes"] is not None else os.stat(encoded["path"]).st_size
-
-    def check(self, index: int) -> None:
-        try:
-            check_file(io.BytesIO(self.content(index)))
-        except UNREADABLE as error:
-            raise unreadable(self.name(index), error) from error
-
-    def open(self, index: int) -> Tensor:
-        try:
-            with Image.open(io.BytesIO(self.content(index))) as picture:
-                return pixels_of(picture, self.image_size)
-        except UNREADABLE as error:
-            raise unreadable(self.name(index), error) from error
 
 
 def open_parts(root: Path | None, path: str | None, download: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Images(ABC):
         return None
 
     def content(self, index: int) -> bytes:
-        """The encoded content of an image that has a size."""
-        raise NotImplementedError
+        """The encoded content of an image; nothing where it has none."""
+        return b""
 
     def check(self, index: int) -> None:  # noqa: B027 (some can't tell)
         """Refuse an image that can't be read, as far as that is seen without decoding it.
@@ -97,7 +97,46 @@ class Selected(Images):
         return Selected(self.images, self.index[index.numpy()])
 
 
-class ImageFiles(Images):
+class EncodedImages(Images):
+    """Images that lie encoded somewhere, such as JPEG or PNG files.
+
+    Args:
+        image_size: the largest centred square of each is scaled to this size; None leaves them as they are.
+    """
+
+    def __init__(self, image_size: int | None) -> None:
+        self.image_size = image_size
+
+    @abstractmethod
+    def stream(self, index: int) -> BinaryIO:
+        """The encoded image, open for reading."""
+
+    def open(self, index: int) -> Tensor:
+        try:
+            with self.stream(index) as file, Image.open(file) as picture:
+                return pixels_of(picture, self.image_size)
+        except UNREADABLE as error:
+            raise unreadable(self.name(index), error) from error
+
+    def check(self, index: int) -> None:
+        try:
+            with self.stream(index) as file:
+                check_file(file)
+        except UNREADABLE as error:
+            raise unreadable(self.name(index), error) from error
+
+    def content(self, index: int) -> bytes:
+        with self.stream(index) as file:
+            return file.read()
+
+    def size(self, index: int) -> tuple[int, int]:
+        if self.image_size:
+            return self.image_size, self.image_size
+        with self.stream(index) as file, Image.open(file) as picture:
+            return picture.size
+
+
+class ImageFiles(EncodedImages):
     """Image files below a folder.
 
     Args:
@@ -107,7 +146,8 @@ class ImageFiles(Images):
     """
 
     def __init__(self, root: Path, names: Iterable[str], image_size: int | None = None) -> None:
-        self.root, self.image_size = root, image_size
+        super().__init__(image_size)
+        self.root = root
         # One array instead of many strings: loading processes share its memory as long as nobody counts references.
         self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
@@ -120,31 +160,11 @@ class ImageFiles(Images):
     def name(self, index: int) -> str:
         return str(self.path(index))
 
-    def open(self, index: int) -> Tensor:
-        try:
-            with Image.open(self.path(index)) as picture:
-                return pixels_of(picture, self.image_size)
-        except UNREADABLE as error:
-            raise unreadable(self.name(index), error) from error
+    def stream(self, index: int) -> BinaryIO:
+        return self.path(index).open("rb")
 
     def content_size(self, index: int) -> int | None:
         return self.path(index).stat().st_size
-
-    def content(self, index: int) -> bytes:
-        return self.path(index).read_bytes()
-
-    def check(self, index: int) -> None:
-        try:
-            with self.path(index).open("rb") as file:
-                check_file(file)
-        except UNREADABLE as error:
-            raise unreadable(self.name(index), error) from error
-
-    def size(self, index: int) -> tuple[int, int]:
-        if self.image_size:
-            return self.image_size, self.image_size
-        with Image.open(self.path(index)) as picture:
-            return picture.size
 
 
 # How a whole file of a format begins and ends. One that was cut off ends otherwise.

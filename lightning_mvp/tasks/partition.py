@@ -207,7 +207,8 @@ def _moments(part: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
         shares = torch.zeros(3, 256, dtype=torch.float64)
         for index in chosen.sort().values.tolist():
             with suppress(BrokenImageError):  # who trains on it is told
-                shares += _histogram(part.open(index)[None])
+                counts = _histogram(part.open(index)[None])
+                shares += counts / counts.sum(1, keepdim=True)
     shares /= shares.sum(1, keepdim=True)
     mean = shares @ values
     std = (shares @ values.square() - mean.square()).clamp_min(1e-12).sqrt()
@@ -215,9 +216,8 @@ def _moments(part: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _histogram(images: Tensor) -> Tensor:
-    """Of each channel, the share of each value: ``(C, 256)``, in units that cancel out for one tensor."""
-    counts = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()
-    return counts if len(images) > 1 else counts / counts.sum(1, keepdim=True)
+    """How often each channel has each of the 256 values: ``(C, 256)``."""
+    return torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

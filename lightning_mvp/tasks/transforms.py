@@ -67,7 +67,8 @@ class _OfPictures:
                 f"Expected the callable of argument `augment` to give images uint8 or float of shape {self.shape}, but "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)}. Let it end with a crop or resize to that size."
             )
-        return torch.Tensor(tensor) if tensor.is_floating_point() else tensor.as_subclass(Tensor)
+        plain = tensor.as_subclass(Tensor)
+        return plain.float() if plain.is_floating_point() else plain
 
 
 def _made(augment: Mapping[str, Any] | Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -91,10 +92,10 @@ def _made(augment: Mapping[str, Any] | Callable[[Any], Any]) -> Callable[[Any], 
 
 
 def require_augment(augment: Augment) -> None:
-    """Refuse an augmentation that no loader knows, or that can't be made.
+    """Check an argument `augment` before any work.
 
     Raises:
-        ValueError: the message lists those that there are.
+        ValueError: it is no known name, no callable, and no mapping whose `_target_` makes a callable.
     """
     if not isinstance(augment, str):
         _made(augment)

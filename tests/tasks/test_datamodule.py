@@ -232,20 +232,25 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
+def saving_every_step(steps: int, folder: Path, resume: Path | None) -> L.Trainer:
+    """A Trainer that saves after every step, unless it goes on from a checkpoint."""
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    return L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[every_step] if resume is None else [],
+        enable_checkpointing=resume is None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
 def test_lightning_resumes_mid_epoch_exactly(glyphs: ImageData, tmp_path: Path) -> None:
     def fit(steps: int, resume: Path | None = None) -> Recorder:
         torch.manual_seed(0)
         module = Recorder()
-        every_step = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        trainer = L.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=False,
-            callbacks=[every_step] if resume is None else [],
-            enable_checkpointing=resume is None,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = saving_every_step(steps, tmp_path, resume)
         task = TaskDataModule(glyphs, glyphs.classes[:3], batch_size=10)
         trainer.fit(module, task, ckpt_path=resume)
         return module

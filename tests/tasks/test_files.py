@@ -13,12 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from lightning_mvp.tasks.images import BrokenImageError, ImageFiles
 from lightning_mvp.tasks.preprocessing import normalised
 from lightning_mvp.training.task import TaskModule
 from tests.tasks.photographs import write_photographs
-from tests.tasks.test_datamodule import Recorder, joined
+from tests.tasks.test_datamodule import Recorder, joined, saving_every_step
 
 CLASSES = {"ant": 10, "bee": 10, "cat": 14, "dog": 6}
 SEEN: dict[str, Any] = {
@@ -176,16 +174,7 @@ def test_lightning_resumes_mid_epoch_exactly_with_loading_processes(folder: Path
         torch.manual_seed(0)
         module = Recorder()
         module.layer = torch.nn.Linear(3 * 16 * 16, 3)
-        every_step = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        trainer = L.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=False,
-            callbacks=[every_step] if resume is None else [],
-            enable_checkpointing=resume is None,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = saving_every_step(steps, tmp_path, resume)
         trainer.fit(module, task(folder, augment="imagenet", num_workers=2), ckpt_path=resume)
         return module
 
@@ -297,7 +286,7 @@ class Grey:
 
     def __call__(self, picture: Image.Image) -> Any:
         grey = picture.convert("L").convert("RGB").resize((self.size, self.size))
-        return torch.from_numpy(np.array(grey)).permute(2, 0, 1).float() if self.as_tensor else grey
+        return torch.from_numpy(np.array(grey)).permute(2, 0, 1).double() if self.as_tensor else grey
 
 
 def test_a_transform_of_ones_own_gives_pictures_or_tensors(folder: Path) -> None:
