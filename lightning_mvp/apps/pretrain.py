@@ -42,7 +42,8 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     sections = {name: plain(config[name]) for name in ("split", "backbone", "pruning", "optim", "trainer")}
     sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
-    return {**sections, "steps": config.steps, "seed": config.seed, "world_size": world_size}
+    mimic = {"mimic": config.mimic} if config.mimic else {}
+    return {**sections, **mimic, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 
 
 def training_folder(output: Path) -> Path:
@@ -97,6 +98,12 @@ def ready(config: DictConfig, world_size: int) -> None:
     with open_dict(config):
         config.go_on_from = Resumable(training_folder(output), config.checkpoint_seconds).checkpoint
     seen_classes(config)
+    if config.mimic and config.pruning.pruning_ratio is None:
+        raise ValueError(
+            f"Expected `mimic` to be 0 for a backbone that is not pruned, but got {config.mimic}: there is nothing "
+            "that it could mimic. Give pruning.pruning_ratio, too, to make a parent that mimics the weights it starts "
+            "from."
+        )
     if config.pruning.pruning_ratio is not None:
         from lightning_mvp.pruning.schedule import require_time_for
         from lightning_mvp.pruning.settings import PruningSettings
@@ -140,13 +147,15 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.zoo.seen_by import preprocessing_of
 
     output, datamodule, pruning = Path(config.output), data_for(config), pruning_of(config)
-    module = TaskModule.for_task(backbone_of(config, config.backbone.weights), datamodule.facts, **plain(config.optim))
+    backbone = backbone_of(config, config.backbone.weights)
+    module = TaskModule.for_task(backbone, datamodule.facts, mimic=config.mimic, **plain(config.optim))
     options = trainer_options(config)
     folder = training_folder(output)
     resumable = Resumable(folder, config.checkpoint_seconds)
     if pruning is not None:
         options["callbacks"] = [*options.get("callbacks", ()), pruning]
     trainer = make_trainer(config.steps, network=module, **options)
+    module.take_teacher(backbone, datamodule, seed=config.seed, device=Place.of(trainer))
     trainer.callbacks.append(resumable)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         write_json(folder / SETTINGS, settings_of(config, trainer.world_size), overwrite=True)
@@ -155,11 +164,11 @@ def run(config: DictConfig) -> float:
         trainer.fit(module, datamodule=datamodule, ckpt_path=go_on_from, weights_only=True)
     accuracy = module.accuracy_in(datamodule, device=Place.of(trainer))
     if trainer.is_global_zero:
-        backbone = module.backbone
+        trained = module.backbone
         if pruning is not None:
-            backbone = pruning.small_model().get_submodule("0")  # its head is another one's
-            write_json(recipe_path(output), recipe_of(backbone), overwrite=True)
-        save_weights(backbone, output, preprocessing=preprocessing_of(datamodule.facts.to_dict()))
+            trained = pruning.small_model().get_submodule("0")  # its head is another one's
+            write_json(recipe_path(output), recipe_of(trained), overwrite=True)
+        save_weights(trained, output, preprocessing=preprocessing_of(datamodule.facts.to_dict()))
         shutil.rmtree(folder)
         console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
         console.print(f"wrote {output}")

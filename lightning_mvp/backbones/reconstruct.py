@@ -67,9 +67,9 @@ def reconstruct(
         images: ``(N, C, H, W)`` floats, preprocessed, or several batches of such. Two images are the least, and 1,000
             are enough. An iterable that can be gone over again is, once for each layer, with one batch in memory.
         penalty: how strongly weights are held at W₀; 0 or more.
-        memory: bytes of activations that may be held at a time. If the images need no more, one forward pass of each
-            net does all of it. Otherwise they go in batches through both nets once for each layer, and batch norms use
-            the moments of each batch.
+        memory: bytes of activations that may be held at a time. If all images fit at once, as many layers are fitted
+            in one forward pass of each net as there is memory for their outputs: mostly all. Otherwise images go in
+            batches through both nets once for each layer, and batch norms use the moments of each batch.
 
     Returns:
         A copy of ``small`` with other weights and biases: on its device, with its modes and ``requires_grad``.
@@ -99,8 +99,12 @@ def reconstruct(
     small = detached_copy(small)
     with batch_moments(small, dense), _exact(small):
         layers = _layers(small, dense, groups, masks, next(iter(batches))[:2])
-        if layers and count is not None and _bytes(layers) * count <= memory:
-            fitted = _in_one_pass(small, dense, layers, torch.cat(list(batches)), penalty)
+        segments = [] if count is None else _segments(layers, memory / count)
+        fitted: dict[str, bool] = {}
+        if segments:
+            every = torch.cat(list(batches))
+            for segment in segments:
+                fitted |= _in_one_pass(small, dense, segment, every, penalty)
         else:
             fitted = _streamed(small, dense, layers, batches, penalty)
     left = [name for name in layers if not fitted.get(name)]
@@ -288,34 +292,58 @@ def _probe(net: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> t
     return sizes, {name for key, name in made.items() if key in read_by_norm and readers.counts[key] == 1}
 
 
-def _bytes(layers: Mapping[str, _Layer]) -> int:
-    """What one pass must hold of an image."""
-    largest = max(layer.dense_outputs for layer in layers.values())
-    numbers = sum(layer.recorded for layer in layers.values()) + ALIVE * largest
-    return numbers * next(iter(layers.values())).small.weight.element_size()  # type: ignore[operator,union-attr]
+def _segments(layers: Mapping[str, _Layer], memory: float) -> list[dict[str, _Layer]]:
+    """The layers in their order, in parts whose outputs fit into memory beside a forward pass; [] if one does not.
+
+    Args:
+        layers: all layers to fit.
+        memory: bytes for each image.
+    """
+    if not layers:
+        return []
+    size = next(iter(layers.values())).small.weight.element_size()  # type: ignore[operator,union-attr]
+    free = memory / size - ALIVE * max(layer.dense_outputs for layer in layers.values())
+    segments: list[dict[str, _Layer]] = []
+    left = 0.0
+    for name, layer in layers.items():
+        if layer.recorded > free:
+            return []
+        if not segments or layer.recorded > left:
+            segments.append({})
+            left = free
+        segments[-1][name] = layer
+        left -= layer.recorded
+    return segments
 
 
 def _in_one_pass(
     small: nn.Module, dense: nn.Module, layers: Mapping[str, _Layer], images: Tensor, penalty: float
 ) -> dict[str, bool]:
-    """The dense net's outputs are recorded; then one pass of the small net fits each layer as it reaches it."""
+    """The dense net's outputs are recorded; then one pass of the small net fits each layer as it reaches it.
+
+    Both passes end where all of these layers were reached.
+    """
     wanted: dict[str, Tensor] = {}
     fitted: dict[str, bool] = {}
 
     def record(name: str, _layer: nn.Module, _given: Any, output: Tensor) -> None:
         wanted[name] = layers[name].wanted(output)
+        if len(wanted) == len(layers):
+            raise _Reached
 
     def fit(name: str, own: nn.Module, given: Any, output: Tensor) -> Tensor:
         sums = LeastSquares(own, penalty, layers[name].norm_follows)
         sums.add(given[0], output, wanted.pop(name).to(output.device))
         fitted[name] = sums.fit()
+        if len(fitted) == len(layers):
+            raise _Reached
         return own.forward(*given)
 
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.dense.register_forward_hook(partial(record, name)))
-            hooks.enter_context(layer.small.register_forward_hook(partial(fit, name)))
-        for net in (dense, small):
+    for net, hook in ((dense, record), (small, fit)):
+        with ExitStack() as hooks, suppress(_Reached):
+            for name, layer in layers.items():
+                own = layer.dense if net is dense else layer.small
+                hooks.enter_context(own.register_forward_hook(partial(hook, name)))
             net(as_taken(images, net))
     return fitted
 

@@ -107,7 +107,7 @@ class PartRunner(StudyContext):
         parent |= settings.parent or {}
         steps, batch_size = parent.pop("steps"), parent.pop("batch_size")
         rate = parent.pop("learning_rate", settings.optim.get("learning_rate", 0.05))
-        options = {**settings.optim, "learning_rate": rate}
+        options = {**settings.optim, "learning_rate": rate, "mimic": parent.pop("mimic", 0.0)}
         data = self.datamodule(TaskSpec("parent", self.split.seen), batch_size=batch_size)
         pruning = self.scratch_settings(settings, **parent)
         module = self._with_head_and_teacher(origin, data, options)

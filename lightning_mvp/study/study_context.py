@@ -85,9 +85,9 @@ class StudyContext:
     def datamodule(self, task: TaskSpec, **options: Any) -> TaskDataModule:
         """The images of a task, with the study's batch size and augmentation unless others are given."""
         options = {"batch_size": self.settings.batch_size, "augment": self.settings.augment, **options}
-        if task.name.startswith(self.settings.target_kind):
-            options["images_per_class"] = self.settings.images_per_class
         is_new = task.name.startswith((self.settings.target_kind, "development"))
+        if is_new:
+            options["images_per_class"] = self.settings.images_per_class
         return TaskDataModule(self.halves[is_new], task.classes, task.name, seed=self.settings.seed, **options)
 
     def scratch_settings(self, settings: StudySettings, **changes: Any) -> PruningSettings:

@@ -39,8 +39,9 @@ class StudySettings:
         augment: how the images of every fine-tuning and pruning run are augmented.
         methods: names out of :data:`~lightning_mvp.study.methods.METHODS`, each perhaps with its steps:
             ``"taylor@1000"``.
-        parent: ``pruning_ratio``, ``rounds``, ``steps`` and ``batch_size`` of a mildly pruned model of all source
-            classes, with which the zoo's entries begin. What it removes is part of ``pruning``'s ratio, so that models
+        parent: ``pruning_ratio``, ``rounds``, ``steps``, ``batch_size``, ``learning_rate`` and ``mimic`` (the weight
+            with which it mimics θ⁰) of a mildly pruned model of all source classes, with which the zoo's entries begin.
+            What it removes is part of ``pruning``'s ratio, so that models
             of all methods have one size. None: entries begin with θ⁰.
         tuned: method, perhaps with its steps → dotted settings that hold for it alone, for instance
             ``{"taylor@1000": {"optim.learning_rate": 0.1}}``.
@@ -54,7 +55,7 @@ class StudySettings:
         zoo_of: the folder of a finished study whose zoo and generic models this one takes, with θ⁰ and parent. The
             targets may be of another data set, class count or number of images.
         target_kind: ``"target"``, tasks over seen classes, or ``"heldout"``, over classes that nothing else has seen.
-        images_per_class: the number of training images of each class of a target; None takes all.
+        images_per_class: the number of training images of each class of a target or development task; None takes all.
         new_images: divide each class's training images in two halves, drawn by ``seed``: θ⁰, parent, zoo and generic
             models learn from one half, targets and development tasks from the other. Else all learn from all.
         entries: how many source tasks, the first ones, get an entry of their own; None: all.

@@ -48,7 +48,8 @@ class VoteOptions:
 
     Args:
         pruning_ratio: fraction of each group's units removed, in (0, 1); None takes the neighbours' mean widths.
-        similarity: "leep", "prototypes", "cover", or the controls "random" and "farthest"; or a
+        similarity: "leep", "prototypes", "cover"; "latest", the entries that a zoo grew last, without a look at any
+            image; or the controls "random" and "farthest"; or a
             :class:`~lightning_mvp.voting.similarities.Similarity` of your own, as an object or as a mapping with
             ``_target_``.
         temperature: each neighbour's votes and weights count by softmax(score / temperature); None counts all alike.

@@ -87,9 +87,10 @@ def rank_neighbours(
             :func:`~lightning_mvp.voting.labels.as_labels` takes them.
         backbone: the dense backbone, for its structure; it is not changed.
         groups: the groups of that backbone.
-        similarity: "leep", "prototypes", "cover", or the controls "random" (drawn by `seed`) and "farthest", see
-            :mod:`~lightning_mvp.voting.similarities`; or a :class:`~lightning_mvp.voting.similarities.Similarity` of
-            your own, as an object or as a mapping with ``_target_``.
+        similarity: "leep", "prototypes", "cover", "latest", or the controls "random" (drawn by `seed`) and "farthest",
+            see :mod:`~lightning_mvp.voting.similarities`; or a
+            :class:`~lightning_mvp.voting.similarities.Similarity` of your own, as an object or as a mapping with
+            ``_target_``.
         k: how many; None takes all. With fewer entries than k, all are taken, with a warning.
         config: hash of the pruning config whose entries count, with those that were grown from them; None takes the
             one with most entries, and says so if there are others. The hash of a grown entry's config takes that alone.

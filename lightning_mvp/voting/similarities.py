@@ -16,6 +16,7 @@ from lightning_mvp.voting.recall import class_means, recalled
 from lightning_mvp.voting.sources import TargetData
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
+from lightning_mvp.zoo.lineage import lineage
 from lightning_mvp.zoo.prototypes import prototype_similarity
 
 
@@ -161,8 +162,41 @@ class Random(Similarity):
         return [name for name in target.shuffled_names if name in scores]
 
 
+class Latest(Similarity):
+    """The entries that a zoo grew last: of the highest wave, and in it last by name. No image is looked at.
+
+    In a zoo that grew by use the nearest entries were no better (benchmarks/cifar100/grown/report.md), and these cost
+    no pass through any model. Of a zoo without grown entries these are the last ones by name. All scores are 0.
+    """
+
+    needs_labels = False
+
+    def score(self, entry: ZooEntry, target: TargetData) -> float:
+        return 0.0
+
+    def shortlist(self, target: TargetData, most: int) -> Sequence[str]:
+        return self._latest(target)[:most]
+
+    def order(self, scores: Mapping[str, float], target: TargetData, k: int | None) -> list[str]:
+        return [name for name in self._latest(target) if name in scores]
+
+    def _latest(self, target: TargetData) -> list[str]:
+        names: list[str] | None = target.memory.get("latest")
+        if names is None:
+            names = [member.name for member in reversed(lineage(target.zoo, target.names))]
+            target.memory["latest"] = names
+        return names
+
+
 SIMILARITIES = Choices(
     "similarity",
     Similarity,  # type: ignore[type-abstract]  # it is only asked who inherits from it
-    {"leep": Leep, "prototypes": Prototypes, "cover": Cover, "random": Random, "farthest": Farthest},
+    {
+        "leep": Leep,
+        "prototypes": Prototypes,
+        "cover": Cover,
+        "latest": Latest,
+        "random": Random,
+        "farthest": Farthest,
+    },
 )

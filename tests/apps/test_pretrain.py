@@ -20,7 +20,7 @@ from .conftest import TINY, Run
 
 # 12 steps an epoch; what is dropped depends on torch's random state.
 LONGER = (*TINY, "steps=15", "+backbone.recipe.arguments.drop_path_rate=0.3", "trainer.enable_progress_bar=false")
-PARENT = ("pruning.pruning_ratio=0.5", "pruning.rounds=3", "pruning.steps_per_round=3")
+PARENT = ("pruning.pruning_ratio=0.5", "pruning.rounds=3", "pruning.steps_per_round=3", "mimic=2")
 KINDS: dict[str, tuple[str, ...]] = {"theta0": (), "parent": PARENT}
 
 
@@ -147,4 +147,11 @@ def test_a_stopped_training_of_other_settings_is_refused(tmp_path: Path, run: Ru
     assert f"the training that was stopped and can go on in {folder}, but got " in done.line
     assert "optim.learning_rate=0.2, there 0.1" in done.line
     assert f"name another output, or remove {folder} to start anew." in done.line
+    assert not (tmp_path / "made.safetensors").exists()
+
+
+def test_only_a_parent_can_mimic(tmp_path: Path, run: Run) -> None:
+    done = run("pretrain", *command(tmp_path, "theta0"), "mimic=2", home=tmp_path)
+    assert done.code == 1
+    assert "Expected `mimic` to be 0 for a backbone that is not pruned, but got 2" in done.line
     assert not (tmp_path / "made.safetensors").exists()

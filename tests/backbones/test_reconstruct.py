@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mvp.backbones import Groups, Masks, create_backbone, find_groups
+from lightning_mvp.backbones import reconstruct as reconstruct_module
 from lightning_mvp.backbones.features import batch_moments
 from lightning_mvp.backbones.masks import random_masks
 from lightning_mvp.backbones.reconstruct import _layers, reconstruct
@@ -117,6 +118,27 @@ def test_no_layer_is_worse_than_the_cut_one_and_the_output_is_nearer(kind: str, 
         kept = torch.as_tensor(groups.kept_features(masks, net(images).shape[1]))
         target = net(images)[:, kept]
         assert (better(images) - target).norm() < 0.9 * (small(images) - target).norm()
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_layers_are_fitted_in_parts_where_memory_holds_not_all_of_their_outputs(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, net, groups, masks, images = cut(kind)
+    passes = []
+    one_pass = reconstruct_module._in_one_pass
+    monkeypatch.setattr(
+        reconstruct_module, "_in_one_pass", lambda *given: passes.append(list(given[2])) or one_pass(*given)
+    )
+    whole = reconstruct(small, net, groups, masks, images)
+    assert len(passes) == 1
+    layers = reconstruct_module._layers(small, net, groups, masks, images[:2])
+    alive = reconstruct_module.ALIVE * max(layer.dense_outputs for layer in layers.values())
+    largest = max(layer.recorded for layer in layers.values())
+    inch = (alive + largest) * images.element_size() * len(images)
+    assert same(reconstruct(small, net, groups, masks, images, memory=inch), whole)
+    assert 1 < len(passes[1:]) <= len(layers)
+    assert [name for part in passes[1:] for name in part] == passes[0]
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -146,6 +146,9 @@ def test_the_nearest_of_the_latest(zoo: ModelZoo, data: ImageData, target: TaskD
     assert twin.name not in {neighbour["name"] for neighbour in module.report["neighbours"]}
     ranking = latest(zoo, 2, classes=target.facts.classes)
     assert [neighbour.shared_classes for neighbour in ranking] == [3, 1]
+    _, report = voted_backbone(zoo, target, neighbours=2, similarity="latest", shortlist=1)
+    assert list(report.neighbours) == list(ranking)
+    assert (report.scored, report.entries, report.evidence) == (2, len(members), None)
     with pytest.warns(UserWarning, match="at least 9 entries to choose from, but got 3"):
         assert len(latest(zoo, 9, before_wave=1)) == 3
 

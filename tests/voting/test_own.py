@@ -61,7 +61,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     return seen
 
 
-@pytest.mark.parametrize("similarity", ["leep", "prototypes", "random", "farthest", Alphabetical()])
+@pytest.mark.parametrize("similarity", ["leep", "prototypes", "latest", "random", "farthest", Alphabetical()])
 @pytest.mark.parametrize("shortlist", [4, None])
 def test_each_voter_is_read_once_and_one_entry_and_the_best_are_in_memory(
     similarity: Any, shortlist: int | None, made: ModelZoo, loader: Any, reads: Reads
