@@ -1,9 +1,10 @@
 """A small model for a new task: `mvp-vote` in a warm process, against pruning from scratch to the same accuracy.
 
 Everything is timed from the data on disk to test accuracy: decode, find neighbours, vote, merge, head, 100 steps,
-files. Rivals are our own iterative Taylor, which cuts between rounds, and Torch-Pruning's pruner, both with several
-budgets of steps, each a run and a schedule of its own. A rival's time to the vote's accuracy is interpolated between
-its budgets, on means over tasks; intervals resample the tasks.
+files. Of a study with a growth named A its grown zoo votes, the latest entries and without a ranking, and mimics.
+Rivals are our own iterative Taylor, which cuts between rounds, Torch-Pruning's pruner, and one-shot Taylor with
+reconstruction and mimicking, each with several budgets of steps, each a run and a schedule of its own. A rival's time
+to the vote's accuracy is interpolated between its budgets, on means over tasks; intervals resample the tasks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from omegaconf import DictConfig, open_dict
 from studies import small_study, study_settings
 
 from lightning_mvp.apps import runtime, task_choice, vote
-from lightning_mvp.study.methods import Trial
+from lightning_mvp.study.methods import METHODS, Trial
 from lightning_mvp.study.part_runner import PartRunner
 from lightning_mvp.study.starting_points import StartingPoints
 from lightning_mvp.study.study_settings import StudySettings
@@ -40,13 +41,14 @@ from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.training.rounds import prune_and_cut
 from lightning_mvp.training.task import TaskModule
 
-BUDGETS = {"cnn": (200, 400, 600, 800), "vit": (400, 700, 1000)}
-VOTES = {"mvp-vote": 24, "mvp-vote, all entries scored": None}
-RIVALS = ("taylor", "torch_pruning")
+BUDGETS = {"cnn": (300, 600, 1000), "vit": (400, 700, 1000), "efficientnet": (1000,)}
+RIVALS = ("taylor", "torch_pruning", "oneshot_reconstructed")
+VOTE, GROWN = "mvp-vote", "mvp-vote, the latest of a grown zoo"
+MIMIC = 2.0
 # What is timed inside of `mvp-vote`; what a vote consists of it says itself.
 STAGES: tuple[tuple[Any, str, str], ...] = (
-    (task_choice, "data_of", "decode the data"),
     (MetaVoteModule, "initialise_head", "ridge head"),
+    (MetaVoteModule, "take_teacher", "the teacher's moments"),
     (L.Trainer, "fit", "100 steps"),
     (MetaVoteModule, "accuracy_in", "evaluate"),
     (vote, "write", "write files"),
@@ -82,8 +84,33 @@ class Run:
     stages: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Votes:
+    """One way of asking a study's zoo.
+
+    Args:
+        zoo: the zoo's folder in the study's.
+        options: of the vote.
+        mimic: weight of the mimicking loss.
+    """
+
+    zoo: str
+    options: dict[str, Any]
+    mimic: float = 0.0
+
+
+def ways_to_vote(settings: StudySettings) -> dict[str, Votes]:
+    """Name → how to vote."""
+    ways = {VOTE: Votes("zoo", {"shortlist": 24})}
+    if "A" not in settings.growths:
+        return {**ways, f"{VOTE}, all entries scored": Votes("zoo", {"shortlist": None})}
+    neighbours = settings.growth("A").neighbours
+    return {**ways, GROWN: Votes("grown-A", {"similarity": "latest", "neighbours": neighbours}, MIMIC)}
+
+
 def add_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--budgets", type=int, nargs="*", help="steps of the rivals (default: by the kind of backbone)")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS, help="default: all three")
 
 
 def measure(options: argparse.Namespace) -> Outcome:
@@ -98,9 +125,10 @@ def measure(options: argparse.Namespace) -> Outcome:
                 outcome.notes.append("No task was measured: name a study that `mvp-compare` left by --study.")
             for number, study in enumerate(studies):
                 settings = study_settings(study, options.data)
-                kind = "vit" if "vit" in str(settings.recipe["model"]) else "cnn"
+                kind = next((kind for kind in BUDGETS if kind in str(settings.recipe["model"])), "cnn")
                 budgets = options.budgets or ((4, 8) if options.smoke else BUDGETS[kind])
-                runs = list(all_runs(study, settings, targets, steps, budgets, Path(folder, str(number)), options.seed))
+                rivals = [(rival, budget) for rival in options.rivals for budget in budgets]
+                runs = list(all_runs(study, settings, targets, steps, rivals, Path(folder, str(number)), options.seed))
                 tables, measured = evaluate(runs, f"{study.name} ({settings.recipe['model']})", options.seed)
                 outcome.tables += tables
                 outcome.measured[study.name] = measured
@@ -129,24 +157,26 @@ def all_runs(
     settings: StudySettings,
     targets: int,
     steps: int,
-    budgets: Sequence[int],
+    rivals: Sequence[tuple[str, int]],
     folder: Path,
     seed: int,
 ) -> Iterator[Run]:
     """Every method on every task; within a task in random order. The first task is done once before, untimed."""
+    ways = ways_to_vote(settings)
     jobs: dict[tuple[str, int], Callable[[int, str], Run]] = {
-        (name, steps): lambda task, place, name=name: voted(study, settings, task, steps, name, folder / place)
-        for name in VOTES
+        (name, steps): lambda task, place, name=name: voted(
+            study, settings, task, steps, name, ways[name], folder / place
+        )
+        for name in ways
     }
-    for rival in RIVALS:
-        for budget in budgets:
-            jobs[rival, budget] = lambda task, _, rival=rival, budget=budget: from_scratch(
-                study, settings, task, rival, budget
-            )
+    for rival, budget in rivals:
+        jobs[rival, budget] = lambda task, _, rival=rival, budget=budget: from_scratch(
+            study, settings, task, rival, budget
+        )
     rng, order = np.random.default_rng(seed), list(jobs)
-    for name in VOTES:
+    for name in ways:
         jobs[name, steps](0, f"warm-{name}")
-    from_scratch(study, settings, 0, "taylor", min(budgets) // 4 or 1)
+    from_scratch(study, settings, 0, "taylor", min(budget for _, budget in rivals) // 4 or 1)
     for task in range(min(targets, settings.targets)):
         for place in rng.permutation(len(order)).tolist():
             run = jobs[order[place]](task, f"{task}-{place}")
@@ -160,12 +190,21 @@ def forget_data() -> None:
         cached.cache_clear()
 
 
-def voted(study: Path, settings: StudySettings, task: int, steps: int, name: str, output: Path) -> Run:
+def voted(study: Path, settings: StudySettings, task: int, steps: int, name: str, way: Votes, output: Path) -> Run:
     """`mvp-vote` of one task, as its command runs it."""
-    config = vote_config(study, settings, task, steps, VOTES[name], output)
+    config = vote_config(study, settings, task, steps, way, output)
     forget_data()
     clock = Clock()
+    data_of = task_choice.data_of
+    halved = PartRunner(study, settings)
+
+    def new_images(config: DictConfig) -> Any:
+        """The images that targets of this study have: the zoo was made of others."""
+        halved.data = data_of(config).loaded()
+        return halved.halves[1]
+
     with ExitStack() as stack:
+        stack.enter_context(patch.object(task_choice, "data_of", clock.timed("decode the data", new_images)))
         for owner, attribute, label in STAGES:
             stack.enter_context(patch.object(owner, attribute, clock.timed(label, getattr(owner, attribute))))
         stack.enter_context(patch.object(meta_vote, "rank_zero_info"))  # its table is not for this screen
@@ -180,20 +219,19 @@ def voted(study: Path, settings: StudySettings, task: int, steps: int, name: str
     return Run(task, name, steps, sum(stages.values()), report["test_accuracy"], stages)
 
 
-def vote_config(
-    study: Path, settings: StudySettings, task: int, steps: int, shortlist: int | None, output: Path
-) -> DictConfig:
+def vote_config(study: Path, settings: StudySettings, task: int, steps: int, way: Votes, output: Path) -> DictConfig:
     """The configuration of `mvp-vote` on a study's zoo, with the study's data, tasks, optimizer and neighbours."""
     with initialize_config_module("lightning_mvp.conf", version_base="1.3"):
         config = compose("vote", overrides=[f"steps={steps}"])
     with open_dict(config):
-        config.zoo, config.output = str(study / "zoo"), str(output)
+        config.zoo, config.output = str(study / way.zoo), str(output)
         config.data = {**settings.data, "batch_size": settings.batch_size, "augment": "none"}
         config.split.update({**settings.split, "kind": settings.target_kind, "task": task})
         config.optim = settings.optim
         config.seed = settings.seed
+        config.mimic = way.mimic
         config.vote.neighbours = settings.vote.get("neighbours", 8)
-        config.vote.shortlist = shortlist
+        config.vote.update(way.options)
         config.trainer.precision = settings.precision
         config.trainer.gradient_clip_val = settings.gradient_clip
         config.trainer.enable_progress_bar = False
@@ -211,13 +249,19 @@ def from_scratch(study: Path, settings: StudySettings, task: int, rival: str, st
     with clock.part("decode the data"):
         data = runner.datamodule(runner.split.get(settings.target_kind, task))
     begin = StartingPoints(runner, settings, data).make(rival)
-    module = TaskModule.for_task(begin.backbone, data.facts, **settings.optim)
+    once = METHODS[rival].kind == "once"
+    module = TaskModule.for_task(begin.backbone, data.facts, mimic=MIMIC * once, **settings.optim)
     with clock.part("ridge head"):
         module.initialise_head(data)
+    with clock.part("the teacher's moments"):
+        module.take_teacher(begin.origin.build(), data, begin.origin.groups, begin.masks, settings.seed)
     with clock.part("steps"):
-        cutter, pruning = runner.make_cutter(Trial(rival, steps), module, data, settings, None)
-        options = {"clip": settings.gradient_clip, "precision": settings.precision}
-        module = prune_and_cut(module, data, cutter, pruning, steps, **options)
+        if once:
+            runner.fit(module, data, steps, gradient_clip_val=settings.gradient_clip)
+        else:
+            cutter, pruning = runner.make_cutter(Trial(rival, steps), module, data, settings, None)
+            options = {"clip": settings.gradient_clip, "precision": settings.precision}
+            module = prune_and_cut(module, data, cutter, pruning, steps, **options)
     with clock.part("evaluate"):
         accuracy = module.accuracy_on(*data.test_images())
         module.accuracy_on(*data.val_images())
@@ -257,8 +301,11 @@ def speed_up(runs: Sequence[Run], name: str, rival: str) -> float:
 
 def evaluate(runs: Sequence[Run], title: str, seed: int) -> tuple[list[Any], dict[str, Any]]:
     """The tables of one study, and what they were made from."""
-    methods = list(dict.fromkeys((run.method, run.steps) for run in runs if run.method in VOTES))
-    methods += sorted({(run.method, run.steps) for run in runs if run.method not in VOTES})
+    ways = [name for name in dict.fromkeys(run.method for run in runs) if name not in RIVALS]
+    ours = GROWN if GROWN in ways else VOTE
+    ways = [ours, *(name for name in ways if name != ours)]
+    methods = [(name, next(run.steps for run in runs if run.method == name)) for name in ways]
+    methods += sorted({(run.method, run.steps) for run in runs if run.method in RIVALS})
     shown_in = table(f"A new task: {title}", "method", "steps", "seconds", "test accuracy, %", "tasks")
     for method, steps in methods:
         own = [run for run in runs if (run.method, run.steps) == (method, steps)]
@@ -268,24 +315,30 @@ def evaluate(runs: Sequence[Run], title: str, seed: int) -> tuple[list[Any], dic
     by_task = [[run for run in runs if run.task == task] for task in sorted({run.task for run in runs})]
     ratios: dict[str, Any] = {}
     gains = table(f"Time to the vote's accuracy: {title}", "rival", "seconds", "× the vote", "reached")
-    for rival in RIVALS:
+    for rival in (name for name in RIVALS if any(run.method == name for run in runs)):
         own = [run for run in runs if run.method == rival]
-        wanted = statistics.mean(run.accuracy for run in runs if run.method == "mvp-vote")
+        wanted = statistics.mean(run.accuracy for run in runs if run.method == ours)
         seconds_to, reached = time_to(own, wanted)
-        ratio = speed_up(runs, "mvp-vote", rival)
+        ratio = speed_up(runs, ours, rival)
         low, high = bootstrap(
             by_task,
-            lambda drawn, rival=rival: speed_up([run for part in drawn for run in part], "mvp-vote", rival),
+            lambda drawn, rival=rival: speed_up([run for part in drawn for run in part], ours, rival),
             seed,
         )
         stats = {"median": ratio, "low": low, "high": high}
         ratios[rival] = {**stats, "seconds": seconds_to, "reached": reached}
         gains.add_row(rival, f"{seconds_to:.1f}", shown(stats, 1), "yes" if reached else "no, not with any budget")
-    parts = table(f"What a vote's seconds go to: {title}", "stage", "seconds", "share", "all entries scored: seconds")
-    votes = [[run for run in runs if run.method == name] for name in VOTES]
-    means = [{s: statistics.mean(run.stages.get(s, 0.0) for run in own) for s in own[0].stages} for own in votes]
-    for stage in sorted(means[0], key=lambda stage: -means[0][stage]):
-        share = means[0][stage] / sum(means[0].values())
-        parts.add_row(stage, f"{means[0][stage]:.2f}", f"{share:.0%}", f"{means[1].get(stage, 0.0):.2f}")
-    measured = {"ratios": ratios, "stages": dict(zip(VOTES, means, strict=True)), "runs": [asdict(run) for run in runs]}
+    others = [f"{name.removeprefix(f'{VOTE}, ')}: seconds" for name in ways[1:]]
+    parts = table(f"What a vote's seconds go to: {title}", "stage", "seconds", "share", *others)
+    means = [_mean_stages([run for run in runs if run.method == name]) for name in ways]
+    every = dict.fromkeys(stage for mean in means for stage in mean)
+    for stage in sorted(every, key=lambda stage: -means[0].get(stage, 0.0)):
+        share = means[0].get(stage, 0.0) / sum(means[0].values())
+        cells = [f"{mean.get(stage, 0.0):.2f}" for mean in means]
+        parts.add_row(stage, cells[0], f"{share:.0%}", *cells[1:])
+    measured = {"ratios": ratios, "stages": dict(zip(ways, means, strict=True)), "runs": [asdict(run) for run in runs]}
     return [shown_in, gains, parts], measured
+
+
+def _mean_stages(runs: Sequence[Run]) -> dict[str, float]:
+    return {stage: statistics.mean(run.stages.get(stage, 0.0) for run in runs) for stage in runs[0].stages}

@@ -78,13 +78,13 @@ def refuse_other_devices(config: DictConfig) -> None:
 
 
 def page(config: DictConfig) -> float:
-    """Write one page over finished reports; return MVP's mean accuracy in the first."""
+    """Write one page over finished reports; return the mean accuracy of its first row."""
     from lightning_mvp.study.summary_page import write_page
 
     out, reports = Path(config.folder), [Path(folder) for folder in config.reports]
-    sections = write_page(out, reports, **words(config))
+    accuracy = write_page(out, reports, **words(config))
     list_files(out, "report.md")
-    return sections[0].mvp.accuracy.mean
+    return accuracy
 
 
 def words(config: DictConfig) -> dict[str, str]:

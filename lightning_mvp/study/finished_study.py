@@ -53,19 +53,22 @@ class Study:
     @cached_property
     def runs(self) -> list[dict[str, Any]]:
         """The runs on targets that are done, each with its zoo's draw, the ratio, and the hash of the settings."""
-        facts = {
+        return [{**self._facts, **self._evidence(run), **run} for run in self._on_targets(self.settings.compared())]
+
+    @cached_property
+    def varied(self) -> list[dict[str, Any]]:
+        """The runs of variants on targets that are done, variant by variant."""
+        return [{**self._facts, "variant": True, **run} for run in self._on_targets(self.settings.varied())]
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {
             "draw": self.draw,
             "pruning_ratio": self.ratio,
             "zoo": "parent" if self.shares_parent else "theta0",
             "config": config_hash(self.settings.to_dict()),
             "label": self.settings.label,
         }
-        return [{**facts, **self._evidence(run), **run} for run in self._on_targets(self.settings.compared())]
-
-    @cached_property
-    def varied(self) -> list[dict[str, Any]]:
-        """The runs of variants on targets that are done, variant by variant."""
-        return self._on_targets(self.settings.varied())
 
     def _on_targets(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         return self.records(f"{target}--{trial.name}" for trial in trials for target in self.targets)

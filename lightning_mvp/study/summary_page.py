@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_mvp.study import grown_page
 from lightning_mvp.study.finished_study import by_label, ratios, runs_at
 from lightning_mvp.study.markdown import indented, markdown_table, signed, write_markdown
 from lightning_mvp.study.report_paragraphs import kinds_of_targets
@@ -73,8 +74,13 @@ class Report:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """The runs of methods on targets. Variants, trials and entries of growing zoos have no ratio."""
+        """The runs of methods and variants on targets. Trials and entries of growing zoos have no ratio."""
         return [line for line in self.lines if "pruning_ratio" in line]
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether it is about zoos that grew by use."""
+        return any(run.get("variant") for run in self.runs)
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -104,7 +110,7 @@ def _rivals(rows: Sequence[Row], steps: int) -> dict[str, Row]:
     return {row.method: row for row in rows if row.steps == steps} | more
 
 
-def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, learned: str = "") -> list[Section]:
+def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, learned: str = "") -> float:
     """Write ``report.md`` and its pictures into ``out``.
 
     Args:
@@ -114,22 +120,34 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
         command: that repeats all of it.
         learned: Markdown of what people made of it, placed first.
 
+    Returns:
+        The mean accuracy of the first row.
+
     Raises:
         FileNotFoundError: one of them is no report.
         ValueError: none of their runs is of MVP.
     """
     found = [Report(folder) for folder in reports]
-    sections = [section for report in found for section in report.sections()]
-    if not sections:
+    sections = [section for report in found if not report.has_grown for section in report.sections()]
+    kinds = [kind for report in found if report.has_grown for kind in grown_page.kinds_of_targets(report.runs)]
+    if not sections and not kinds:
         raise ValueError(f"Expected runs of MVP on targets in {', '.join(map(str, reports))}, but found none.")
     choices = {report.folder.name: trials for report in found if (trials := find_choices(report.trials))}
     out.mkdir(parents=True, exist_ok=True)
-    differences_of_sections({section.title: section.differences for section in sections}, RIVALS).savefig(
-        out / "differences.png", dpi=130
-    )
-    titles = {section.title for section in sections}
+    paragraphs: list[str] = []
+    if kinds:
+        differences = {kind.title: kind.differences for kind in kinds}
+        title = "vote of a grown zoo minus the rival, points of test accuracy (95 % interval)"
+        differences_of_sections(differences, grown_page.RIVALS, title).savefig(out / "grown.png", dpi=130)
+        paragraphs += [*grown_page.grown_table(kinds), "![The vote of a grown zoo minus its rivals](grown.png)"]
+    if sections:
+        differences = {section.title: section.differences for section in sections}
+        title = "MVP minus the rival, points of test accuracy (95 % interval)"
+        differences_of_sections(differences, RIVALS, title).savefig(out / "differences.png", dpi=130)
+        paragraphs += [*differences_table(sections), "![MVP minus its rivals](differences.png)"]
+    titles = {*(section.title for section in sections), *(kind.title for kind in kinds)}
     shown = [settings for report in found for settings in report.settings if settings.label in titles]
-    paragraphs = [*differences_table(sections), *kinds_of_targets(shown), "![MVP minus its rivals](differences.png)"]
+    paragraphs += kinds_of_targets(shown)
     for name, trials in choices.items():
         differences_of_choices(trials).savefig(out / f"{name}.png", dpi=130)
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
@@ -142,7 +160,7 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
     write_markdown(
         out / "report.md", "Meta-Vote Pruning: the study on one page", note, learned, [*paragraphs, indented(command)]
     )
-    return sections
+    return kinds[0].grown.accuracy.mean if kinds else sections[0].mvp.accuracy.mean
 
 
 def cases_by_rival(runs: Sequence[dict[str, Any]]) -> dict[str, list[Case]]:

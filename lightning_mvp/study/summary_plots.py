@@ -21,16 +21,18 @@ LONGER = {"taylor@300": "#CC79A7", "taylor@1000": "#882255"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000", "#999933", "#666666")
 
 
-def differences_of_sections(sections: Mapping[str, Mapping[str, Difference]], rivals: Mapping[str, str]) -> Figure:
-    """MVP minus each rival, a line for each kind of target, with its interval.
+def differences_of_sections(
+    sections: Mapping[str, Mapping[str, Difference]], rivals: Mapping[str, str], title: str
+) -> Figure:
+    """Differences to each rival, a line for each kind of target, with its interval.
 
     Args:
         sections: title → method → difference.
         rivals: method → what it is called; others are left out.
+        title: what the differences are.
     """
     shown = [name for name in rivals if any(name in differences for differences in sections.values())]
-    name = "MVP minus the rival, points of test accuracy (95 % interval)"
-    figure, axes = _frame_of_differences(1.6 + 0.55 * len(sections), list(sections), name)
+    figure, axes = _frame_of_differences(1.6 + 0.55 * len(sections), list(sections), title)
     for place, name in enumerate(shown):
         own = {row: found[name] for row, found in enumerate(sections.values()) if name in found}
         colour = LONGER.get(name, COLOURS.get(name, "#BBBBBB"))

@@ -43,9 +43,13 @@ def cases(runs: Sequence[Run], rival: tuple[str, int]) -> list[Case]:
 
     Args:
         runs: on targets, as in ``results.jsonl``.
-        rival: method and steps, for instance ``("taylor", 1000)``.
+        rival: method and steps, for instance ``("taylor", 1000)``; without mimicking.
     """
-    theirs = {_key(run): run["accuracy"] for run in runs if (run["method"], run["steps"]) == rival}
+    theirs = {
+        _key(run): run["accuracy"]
+        for run in runs
+        if (run["method"], run["steps"]) == rival and not run.get("changes", {}).get("optim.mimic")
+    }
     ours = [run for run in runs if run["method"] == "mvp"]
     first = {run.get("label", ""): run["steps"] for run in reversed(ours)}
     return [

@@ -16,6 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RIVALS = ("taylor", "torch_pruning", "oneshot_reconstructed")
 NAMES = ("new_task", "filling", "nearest", "merging", "size", "steps", "photographs", "loading", "large_vote")
 
 
@@ -75,11 +76,11 @@ def test_all_takes_the_options_of_each() -> None:
 def test_a_votes_seconds_are_all_accounted_for(smoke: Callable) -> None:
     study = smoke("new_task")[1]["results"]["study"]
     methods = {run["method"] for run in study["runs"]}
-    assert methods == {"mvp-vote", "mvp-vote, all entries scored", "taylor", "torch_pruning"}
+    assert methods == {"mvp-vote", "mvp-vote, all entries scored", *RIVALS}
     for run in study["runs"]:
         assert sum(run["stages"].values()) == pytest.approx(run["seconds"])
         assert 0 <= run["accuracy"] <= 1
-    assert set(study["ratios"]) == {"taylor", "torch_pruning"}
+    assert set(study["ratios"]) == {*RIVALS}
 
 
 @pytest.mark.xdist_group("nearest")

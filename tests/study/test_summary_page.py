@@ -77,8 +77,8 @@ def reports(tmp_path: Path) -> list[Path]:
 
 
 def test_each_kind_of_target_is_a_row_of_paired_differences(reports: list[Path], tmp_path: Path) -> None:
-    sections = write_page(tmp_path / "out", reports, note="A note.", command="make it", learned="Learned.")
-    assert [section.title for section in sections] == ["seen", "held-out"]
+    accuracy = write_page(tmp_path / "out", reports, note="A note.", command="make it", learned="Learned.")
+    assert accuracy == pytest.approx(0.71)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| seen | 3 | 2.0 M | 71.0 | +2.0 [+2.0, +2.0] | +11.0 [+10.0, +12.0] | −4.0 [−5.0, −3.0] |" in text
     assert "| held-out | 3 | 2.0 M | 71.0 | −5.0 [−5.0, −5.0] |" in text
@@ -98,6 +98,34 @@ def test_choices_are_set_against_the_default_and_say_where_sizes_differ(reports:
     assert "| neighbours | 4: **+2.0 [+2.0, +2.0]**; 1: +0.0 [−2.0, +2.0] |" in text.replace("−0.0", "+0.0")
     assert "| ratio | above (1.0 M): **−10.0 [−10.0, −10.0]** |" in text
     assert "warm" not in text  # trials of another report, which has no default
+
+
+def grown_run(task: str, name: str, accuracy: float, **more: Any) -> dict[str, Any]:
+    return {**run_on(task, "grown", accuracy), **trial(task, name, accuracy), "variant": True, **more}
+
+
+def test_a_grown_zoo_is_set_against_the_better_taylor_and_its_orders_are_averaged(tmp_path: Path) -> None:
+    runs = []
+    for index in range(3):
+        task, better = f"target-{index:03d}", 0.01 * index
+        for name, accuracy in (
+            ("grown-8.A@100", 0.70 + better),
+            ("grown-8.B@100", 0.72 + better),
+            ("grown-4.A@100", 0.1),  # another size of the same zoo
+            ("taylor@1000", 0.65 + better),
+            ("taylor-mimic@1000", 0.76 + better),
+            ("once-mimic@100", 0.6 + better),
+        ):
+            runs.append(grown_run(task, name, accuracy, label="seen"))
+        runs.append(run_on(task, "mvp", 0.69, label="seen") | {"trial": "mvp@100", "changes": {}, "curve": [[0, 0.5]]})
+    runs = [run for run in runs if (run["trial"], run["task"]) != ("once-mimic@100", "target-002")]
+    folder = write_runs(tmp_path / "out" / "grown", runs)
+    assert write_page(tmp_path / "out", [folder], note="", command="") == pytest.approx(0.72)
+    text = (tmp_path / "out" / "report.md").read_text()
+    row = "| seen | 3 | 2.0 M | 50.0 | 72.0 | −5.0 [−5.0, −5.0] *m* | +11.0 [+11.0, +11.0] (2) | +3.0 [+2.0, +4.0] |"
+    assert row in text
+    assert "## MVP minus its rivals" not in text
+    assert (tmp_path / "out" / "grown.png").stat().st_size > 1000
 
 
 def test_a_folder_without_a_report_is_named_before_anything_is_written(reports: list[Path], tmp_path: Path) -> None:
