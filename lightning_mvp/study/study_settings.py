@@ -152,6 +152,8 @@ class StudySettings:
                 f"Expected `growths.{name}` to have some of {', '.join(sorted(known))}, but got {unknown}."
             )
         growth = self.growth(name)
+        if self.zoo_of is not None:
+            return  # it grew there, from the tasks of that study
         growth.sequence(self.split["sources"])
         if growth.seeds > len(self.sources):
             raise ValueError(
