@@ -134,7 +134,7 @@ def test_what_grown_zoos_cost_and_survive_is_computed_from_the_committed_measure
 
 
 def test_the_page_is_computed_from_the_committed_runs() -> None:
-    page = (STUDY / "report.md").read_text()
+    page = (STUDY / "plain" / "report.md").read_text()
     sections = [section for report in REPORTS for section in report.sections()]
     runs = [run for report in REPORTS for run in report.runs]
     for paragraphs in (

@@ -65,5 +65,6 @@ $report "pool=[$out/vit-ratio-0.5,$out/vit-pilot,$out/vit-theta0]" folder="$repo
 $report "pool=[$out/efficientnet-ratio-0.3]" folder="$reports/efficientnet" "$again" \
     "note='EfficientNet-Lite0 with the weights of ImageNet, at 64 x 64 pixels.'"
 mvp-compare "stages=[report]" "reports=[$here/cnn,$reports/vit,$reports/efficientnet,$reports/general,$reports/ablations]" \
-    folder="$reports" learned="$here/learned.md" "$again" "note='Test accuracy of small models for new tasks, each made in \
-100 steps from a zoo, against what else could have been done.'"
+    folder="$reports/plain" learned="$here/plain/learned.md" "$again" "note='Part one: votes of entries that were pruned \
+independently, without mimicking. Test accuracy of small models for new tasks, each made in 100 steps from a zoo, against \
+what else could have been done.'"

@@ -180,7 +180,7 @@ def when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
         "a rule is worth something where it is below that of the share of wins among the other kinds."
     )
     scores = ("Brier score by: share of wins", "explained", "explained and lead")
-    headings = ("the vote against", "targets", "won", *scores, "what `mvp-vote` says: log-odds")
+    headings = ("the vote against", "targets", "won", *scores, "what `mvp-vote` says")
     yield markdown_table(headings, [_trust_cells(name, own) for name, own in found.items()], "lrrrrrl")
 
 
@@ -188,7 +188,9 @@ def _trust_cells(rival: str, own: Sequence[Case]) -> list[str]:
     won, rule = [case.won for case in own], believable(own)
     known: tuple[tuple[str, ...], ...] = ((), ("explained",), ("explained", "lead"))
     scores = [f"{brier(left_out_predictions(own, features), won):.3f}" for features in known]
-    words = signed(rule.intercept, 2) + (f" {signed(rule.explained, 2)} · explained" if rule.explained else "")
+    words = "nothing"
+    if rule is not None:
+        words = f"log-odds {signed(rule.intercept, 2)} {signed(rule.explained, 2)} · explained"
     return [rival, str(len(own)), f"{sum(won) / len(won):.0%}", *scores, words]
 
 

@@ -110,14 +110,14 @@ def left_out_predictions(found: Sequence[Case], features: Sequence[str] = ("expl
     return predictions
 
 
-def believable(found: Sequence[Case]) -> Rule:
-    """The rule by LEEP where it predicts kinds of target that it has not seen, else the share of wins.
+def believable(found: Sequence[Case]) -> Rule | None:
+    """The rule by LEEP, or None where it does not predict kinds of target that it has not seen.
 
     It predicts them where the Brier score of its left-out predictions is below that of left-out shares of wins.
     """
     won = [case.won for case in found]
     by_leep, by_share = (brier(left_out_predictions(found, features), won) for features in (("explained",), ()))
-    return fit(found, ("explained",) if by_leep < by_share else ())
+    return fit(found) if by_leep < by_share else None
 
 
 @dataclass(frozen=True)
