@@ -47,7 +47,7 @@ def test_the_main_table_is_computed_from_the_committed_runs() -> None:
 def test_the_differences_that_the_readme_names_are_computed_from_them() -> None:
     runs = runs_of_the_study()
     sentences = verdicts(summarise(runs_at(runs, ratios(runs)[0])))
-    page = (STUDY / "report.md").read_text()
+    page = (STUDY / "plain" / "report.md").read_text()
     sentences += [figure.replace(" [", " points [") for figure in re.findall(r"[+−][0-9.]+ \[[^]]+\]", page)]
     text = " ".join((ROOT / "README.md").read_text().split())
     named = re.findall(r"[+−][0-9.]+ points \[[^]]+\]", text)
@@ -148,9 +148,8 @@ def test_the_page_is_computed_from_the_committed_runs() -> None:
 
 def test_what_a_vote_says_to_expect_is_fitted_on_the_committed_runs() -> None:
     found = cases_by_rival([run for report in REPORTS for run in report.runs])
-    assert {name: believable(cases) for name, cases in found.items()} == {
-        f"iterative Taylor, {100 * times:,} steps": rule for times, rule in RULES.items()
-    }
+    rules = {name: rule for name, cases in found.items() if (rule := believable(cases)) is not None}
+    assert rules == {f"iterative Taylor, {100 * times:,} steps": rule for times, rule in RULES.items()}
 
 
 def test_every_command_that_the_readme_names_is_installed() -> None:
