@@ -15,14 +15,18 @@ function scale() {
 }
 
 function layout(more) {
-  const axis = { gridcolor: colour("line"), zeroline: false, automargin: true, ticks: "", tickfont: { color: colour("quiet") } };
+  const axis = { gridcolor: colour("line"), zeroline: false, automargin: true, ticks: "outside", ticklen: 6, tickcolor: "rgba(0,0,0,0)", tickfont: { color: colour("quiet") } };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", dragmode: "zoom",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") },
     ...more,
-    xaxis: { ...axis, ...more.xaxis },
-    yaxis: { ...axis, ...more.yaxis },
+    xaxis: { ...axis, ...titled(more.xaxis) },
+    yaxis: { ...axis, ...titled(more.yaxis) },
   };
+}
+
+function titled({ title, ...axis }) {
+  return title ? { ...axis, title: { text: title, font: { size: 12, color: colour("quiet") }, standoff: 10 } } : axis;
 }
 
 // `on` has the functions `tip(point)`, what is said of a point, and `click(point)`; both may be missing.
@@ -41,11 +45,11 @@ function draw(id, traces, shape, on = {}) {
 function drawMap(id, { triangle, names, lowest, ticks, chosen }, on) {
   const count = names.length;
   const chart = document.getElementById(id);
-  const margin = { l: 4, r: 150, t: 8, b: 4 };
+  const margin = { l: 4, r: 172, t: 8, b: 4 };
   const side = Math.max(160, chart.clientWidth - margin.l - margin.r);
   const rows = names.map((_, i) => names.map((_, j) => (j < i ? triangle(i, j) : null)));
   const values = rows.flat().filter(known);
-  const low = lowest ?? Math.min(...[values.reduce((a, b) => Math.min(a, b), Infinity)]);
+  const low = lowest ?? values.reduce((a, b) => Math.min(a, b), Infinity);
   const high = Math.max(values.reduce((a, b) => Math.max(a, b), -Infinity), low + 0.001);
   const step = labelStep(count, side / 14);
   const labels = names.map((name, i) => (i % step && i !== chosen ? "" : plain(shortened(name, 26))));
@@ -96,7 +100,8 @@ function drawLineage(id, entries, chosen, on) {
   const unit = Math.min(200, width / 4);
   const column = (pixels, text, color) => ({ type: "scatter", mode: "text", x: y.map(() => pixels / unit), y, text: entries.map(text),
     textposition: "middle right", textfont: { color }, hoverinfo: "skip" });
-  const room = Math.floor((width - unit - 360) / 6.6);
+  const second = 24 + 7.5 * Math.min(24, Math.max(...entries.map((entry) => entry.task.length)));
+  const room = Math.floor((width - unit - second - 180) / 6.6);
   draw(id, [
     arcs(edges, colour("line"), 1),
     arcs(edges.filter((edge) => within(ancestors, edge)), colour("from-far"), 1),
@@ -106,9 +111,9 @@ function drawLineage(id, entries, chosen, on) {
     { type: "scatter", mode: "markers", x: y.map(() => 0), y, customdata: entries.map((entry) => entry.name), hoverinfo: "none",
       marker: { color: tones, size: 9, symbol: entries.map((entry) => (entry.gone ? "circle-open" : "circle")) } },
     column(8, (entry) => plain(shortened(entry.task, 24)), tones),
-    column(190, (entry) => (entry.gone ? "gone" : entry.wave ? `wave ${entry.wave}` : "seed"), colour("quiet")),
-    column(260, (entry) => (known(entry.accuracy) ? percent(entry.accuracy) : ""), colour("quiet")),
-    column(330, (entry) => (room > 12 ? plain(shortened(entry.classes.join(", "), room)) : ""), colour("quiet")),
+    column(second, (entry) => (entry.gone ? "gone" : entry.wave ? `wave ${entry.wave}` : "seed"), colour("quiet")),
+    column(second + 70, (entry) => (known(entry.accuracy) ? percent(entry.accuracy) : ""), colour("quiet")),
+    column(second + 140, (entry) => (room > 12 ? plain(shortened(entry.classes.join(", "), room)) : ""), colour("quiet")),
   ], {
     height: 22 * entries.length + 24, margin: { l: 4, r: 4, t: 12, b: 12 }, hovermode: "y", dragmode: false,
     xaxis: { ...HIDDEN, range: [-1.04, (width - 8) / unit - 1.04] },
@@ -121,13 +126,13 @@ function drawWidths(id, groups, entry, mean) {
   const own = entry ? entry.widths.map((width, i) => width / groups[i].units) : mean;
   const y = groups.map((_, i) => i);
   const traces = [{ type: "bar", orientation: "h", x: own, y, name: entry ? plain(entry.task) : "mean of the family", hoverinfo: "none",
-    marker: { color: colour(entry ? "accent" : "middle") }, width: 0.62, text: own.map((value) => percent(value, 0)), textposition: "none" }];
+    marker: { color: colour(entry ? "accent" : "middle") }, width: 0.62, text: own.map((value) => percent(value, 0)), textposition: "outside", textfont: { color: colour("quiet") }, cliponaxis: false }];
   if (entry) traces.push({ type: "scatter", mode: "markers", x: mean, y, name: "mean of the family", hoverinfo: "skip",
     marker: { symbol: "line-ns", size: 15, line: { width: 2.5, color: colour("from") } } });
   draw(id, traces, {
-    height: 24 * groups.length + 80, margin: { l: 4, r: 40, t: 30, b: 36 }, showlegend: Boolean(entry), hovermode: "y",
+    height: 26 * groups.length + 80, margin: { l: 4, r: 50, t: entry ? 30 : 8, b: 44 }, showlegend: Boolean(entry), hovermode: "y",
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-    xaxis: { range: [0, 1], tickformat: ".0%", fixedrange: true, title: { text: "units kept" } },
+    xaxis: { range: [0, 1], tickformat: ".0%", fixedrange: true, title: "units kept" },
     yaxis: { tickvals: y, ticktext: groups.map((group) => plain(shortened(group.name, 40))), range: [groups.length - 0.5, -0.5], fixedrange: true, showgrid: false },
   }, { tip: ({ y: i }) => [groups[i].name, `${entry ? `${entry.widths[i]} of ${groups[i].units} units kept, ${percent(own[i])}` : `${groups[i].units} units`}`, `mean of the family: ${percent(mean[i])}`] });
 }
@@ -143,11 +148,11 @@ function drawAccuracy(id, entries, families, time, chosen, on) {
     { type: "scatter", mode: "markers", x: grown.map(at), y: grown.map((entry) => entry.start), hoverinfo: "skip", name: "where the vote began",
       marker: { symbol: "line-ew", size: 7, line: { width: 2, color: colour("quiet") } }, showlegend: grown.length > 0 },
     ...families.map((family, i) => {
-      const own = entries.filter((entry) => entry.family === family);
+      const own = entries.filter((entry) => entry.family === family.name);
       const picked = (entry) => entry.name === chosen;
-      return { type: "scatter", mode: "markers", name: families.length > 1 ? `family ${plain(family)}` : "accuracy", x: own.map(at), y: own.map((entry) => entry.accuracy),
+      return { type: "scatter", mode: "markers", name: families.length > 1 ? plain(shortened(familyLabel(family), 40)) : "in the end", x: own.map(at), y: own.map((entry) => entry.accuracy),
         customdata: own.map((entry) => entry.name), hoverinfo: "none",
-        marker: { color: tones[i % tones.length], size: own.map((entry) => (picked(entry) ? 14 : 8)), line: { width: own.map((entry) => (picked(entry) ? 3 : 0)), color: colour("text") } } };
+        marker: { opacity: 1, color: tones[i % tones.length], size: own.map((entry) => (picked(entry) ? 14 : 8)), line: { width: own.map((entry) => (picked(entry) ? 3 : 0)), color: colour("text") } } };
     }),
   ];
   const waves = [...new Set(entries.map((entry) => entry.wave))].sort((a, b) => a - b);
@@ -157,7 +162,7 @@ function drawAccuracy(id, entries, families, time, chosen, on) {
   }
   draw(id, traces, {
     height: 460, margin: { l: 4, r: 12, t: 34, b: 40 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-    xaxis: time === "wave" ? { title: { text: "wave (seeds are wave 0)" }, tickformat: "d", nticks: Math.min(12, waves.length + 1) } : { type: "date", title: { text: "file written (UTC)" } },
-    yaxis: { tickformat: ".0%", title: { text: "validation accuracy" } },
+    xaxis: time === "wave" ? { title: "wave (seeds are wave 0)", tickformat: "d", nticks: Math.min(12, waves.length + 1) } : { type: "date", title: "file written (UTC)" },
+    yaxis: { tickformat: ".0%", title: "validation accuracy" },
   }, on);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from lightning_mvp.version import __version__
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
 from lightning_mvp.zoo.lineage import Member, lineage
-from lightning_mvp.zoo.summary import EntrySummary, kept_fractions, summarise
+from lightning_mvp.zoo.summary import EntrySummary, differing_settings, kept_fractions, summarise
 from lightning_mvp.zoo.zoo import ModelZoo
 
 # What the page shows elsewhere, or what says nothing to a reader.
@@ -32,7 +33,7 @@ def page_data(zoo: ModelZoo) -> dict[str, Any]:
 
     Returns:
         ``"zoo"`` (facts of the whole), ``"groups"`` (name and units of each), ``"entries"`` (sorted by family and
-        name), and ``"families"``. A family has ``"order"``, the indices of its entries with similar tasks side by
+        name), and ``"families"``. A family has ``"settings"``, what tells it from the others, ``"order"``, the indices of its entries with similar tasks side by
         side, and pairs of them in that order, the lower triangle row by row in thousandths: ``"iou"`` of the masks,
         ``"chance"``, the IoU of random masks of the same widths (one number if it is the same for all pairs), and
         ``"similarity"`` by the measure that ``"measure"`` names. A family of fewer than two sound entries has no pairs.
@@ -58,6 +59,8 @@ def page_data(zoo: ModelZoo) -> dict[str, Any]:
             sound[len(entries)] = replace(entry, weights={}, importance={}, head={})
         entries.append(_entry(zoo, summary, entry, members.get(summary.name), problem))
     names = dict.fromkeys(entry["family"] for entry in entries)
+    settings = {each.family: each.settings for each in summaries if each.problem is None and each.config == each.family}
+    differing = differing_settings(settings)
     return {
         "zoo": {
             "name": zoo.path.resolve().name,
@@ -70,7 +73,11 @@ def page_data(zoo: ModelZoo) -> dict[str, Any]:
         "groups": [{"name": name, "units": units} for name, units in zoo.group_sizes.items()],
         "entries": entries,
         "families": [
-            {"name": family, **_pairs({i: sound[i] for i in sound if entries[i]["family"] == family})}
+            {
+                "name": family,
+                "settings": differing.get(family, {}),
+                **_pairs({i: sound[i] for i in sound if entries[i]["family"] == family}),
+            }
             for family in names
         ],
     }
@@ -98,7 +105,8 @@ def _entry(
         "family": summary.family,
         "size": summary.size,
         "written": _written(zoo, summary.name),
-        "problem": problem,
+        # A page is handed on: where the zoo lay is nobody's concern.
+        "problem": None if problem is None else problem.replace(f"{zoo.path}{os.sep}", ""),
     }
     if entry is None:
         return own

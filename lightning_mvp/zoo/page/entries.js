@@ -20,7 +20,7 @@ const COLUMNS = [
 const known = (value) => value !== null && value !== undefined;
 
 function percent(value, digits = 1) {
-  return known(value) ? `${(100 * value).toFixed(digits)} %` : UNKNOWN;
+  return known(value) ? `${(100 * value).toFixed(digits)}%` : UNKNOWN;
 }
 
 // 1234567 → "1.23 M", with room for a unit after it.
@@ -87,6 +87,12 @@ function pair(triangle, i, j) {
   if (typeof triangle === "number") return triangle / 1000;
   const [row, column] = i > j ? [i, j] : [j, i];
   return triangle[(row * (row - 1)) / 2 + column] / 1000;
+}
+
+// What tells a family from the others, or its hash where nothing does.
+function familyLabel(family) {
+  const settings = flat(family.settings).map(([name, value]) => `${name}=${value}`);
+  return settings.length ? settings.join(", ") : family.name;
 }
 
 function sharedClasses(one, other) {

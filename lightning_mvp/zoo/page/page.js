@@ -40,14 +40,14 @@ function shownFamily() {
 
 function ofFamily(note) {
   const family = shownFamily();
-  return page.families.length > 1 && family ? `Family ${family.name}. ${note}` : note;
+  return page.families.length > 1 && family ? `${familyLabel(family)}: ${note}` : note;
 }
 
 function showTable() {
   at("headings").replaceChildren(...shownColumns().map(({ key, title, number }) => {
     const order = state.sort === key && (state.down ? "descending" : "ascending");
     const press = () => change({ sort: key, down: state.sort === key ? !state.down : Boolean(number) });
-    return element("th", { scope: "col", "aria-sort": order, class: number ? "number" : "" }, element("button", { type: "button", onclick: press }, title));
+    return element("th", { scope: "col", "aria-sort": order, class: number ? `number ${key}` : key }, element("button", { type: "button", onclick: press }, title));
   }));
   const entries = sorted(visible(), state.sort, state.down);
   at("rows").replaceChildren(...entries.map(tableRow));
@@ -64,14 +64,14 @@ function shownColumns() {
 function tableRow(entry) {
   const choose = () => change({ chosen: entry.name });
   const cells = shownColumns().map(({ key, number, text }) => {
-    const cell = element("td", { class: number ? "number" : key });
+    const cell = element("td", { class: number ? `number ${key}` : key });
     if (key === "task") cell.append(element("button", { type: "button" }, entry.task));
     else cell.append(entry.problem && key === "classes" ? "damaged" : text(entry));
     if (key === "classes") cell.title = entry.classes.join(", ");
-    if (key === "accuracy" && known(entry.accuracy)) {
+    if (key === "accuracy") {
       const fill = element("i");
-      fill.style.width = `${100 * entry.accuracy}%`;
-      cell.append(element("span", { class: "bar" }, fill));
+      fill.style.width = `${100 * (entry.accuracy ?? 0)}%`;
+      cell.append(element("span", { class: known(entry.accuracy) ? "bar" : "bar none" }, fill));
     }
     return cell;
   });
@@ -109,7 +109,7 @@ function showPairs() {
 }
 
 function label(entry) {
-  return `${entry.task} ${classList(entry, 2)}`;
+  return `${entry.task} ${entry.classes.join(", ")}`;
 }
 
 function pairTip(family, one, other) {
@@ -153,17 +153,21 @@ function showWidths() {
   const family = shownFamily();
   const members = (family?.order ?? []).map((index) => page.entries[index]);
   const chosen = members.find((entry) => entry.name === state.chosen);
-  document.querySelector("#view-widths figure").hidden = !members.length;
-  if (!members.length) {
-    at("widths-note").textContent = "No sound entry.";
-    return;
-  }
-  const same = members.every((entry) => entry.widths.join() === members[0].widths.join());
-  const note = same && members.length > 1
-    ? "All entries of this family keep as many units of each layer, as they were pruned layer by layer to one ratio: only which units they keep differs."
-    : chosen ? "Units kept of each layer, first layers above." : "Units kept of each layer, first layers above. Click an entry, or choose one with the search, to set it against its family's mean.";
-  at("widths-note").textContent = ofFamily(note);
-  drawWidths("widths-chart", page.groups, same ? null : chosen, meanWidths(members, page.groups));
+  const means = meanWidths(members, page.groups);
+  const same = members.length > 1 && members.every((entry) => entry.widths.join() === members[0].widths.join());
+  const [low, high] = [Math.min(...means), Math.max(...means)];
+  // Widths that are equal by construction need a sentence, no chart.
+  const flat = same && high - low < 0.05;
+  document.querySelector("#view-widths figure").hidden = flat || !members.length;
+  at("widths-note").textContent = ofFamily(widthsNote(members, same, flat, low, high, chosen));
+  if (!flat && members.length) drawWidths("widths-chart", page.groups, same ? null : chosen, means);
+}
+
+function widthsNote(members, same, flat, low, high, chosen) {
+  if (!members.length) return "No sound entry.";
+  if (flat) return `Every entry keeps ${percent(low, 0)}${percent(low, 0) === percent(high, 0) ? "" : ` to ${percent(high, 0)}`} of the units of each of the ${page.groups.length} layers: only which units they keep tells them apart.`;
+  if (same) return "All entries keep as many units of each layer: only which units they keep tells them apart. First layers above.";
+  return chosen ? "Units kept of each layer, first layers above." : "Units kept of each layer, first layers above. Click an entry in another view to set it against this mean.";
 }
 
 function showAccuracy() {
@@ -179,7 +183,7 @@ function showAccuracy() {
     const began = known(entry.start) ? `, the vote began with ${percent(entry.start)}` : "";
     return [...entryTip(entry), `${percent(entry.accuracy)}${began}`, entry.wave ? `wave ${entry.wave}` : "seed"];
   };
-  const families = page.families.map((family) => family.name).filter((name) => entries.some((entry) => entry.family === name));
+  const families = page.families.filter(({ name }) => entries.some((entry) => entry.family === name));
   drawAccuracy("accuracy-chart", entries, families, state.time, state.chosen, { tip, click: ({ customdata }) => customdata && change({ chosen: customdata }) });
 }
 
@@ -212,14 +216,14 @@ function showDetails() {
   const children = page.entries.filter((other) => other.parents?.includes(entry.name)).map((other) => other.name);
   const settings = flat(entry.config).map(([name, value]) => [name.replaceAll("_", " "), value]);
   parts.push(
-    element("div", { class: "big" }, big(percent(entry.accuracy), known(entry.start) ? `accuracy, from ${percent(entry.start)}` : "validation accuracy"),
-      big(short(entry.parameters).trim(), "parameters"), big(percent(entry.removed, 0), "of units removed")),
+    element("div", { class: "big" }, big(percent(entry.accuracy), "accuracy"),
+      big(short(entry.parameters).trim(), "parameters"), big(percent(entry.removed, 0), "units removed")),
     ...heading(count(entry.classes.length, "class", "classes"), element("ul", {}, ...entry.classes.map((name) => element("li", {}, name)))),
     ...heading("Nearest tasks", nearest(entry, index)),
     ...heading("Grown from", entry.parents.length ? links(entry.parents) : null),
     ...heading("Grown from it", children.length ? links(children) : null),
     ...heading("Kept", facts(["units", "params", "macs"].filter((name) => known(entry.kept[name])).map((name) => [{ params: "parameters", macs: "MACs" }[name] ?? name, percent(entry.kept[name])]))),
-    ...heading("Made with", facts([...(entry.wave ? [["wave", String(entry.wave)], ["generation", String(entry.generation)]] : []), ...settings])),
+    ...heading("Made with", facts([...(entry.wave ? [["wave", String(entry.wave)], ["generation", String(entry.generation)]] : []), ...(known(entry.start) ? [["accuracy of the vote at its start", percent(entry.start)]] : []), ...settings])),
     ...heading("Facts", facts([["family", entry.family], ["on disk", `${short(entry.size)}B`], ["file written", (entry.written ?? UNKNOWN).replace("T", " ").replace("+00:00", " UTC")],
       ...flat(entry.facts), ...flat(entry.info)].map(([name, value]) => [name.replaceAll("_", " "), value]))),
   );
@@ -288,7 +292,7 @@ function start() {
     zoo.backbone ? `backbone ${zoo.backbone}` : null, range, size, `read ${zoo.made.slice(0, 16).replace("T", " ")} UTC`,
   ].filter(Boolean).join(" · ");
   at("family").hidden = families.length < 2;
-  at("family").append(new Option("all families", ""), ...families.map(({ name, order }) => new Option(`${name} (${order.length})`, name)));
+  at("family").append(new Option("all families", ""), ...families.map((family) => new Option(`${familyLabel(family)} (${family.order.length})`, family.name)));
   at("family").addEventListener("change", () => change({ family: at("family").value }));
   at("search").addEventListener("input", () => change({ search: at("search").value }));
   for (const button of at("time").children) button.addEventListener("click", () => change({ time: button.dataset.time }));
@@ -299,7 +303,7 @@ function start() {
     show();
   });
   dark.addEventListener("change", show);
-  addEventListener("hashchange", show);
+  addEventListener("hashchange", () => { scrollTo(0, 0); show(); });
   addEventListener("keydown", ({ key }) => key === "Escape" && change({ chosen: "" }));
   let waiting = 0;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(show, 150); });
