@@ -79,14 +79,14 @@ function drawLineage(id, entries, chosen, on) {
   const { ancestors, descendants } = kin(entries, chosen);
   // An arc belongs to the chosen entry's kin if both of its ends do.
   const within = (kin, [parent, child]) => [parent, child].every((name) => name === chosen || kin.has(name));
-  const arcs = (list, tone, width) => {
+  const arcs = (list, tone, width, parts = 12) => {
     const x = [], y = [];
     for (const [parent, child] of list) {
       const [a, b] = [row.get(parent), row.get(child)];
       const depth = Math.sqrt(Math.abs(a - b) / longest);
-      for (let t = 0; t <= 16; t += 1) {
-        x.push(-depth * Math.sin((Math.PI * t) / 16));
-        y.push((a + b) / 2 - ((b - a) / 2) * Math.cos((Math.PI * t) / 16));
+      for (let t = 0; t <= parts; t += 1) {
+        x.push(-depth * Math.sin((Math.PI * t) / parts));
+        y.push((a + b) / 2 - ((b - a) / 2) * Math.cos((Math.PI * t) / parts));
       }
       x.push(null); y.push(null);
     }
@@ -106,8 +106,8 @@ function drawLineage(id, entries, chosen, on) {
     arcs(edges, colour("line"), 1),
     arcs(edges.filter((edge) => within(ancestors, edge)), colour("from-far"), 1),
     arcs(edges.filter((edge) => within(descendants, edge)), colour("to-far"), 1),
-    arcs(edges.filter(near(ancestors)), colour("from"), 2),
-    arcs(edges.filter(near(descendants)), colour("to"), 2),
+    arcs(edges.filter(near(ancestors)), colour("from"), 2, 40),
+    arcs(edges.filter(near(descendants)), colour("to"), 2, 40),
     { type: "scatter", mode: "markers", x: y.map(() => 0), y, customdata: entries.map((entry) => entry.name), hoverinfo: "none",
       marker: { color: tones, size: 9, symbol: entries.map((entry) => (entry.gone ? "circle-open" : "circle")) } },
     column(8, (entry) => plain(shortened(entry.task, 24)), tones),
@@ -126,9 +126,11 @@ function drawWidths(id, groups, entry, mean) {
   const own = entry ? entry.widths.map((width, i) => width / groups[i].units) : mean;
   const y = groups.map((_, i) => i);
   const traces = [{ type: "bar", orientation: "h", x: own, y, name: entry ? plain(entry.task) : "mean of the family", hoverinfo: "none",
-    marker: { color: colour(entry ? "accent" : "middle") }, width: 0.62, text: own.map((value) => percent(value, 0)), textposition: "outside", textfont: { color: colour("quiet") }, cliponaxis: false }];
+    marker: { color: colour(entry ? "accent" : "middle") }, width: 0.62 },
+    { type: "scatter", mode: "text", x: own.map(() => 1), y, text: own.map((value) => percent(value, 0)), textposition: "middle right", cliponaxis: false,
+      textfont: { color: colour("text") }, hoverinfo: "skip", showlegend: false }];
   if (entry) traces.push({ type: "scatter", mode: "markers", x: mean, y, name: "mean of the family", hoverinfo: "skip",
-    marker: { symbol: "line-ns", size: 15, line: { width: 2.5, color: colour("from") } } });
+    marker: { symbol: "line-ns", size: 15, line: { width: 2.5, color: colour("text") } } });
   draw(id, traces, {
     height: 26 * groups.length + 80, margin: { l: 4, r: 50, t: entry ? 30 : 8, b: 44 }, showlegend: Boolean(entry), hovermode: "y",
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
@@ -139,7 +141,8 @@ function drawWidths(id, groups, entry, mean) {
 
 // Validation accuracy by wave or by date, with a line from where a vote began.
 function drawAccuracy(id, entries, families, time, chosen, on) {
-  const at = (entry) => (time === "wave" ? entry.wave : entry.written);
+  const beside = besideWaves(entries);
+  const at = (entry) => (time === "wave" ? beside.get(entry.name) : entry.written);
   const tones = ["accent", "from", "to", "other"].map(colour);
   const grown = entries.filter((entry) => known(entry.start));
   const traces = [
@@ -147,22 +150,22 @@ function drawAccuracy(id, entries, families, time, chosen, on) {
       line: { color: colour("line"), width: 2 }, hoverinfo: "skip", showlegend: false },
     { type: "scatter", mode: "markers", x: grown.map(at), y: grown.map((entry) => entry.start), hoverinfo: "skip", name: "where the vote began",
       marker: { symbol: "line-ew", size: 7, line: { width: 2, color: colour("quiet") } }, showlegend: grown.length > 0 },
-    ...families.map((family, i) => {
-      const own = entries.filter((entry) => entry.family === family.name);
-      const picked = (entry) => entry.name === chosen;
-      return { type: "scatter", mode: "markers", name: families.length > 1 ? plain(shortened(familyLabel(family), 40)) : "in the end", x: own.map(at), y: own.map((entry) => entry.accuracy),
-        customdata: own.map((entry) => entry.name), hoverinfo: "none",
-        marker: { opacity: 1, color: tones[i % tones.length], size: own.map((entry) => (picked(entry) ? 14 : 8)), line: { width: own.map((entry) => (picked(entry) ? 3 : 0)), color: colour("text") } } };
-    }),
   ];
-  const waves = [...new Set(entries.map((entry) => entry.wave))].sort((a, b) => a - b);
-  if (time === "wave" && entries.length >= 2 * waves.length && waves.length > 1) {
-    const mean = (wave) => { const own = entries.filter((entry) => entry.wave === wave); return own.reduce((sum, entry) => sum + entry.accuracy, 0) / own.length; };
-    traces.unshift({ type: "scatter", mode: "lines", x: waves, y: waves.map(mean), name: "mean of the wave", line: { color: colour("quiet"), width: 1.5 }, hoverinfo: "skip" });
-  }
+  families.forEach((family, i) => {
+    const own = entries.filter((entry) => entry.family === family.name);
+    const picked = (entry) => entry.name === chosen;
+    const color = tones[i % tones.length];
+    traces.push({ type: "scatter", mode: "markers", x: own.map(at), y: own.map((entry) => entry.accuracy), customdata: own.map((entry) => entry.name), hoverinfo: "none",
+      name: families.length > 1 ? plain(shortened(familyLabel(family), 40)) : grown.length ? "in the end" : "accuracy",
+      marker: { opacity: 1, color, size: own.map((entry) => (picked(entry) ? 14 : 8)), line: { width: own.map((entry) => (picked(entry) ? 3 : 0)), color: colour("text") } } });
+    const waves = waveMeans(own).filter(({ size }) => size > 1);
+    if (time === "wave" && waves.length > 1) traces.unshift({ type: "scatter", mode: "lines", x: waves.map(({ wave }) => wave), y: waves.map(({ mean }) => mean),
+      line: { color, width: 1.5 }, hoverinfo: "skip", showlegend: false });
+  });
+  const last = entries.reduce((most, entry) => Math.max(most, entry.wave ?? 0), 0);
   draw(id, traces, {
     height: 460, margin: { l: 4, r: 12, t: 34, b: 40 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-    xaxis: time === "wave" ? { title: "wave (seeds are wave 0)", tickformat: "d", nticks: Math.min(12, waves.length + 1) } : { type: "date", title: "file written (UTC)" },
+    xaxis: time === "wave" ? { title: "wave (seeds are wave 0)", showgrid: false, ...(last < 13 ? { dtick: 1 } : { nticks: 12 }) } : { type: "date", title: "file written (UTC)" },
     yaxis: { tickformat: ".0%", title: "validation accuracy" },
   }, on);
 }

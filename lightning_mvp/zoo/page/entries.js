@@ -7,7 +7,7 @@ const UNKNOWN = "–";
 const COLUMNS = [
   { key: "task", title: "Task", value: (entry) => entry.task, text: (entry) => entry.task },
   { key: "classes", title: "Classes", value: (entry) => entry.classes.length, text: (entry) => classList(entry, 4) },
-  { key: "family", title: "Family", value: (entry) => entry.family, text: (entry) => entry.family },
+  { key: "family", title: "Family", value: (entry) => entry.made ?? entry.family, text: (entry) => shortened(entry.made ?? entry.family, 26) },
   { key: "wave", title: "Wave", number: true, value: (entry) => entry.wave, text: (entry) => entry.wave ?? UNKNOWN },
   { key: "removed", title: "Units removed", number: true, value: (entry) => entry.removed, text: (entry) => percent(entry.removed, 0) },
   { key: "parameters", title: "Parameters", number: true, value: (entry) => entry.parameters, text: (entry) => short(entry.parameters) },
@@ -132,6 +132,20 @@ function byWave(entries) {
   const gone = [...new Set(entries.flatMap((entry) => entry.parents ?? []))].filter((name) => !names.has(name)).sort(natural);
   const there = entries.filter((entry) => known(entry.wave)).sort((a, b) => a.wave - b.wave || natural(a.name, b.name));
   return [...gone.map((name) => ({ name, task: name.split("--")[0], gone: true, parents: [], classes: [] })), ...there];
+}
+
+// Where each entry stands on an axis of waves: those of one wave side by side around its number, none beyond its place.
+function besideWaves(entries) {
+  const waves = Map.groupBy(byWave(entries).filter((entry) => !entry.gone), (entry) => entry.wave);
+  const places = new Map();
+  for (const [wave, own] of waves) own.forEach((entry, i) => places.set(entry.name, wave + 0.6 * ((i + 0.5) / own.length - 0.5)));
+  return places;
+}
+
+// The mean accuracy of each wave, in order, and of how many entries.
+function waveMeans(entries) {
+  const waves = Map.groupBy(entries.filter((entry) => known(entry.wave) && known(entry.accuracy)), (entry) => entry.wave);
+  return [...waves].sort(([a], [b]) => a - b).map(([wave, own]) => ({ wave, size: own.length, mean: own.reduce((sum, entry) => sum + entry.accuracy, 0) / own.length }));
 }
 
 // The mean fraction kept of each group over a family's sound entries.

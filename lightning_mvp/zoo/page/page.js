@@ -7,6 +7,7 @@ const state = {
   search: "", family: "", sort: "task", down: false, chosen: "",
   time: page.entries.some((entry) => entry.wave > 0) ? "wave" : "date",
 };
+for (const { name, ...family } of page.families) for (const entry of page.entries) if (entry.family === name) entry.made = familyLabel({ name, ...family });
 const byName = new Map(page.entries.map((entry, index) => [entry.name, { entry, index }]));
 const at = (id) => document.getElementById(id);
 
@@ -40,14 +41,14 @@ function shownFamily() {
 
 function ofFamily(note) {
   const family = shownFamily();
-  return page.families.length > 1 && family ? `${familyLabel(family)}: ${note}` : note;
+  return page.families.length > 1 && family ? `Family ${familyLabel(family)}. ${note}` : note;
 }
 
 function showTable() {
   at("headings").replaceChildren(...shownColumns().map(({ key, title, number }) => {
     const order = state.sort === key && (state.down ? "descending" : "ascending");
     const press = () => change({ sort: key, down: state.sort === key ? !state.down : Boolean(number) });
-    return element("th", { scope: "col", "aria-sort": order, class: number ? `number ${key}` : key }, element("button", { type: "button", onclick: press }, title));
+    return element("th", { scope: "col", "aria-sort": order, class: number ? `number ${key}` : key }, element("button", { type: "button", onclick: press, "data-focus": `sort ${key}` }, title));
   }));
   const entries = sorted(visible(), state.sort, state.down);
   at("rows").replaceChildren(...entries.map(tableRow));
@@ -65,7 +66,7 @@ function tableRow(entry) {
   const choose = () => change({ chosen: entry.name });
   const cells = shownColumns().map(({ key, number, text }) => {
     const cell = element("td", { class: number ? `number ${key}` : key });
-    if (key === "task") cell.append(element("button", { type: "button" }, entry.task));
+    if (key === "task") cell.append(element("button", { type: "button", "data-focus": `entry ${entry.name}` }, entry.task));
     else cell.append(entry.problem && key === "classes" ? "damaged" : text(entry));
     if (key === "classes") cell.title = entry.classes.join(", ");
     if (key === "accuracy") {
@@ -128,17 +129,25 @@ function entryTip(entry) {
 }
 
 function showLineage() {
-  const family = state.family ? page.entries.filter((entry) => entry.family === state.family) : page.entries;
+  const family = page.entries.filter((entry) => entry.parents && (!state.family || entry.family === state.family));
   const grown = family.some((entry) => entry.wave > 0);
-  at("lineage-note").replaceChildren(grown
-    ? "Each arc leads from an entry that voted to the one that was grown from it. Click an entry: whom it came from is orange, what came from it green, and arcs at the entry itself are thick."
-    : "All entries are seeds, pruned from the zoo's backbone. Entries that are grown from the vote of others stand below their parents here.");
-  document.querySelector("#view-lineage figure").hidden = !grown;
-  if (!grown) return;
+  const voted = new Set(family.flatMap((entry) => entry.parents));
+  const alone = family.filter((entry) => !entry.parents.length && !voted.has(entry.name));
+  const left = alone.length ? ` ${count(alone.length, "seed that voted for nobody is", "seeds that voted for nobody are")} left out.` : "";
+  at("lineage-note").textContent = grown
+    ? `Each arc leads from an entry that voted to the one that was grown from it. Click an entry: whom it came from is orange, what came from it green, and arcs at the entry itself are thick.${left}`
+    : "All entries are seeds, pruned from the zoo's backbone. Entries that are grown from the vote of others stand below their parents here.";
+  const related = family.filter((entry) => !alone.includes(entry));
+  const { ancestors, descendants } = kin(related, state.chosen);
+  at("only-kin").hidden = !grown || !ancestors.size + descendants.size;
   const found = new Set(visible().map((entry) => entry.name));
-  // With a search, relatives of what was found stay.
-  const near = (entry) => found.has(entry.name) || (entry.parents ?? []).some((name) => found.has(name)) || family.some((other) => found.has(other.name) && (other.parents ?? []).includes(entry.name));
-  drawLineage("lineage-chart", byWave(family.filter((entry) => entry.parents && near(entry))), state.chosen, {
+  const searched = (entry) => found.has(entry.name) || entry.parents.some((name) => found.has(name)) || related.some((other) => found.has(other.name) && other.parents.includes(entry.name));
+  const only = at("kin").checked && !at("only-kin").hidden;
+  const shown = byWave(related.filter((entry) => only ? entry.name === state.chosen || ancestors.has(entry.name) || descendants.has(entry.name) : searched(entry)));
+  document.querySelector("#view-lineage figure").hidden = !grown || !shown.length;
+  at("lineage-none").hidden = !grown || shown.length > 0;
+  if (!grown || !shown.length) return;
+  drawLineage("lineage-chart", shown, state.chosen, {
     tip: ({ customdata }) => byName.has(customdata) ? [...entryTip(byName.get(customdata).entry), kinTip(customdata)] : [customdata, "no longer in the zoo"],
     click: ({ customdata }) => byName.has(customdata) && change({ chosen: customdata }),
   });
@@ -173,7 +182,7 @@ function widthsNote(members, same, flat, low, high, chosen) {
 function showAccuracy() {
   const entries = visible().filter((entry) => known(entry.accuracy));
   const unknown = visible().length - entries.length;
-  at("accuracy-note").textContent = `Accuracy on each task's own validation images.${unknown ? ` ${count(unknown, "entry doesn't", "entries don't")} know theirs.` : ""}`;
+  at("accuracy-note").textContent = `Accuracy on each task's own validation images.${unknown ? ` Not known of ${count(unknown, "entry", "entries")}.` : ""}${state.time === "wave" ? " Lines lead through the mean of each wave with several entries." : ""}`;
   document.querySelector("#view-accuracy figure").hidden = !entries.length;
   at("time").hidden = !entries.length || !page.entries.some((entry) => entry.wave > 0);
   for (const button of at("time").children) button.setAttribute("aria-pressed", button.dataset.time === state.time);
@@ -223,7 +232,7 @@ function showDetails() {
     ...heading("Grown from", entry.parents.length ? links(entry.parents) : null),
     ...heading("Grown from it", children.length ? links(children) : null),
     ...heading("Kept", facts(["units", "params", "macs"].filter((name) => known(entry.kept[name])).map((name) => [{ params: "parameters", macs: "MACs" }[name] ?? name, percent(entry.kept[name])]))),
-    ...heading("Made with", facts([...(entry.wave ? [["wave", String(entry.wave)], ["generation", String(entry.generation)]] : []), ...(known(entry.start) ? [["accuracy of the vote at its start", percent(entry.start)]] : []), ...settings])),
+    ...heading("Made with", facts([...(entry.wave ? [["wave", String(entry.wave)], ["generation", String(entry.generation)]] : []), ...(known(entry.start) ? [["began with", percent(entry.start)]] : []), ...settings])),
     ...heading("Facts", facts([["family", entry.family], ["on disk", `${short(entry.size)}B`], ["file written", (entry.written ?? UNKNOWN).replace("T", " ").replace("+00:00", " UTC")],
       ...flat(entry.facts), ...flat(entry.info)].map(([name, value]) => [name.replaceAll("_", " "), value]))),
   );
@@ -271,7 +280,10 @@ function show() {
   const left = visible().length;
   at("found").textContent = state.search || state.family ? `${left} of ${page.entries.length}` : "";
   showDetails(); // first: it takes width from the charts
+  // What is made anew keeps the keyboard's place.
+  const focus = document.activeElement?.dataset.focus;
   SHOW[view]();
+  if (focus) [...document.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focus)?.focus({ preventScroll: true });
 }
 
 function change(what) {
@@ -296,6 +308,7 @@ function start() {
   at("family").addEventListener("change", () => change({ family: at("family").value }));
   at("search").addEventListener("input", () => change({ search: at("search").value }));
   for (const button of at("time").children) button.addEventListener("click", () => change({ time: button.dataset.time }));
+  at("kin").addEventListener("change", show);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   at("theme").addEventListener("click", () => {
     const now = document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
