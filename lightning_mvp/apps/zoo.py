@@ -232,7 +232,9 @@ def write_page(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     damaged = {entry["name"]: entry["problem"] for entry in data["entries"] if entry["problem"]}
     for problem in damaged.values():
         say(f"damaged, and shown as such: {problem}")
-    say(f"wrote {output}: {_count(len(data['entries']), 'entry', 'entries')}. Open it in a browser; it needs no network.")
+    say(
+        f"wrote {output}: {_count(len(data['entries']), 'entry', 'entries')}. Open it in a browser; it needs no network."
+    )
     return {"output": str(output), "entries": len(data["entries"]), "damaged": damaged}, 0
 
 
@@ -306,7 +308,9 @@ def parser() -> argparse.ArgumentParser:
     command = add("picture", draw_picture, "pairs of tasks on one page: the units they share, and how similar they are")
     command.add_argument("--output", metavar="FILE.png", help="also .pdf or .svg (default: ZOO/picture.png)")
     command.add_argument("--config", metavar="HASH", help="whose entries to compare (default: that of most entries)")
-    command = add("page", write_page, "all of the zoo as one page for a browser: entries to sort and search, and charts")
+    command = add(
+        "page", write_page, "all of the zoo as one page for a browser: entries to sort and search, and charts"
+    )
     command.add_argument("output", metavar="OUTPUT.html", nargs="?", help="default: ZOO/page.html")
     command.add_argument("--overwrite", action="store_true", help="replace a page that is there")
     return top

@@ -91,7 +91,7 @@ function pair(triangle, i, j) {
 
 // What tells a family from the others, or its hash where nothing does.
 function familyLabel(family) {
-  const settings = flat(family.settings).map(([name, value]) => `${name}=${value}`);
+  const settings = flat(family.settings).filter(([, value]) => value !== "null").map(([name, value]) => `${name}=${value}`);
   return settings.length ? settings.join(", ") : family.name;
 }
 
