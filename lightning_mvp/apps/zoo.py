@@ -1,4 +1,4 @@
-"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, copy it, draw it, or make a page for a browser.
+"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, copy it, draw it, make its page.
 
 It takes plain arguments, without a configuration, and imports neither Hydra nor torch.
 """
@@ -232,9 +232,7 @@ def write_page(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     damaged = {entry["name"]: entry["problem"] for entry in data["entries"] if entry["problem"]}
     for problem in damaged.values():
         say(f"damaged, and shown as such: {problem}")
-    say(
-        f"wrote {output}: {_count(len(data['entries']), 'entry', 'entries')}. Open it in a browser; it needs no network."
-    )
+    say(f"wrote {output}: {_count(len(data['entries']), 'entry', 'entries')}. Open it in a browser, without a network.")
     return {"output": str(output), "entries": len(data["entries"]), "damaged": damaged}, 0
 
 

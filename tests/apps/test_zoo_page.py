@@ -47,7 +47,14 @@ def test_without_its_library_one_line_says_what_to_install(
 
 def test_a_page_of_a_zoo_needs_neither_torch_nor_hydra(zoo: ModelZoo) -> None:
     pytest.importorskip("plotly")
-    script = "import sys; from lightning_mvp.apps.zoo import main\ntry: main()\nfinally: print({'torch', 'hydra'} & set(sys.modules))"
+    script = """
+import sys
+from lightning_mvp.apps.zoo import main
+try:
+    main()
+finally:
+    print({"torch", "hydra"} & set(sys.modules))
+"""
     command = [sys.executable, "-c", script, "page", str(zoo.path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.rstrip().endswith("set()"), done.stderr

@@ -58,7 +58,7 @@ function drawMap(id, { triangle, names, lowest, ticks, chosen }, on) {
   draw(id, [
     { type: "heatmap", z: rows, colorscale: scale(), zmin: low, zmax: high, hoverinfo: "none", hoverongaps: false,
       xgap: count < 60 ? 1 : 0, ygap: count < 60 ? 1 : 0,
-      colorbar: { orientation: "h", x: 1, xanchor: "right", xref: "paper", y: 1, yanchor: "top", len: 0.32, thickness: 8, outlinewidth: 0,
+      colorbar: { orientation: "h", x: 1 + (margin.r - 30) / side, xanchor: "right", y: 1, yanchor: "top", lenmode: "pixels", len: 150, thickness: 8, tickangle: 0, outlinewidth: 0,
         tickvals: [low, high], ticktext: ticks(low, high), tickfont: { color: colour("quiet"), size: 11 }, ticks: "" } },
     { type: "scatter", mode: "text", x: names.map((_, i) => i - 0.45), y: names.map((_, i) => i), text: labels, hoverinfo: "skip",
       textposition: "middle right", cliponaxis: false,

@@ -33,10 +33,11 @@ def page_data(zoo: ModelZoo) -> dict[str, Any]:
 
     Returns:
         ``"zoo"`` (facts of the whole), ``"groups"`` (name and units of each), ``"entries"`` (sorted by family and
-        name), and ``"families"``. A family has ``"settings"``, what tells it from the others, ``"order"``, the indices of its entries with similar tasks side by
-        side, and pairs of them in that order, the lower triangle row by row in thousandths: ``"iou"`` of the masks,
-        ``"chance"``, the IoU of random masks of the same widths (one number if it is the same for all pairs), and
-        ``"similarity"`` by the measure that ``"measure"`` names. A family of fewer than two sound entries has no pairs.
+        name), and ``"families"``. A family has ``"settings"``, what tells it from the others, ``"order"``, the indices
+        of its entries with similar tasks side by side, and pairs of them in that order, the lower triangle row by row
+        in thousandths: ``"iou"`` of the masks, ``"chance"``, the IoU of random masks of the same widths (one number if
+        it is the same for all pairs), and ``"similarity"`` by the measure that ``"measure"`` names. A family of fewer
+        than two sound entries has no pairs.
 
     Example:
         >>> import tempfile

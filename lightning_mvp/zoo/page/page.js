@@ -110,7 +110,7 @@ function showPairs() {
 }
 
 function label(entry) {
-  return `${entry.task} ${entry.classes.join(", ")}`;
+  return `${entry.task}: ${entry.classes.join(", ")}`;
 }
 
 function pairTip(family, one, other) {
@@ -182,7 +182,12 @@ function widthsNote(members, same, flat, low, high, chosen) {
 function showAccuracy() {
   const entries = visible().filter((entry) => known(entry.accuracy));
   const unknown = visible().length - entries.length;
-  at("accuracy-note").textContent = `Accuracy on each task's own validation images.${unknown ? ` Not known of ${count(unknown, "entry", "entries")}.` : ""}${state.time === "wave" ? " Lines lead through the mean of each wave with several entries." : ""}`;
+  const families = page.families.filter(({ name }) => entries.some((entry) => entry.family === name));
+  const means = state.time === "wave" && families.some(({ name }) => waveMeans(entries.filter((entry) => entry.family === name)).filter(({ size }) => size > 1).length > 1);
+  at("accuracy-note").textContent = [
+    "Accuracy on each task's own validation images.", unknown ? `Not known of ${count(unknown, "entry", "entries")}.` : "",
+    means ? "A line leads through the mean of each wave with several entries." : "",
+  ].filter(Boolean).join(" ");
   document.querySelector("#view-accuracy figure").hidden = !entries.length;
   at("time").hidden = !entries.length || !page.entries.some((entry) => entry.wave > 0);
   for (const button of at("time").children) button.setAttribute("aria-pressed", button.dataset.time === state.time);
@@ -192,7 +197,6 @@ function showAccuracy() {
     const began = known(entry.start) ? `, the vote began with ${percent(entry.start)}` : "";
     return [...entryTip(entry), `${percent(entry.accuracy)}${began}`, entry.wave ? `wave ${entry.wave}` : "seed"];
   };
-  const families = page.families.filter(({ name }) => entries.some((entry) => entry.family === name));
   drawAccuracy("accuracy-chart", entries, families, state.time, state.chosen, { tip, click: ({ customdata }) => customdata && change({ chosen: customdata }) });
 }
 
