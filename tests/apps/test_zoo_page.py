@@ -22,7 +22,7 @@ def test_a_page_is_one_file_and_replaced_only_by_a_word(zoo: ModelZoo, tmp_path:
     done = ask("page", zoo.path, page)
     assert (done.code, done.err) == (0, "")
     assert f"wrote {page}: 4 entries" in done.line
-    assert f"damaged, and shown as such: {file_of(zoo, name_of('beta'))}" in done.line
+    assert f"damaged, and shown as such: tasks/{name_of('beta')}.safetensors: " in done.line
     page.write_text("mine")
     again = ask("page", zoo.path, page)
     assert (again.code, again.out) == (1, "")
