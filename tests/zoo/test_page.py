@@ -130,6 +130,13 @@ def test_pairs_are_those_of_the_masks_and_prototypes(zoo: ModelZoo) -> None:
     assert alone.keys() == {"name", "settings", "order"}
 
 
+def test_prototypes_that_can_t_be_compared_leave_the_classes_to_compare(zoo: ModelZoo) -> None:
+    zoo.add(replace(make_entry("foreign"), prototypes=np.ones((2, 5), np.float32)))
+    family = next(family for family in page_data(zoo)["families"] if family["name"] == FAMILY)
+    assert family["measure"] == "shared classes"
+    assert family["similarity"] == [2000] * 10
+
+
 def test_a_name_is_never_taken_for_markup(tmp_path: Path) -> None:
     zoo = ModelZoo.create(tmp_path / "<b>zoo & co", {"model": "<i>mini"}, THETA0, GROUPS)
     task = "<img src=x onerror=alert(1)> \"q\" & 'co'"

@@ -45,8 +45,9 @@ function draw(id, traces, shape, on = {}) {
 function drawMap(id, { triangle, names, lowest, ticks, chosen }, on) {
   const count = names.length;
   const chart = document.getElementById(id);
-  const margin = { l: 4, r: 172, t: 8, b: 4 };
-  const side = Math.max(160, chart.clientWidth - margin.l - margin.r);
+  const room = 172; // for the last names, right of the map
+  const side = Math.min(Math.max(160, chart.clientWidth - room), 56 * count);
+  const margin = { l: 4, r: chart.clientWidth - side - 4, t: 8, b: 4 };
   const rows = names.map((_, i) => names.map((_, j) => (j < i ? triangle(i, j) : null)));
   const values = rows.flat().filter(known);
   const low = lowest ?? values.reduce((a, b) => Math.min(a, b), Infinity);

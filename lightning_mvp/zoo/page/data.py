@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -50,7 +49,8 @@ def page_data(zoo: ModelZoo) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Damaged entries are on the page, with the reason.
         members = {member.name: member for member in lineage(zoo)}
-    entries, sound = [], {}
+    entries: list[dict[str, Any]] = []
+    sound: dict[int, ZooEntry] = {}
     for summary in summaries:
         entry, problem = _read(zoo, summary)
         if entry is None and problem is None:
@@ -120,7 +120,7 @@ def _entry(
         "generation": None if member is None else member.generation,
         "parents": [] if member is None else list(member.parents),
         "accuracy": summary.accuracy,
-        "start": start if isinstance(start, float) else None,
+        "start": start if isinstance(start, (int, float)) else None,
         "kept": kept_fractions(info),
         "removed": 1 - sum(map(np.count_nonzero, entry.masks.values())) / sum(map(len, entry.masks.values())),
         "parameters": sum(int(np.size(value)) for value in entry.weights.values()),
@@ -150,6 +150,9 @@ def _pairs(entries: dict[int, ZooEntry]) -> dict[str, Any]:
         return {"order": list(entries)}
     from lightning_mvp.zoo.picture import relations
 
+    if len({None if entry.prototypes is None else entry.prototypes.shape[1] for entry in entries.values()}) > 1:
+        # Prototypes of another backbone, or of some entries only, can't be compared: shared classes are.
+        entries = {i: replace(entry, prototypes=None) for i, entry in entries.items()}
     found = relations(list(entries.values()))
     index = {entry.name: i for i, entry in entries.items()}
     chance = _thousandths(found.random_iou)
@@ -166,5 +169,4 @@ def _pairs(entries: dict[int, ZooEntry]) -> dict[str, Any]:
 
 def _thousandths(matrix: np.ndarray) -> list[int]:
     """The lower triangle without the diagonal, row by row."""
-    values: Sequence[float] = matrix[np.tril_indices(len(matrix), -1)]
-    return np.rint(1000 * np.asarray(values)).astype(int).tolist()
+    return [round(1000 * value) for value in matrix[np.tril_indices(len(matrix), -1)].tolist()]
