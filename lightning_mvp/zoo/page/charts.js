@@ -32,7 +32,7 @@ function titled({ title, ...axis }) {
 // `on` has the functions `tip(point)`, what is said of a point, and `click(point)`; both may be missing.
 function draw(id, traces, shape, on = {}) {
   const chart = document.getElementById(id);
-  Plotly.react(chart, traces, layout(shape), CONFIG);
+  Plotly.react(chart, traces, layout({ width: chart.clientWidth, ...shape }), CONFIG);
   chart.actions = on;
   if (chart.listening) return;
   chart.listening = true;
@@ -42,7 +42,8 @@ function draw(id, traces, shape, on = {}) {
 }
 
 // Pairs of tasks as the lower half of a map, each row's name beside its end, in the half that is free.
-function drawMap(id, { triangle, names, lowest, ticks, chosen }, on) {
+// Returns the ends of the scale.
+function drawMap(id, { triangle, names, lowest, chosen }, on) {
   const count = names.length;
   const chart = document.getElementById(id);
   const room = 172; // for the last names, right of the map
@@ -59,8 +60,7 @@ function drawMap(id, { triangle, names, lowest, ticks, chosen }, on) {
   draw(id, [
     { type: "heatmap", z: rows, colorscale: scale(), zmin: low, zmax: high, hoverinfo: "none", hoverongaps: false,
       xgap: count < 60 ? 1 : 0, ygap: count < 60 ? 1 : 0,
-      colorbar: { orientation: "h", x: 1 + (margin.r - 30) / side, xanchor: "right", y: 1, yanchor: "top", lenmode: "pixels", len: 150, thickness: 8, tickangle: 0, outlinewidth: 0,
-        tickvals: [low, high], ticktext: ticks(low, high), tickfont: { color: colour("quiet"), size: 11 }, ticks: "" } },
+      showscale: false },
     { type: "scatter", mode: "text", x: names.map((_, i) => i - 0.45), y: names.map((_, i) => i), text: labels, hoverinfo: "skip",
       textposition: "middle right", cliponaxis: false,
       textfont: { size: 11, color: names.map((_, i) => (i === chosen ? colour("from") : colour("text"))) } },
@@ -70,6 +70,7 @@ function drawMap(id, { triangle, names, lowest, ticks, chosen }, on) {
     yaxis: { ...HIDDEN, fixedrange: false, range: [count - 0.5, -0.5] },
     shapes: chosen < 0 ? [] : [box(-0.5, chosen - 0.5, chosen - 0.5, chosen + 0.5), box(chosen - 0.5, chosen + 0.5, chosen + 0.5, count - 0.5)],
   }, on);
+  return [low, high];
 }
 
 // Entries one below the other by wave, with an arc from each parent to its child.
@@ -163,10 +164,13 @@ function drawAccuracy(id, entries, families, time, chosen, on) {
     if (time === "wave" && waves.length > 1) traces.unshift({ type: "scatter", mode: "lines", x: waves.map(({ wave }) => wave), y: waves.map(({ mean }) => mean),
       line: { color, width: 1.5 }, hoverinfo: "skip", showlegend: false });
   });
+  // Files that were copied at once have one date: an axis of less than a day would show fractions of a second.
+  const times = entries.map((entry) => Date.parse(entry.written)).filter(Number.isFinite);
+  const room = Math.max(0.04 * (Math.max(...times) - Math.min(...times)), 12 * 3600 * 1000);
   const last = entries.reduce((most, entry) => Math.max(most, entry.wave ?? 0), 0);
   draw(id, traces, {
     height: 460, margin: { l: 4, r: 12, t: 34, b: 40 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-    xaxis: time === "wave" ? { title: "wave (seeds are wave 0)", showgrid: false, ...(last < 13 ? { dtick: 1 } : { nticks: 12 }) } : { type: "date", title: "file written (UTC)" },
+    xaxis: time === "wave" ? { title: "wave (seeds are wave 0)", showgrid: false, ...(last < 13 ? { dtick: 1 } : { nticks: 12 }) } : { type: "date", title: "file written (UTC)", range: [Math.min(...times) - room, Math.max(...times) + room].map((time) => new Date(time).toISOString()) },
     yaxis: { tickformat: ".0%", title: "validation accuracy" },
   }, on);
 }

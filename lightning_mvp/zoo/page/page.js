@@ -93,8 +93,6 @@ function showPairs() {
   const alike = family.measure === "prototypes" ? "the class means of θ⁰'s features" : "the classes that both tasks have";
   const r = family.correlation === null ? "not defined" : family.correlation.toFixed(2);
   at("pairs-note").textContent = ofFamily(`Do similar tasks keep the same units? Correlation of similarity and overlap over all pairs: r = ${r}. Tasks are in the same order in both maps, similar ones side by side.`);
-  at("similarity-title").replaceChildren("Similarity", element("small", {}, `by ${alike}`));
-  at("overlap-title").replaceChildren("Overlap", element("small", {}, "IoU of the units kept; the scale begins at what random masks share"));
   const names = places.map(({ entry }) => label(entry));
   const chosen = places.findIndex(({ entry }) => entry.name === state.chosen);
   const digits = family.measure === "prototypes" ? 2 : 0;
@@ -105,8 +103,14 @@ function showPairs() {
   };
   const chances = typeof family.chance === "number" ? [family.chance] : family.chance;
   const chance = chances.reduce((a, b) => Math.min(a, b)) / 1000;
-  drawMap("similarity-map", { triangle: map("similarity"), names, chosen, ticks: (low, high) => [low.toFixed(digits), high.toFixed(digits)] }, on);
-  drawMap("overlap-map", { triangle: map("iou"), names, chosen, lowest: chance, ticks: (low, high) => [`chance ${low.toFixed(2)}`, high.toFixed(2)] }, on);
+  const [least, most] = drawMap("similarity-map", { triangle: map("similarity"), names, chosen }, on);
+  const [low, high] = drawMap("overlap-map", { triangle: map("iou"), names, chosen, lowest: chance }, on);
+  caption("similarity-title", "Similarity", `by ${alike}`, least.toFixed(digits), most.toFixed(digits));
+  caption("overlap-title", "Overlap", "IoU of the units kept; the scale begins at what random masks share", `chance ${low.toFixed(2)}`, high.toFixed(2));
+}
+
+function caption(id, title, what, low, high) {
+  at(id).replaceChildren(element("div", {}, title, element("small", {}, what)), element("span", { class: "scale" }, low, element("i"), high));
 }
 
 function label(entry) {
