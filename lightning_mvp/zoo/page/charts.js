@@ -164,9 +164,9 @@ function drawAccuracy(id, entries, families, time, chosen, on) {
     if (time === "wave" && waves.length > 1) traces.unshift({ type: "scatter", mode: "lines", x: waves.map(({ wave }) => wave), y: waves.map(({ mean }) => mean),
       line: { color, width: 1.5 }, hoverinfo: "skip", showlegend: false });
   });
-  // Files that were copied at once have one date: an axis of less than a day would show fractions of a second.
+  // Files that were copied at once have one date, and an axis without width would show fractions of a second.
   const times = entries.map((entry) => Date.parse(entry.written)).filter(Number.isFinite);
-  const room = Math.max(0.04 * (Math.max(...times) - Math.min(...times)), 12 * 3600 * 1000);
+  const room = Math.max(0.04 * (Math.max(...times) - Math.min(...times)), 60 * 1000);
   const last = entries.reduce((most, entry) => Math.max(most, entry.wave ?? 0), 0);
   draw(id, traces, {
     height: 460, margin: { l: 4, r: 12, t: 34, b: 40 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },

@@ -106,7 +106,7 @@ function showPairs() {
   const [least, most] = drawMap("similarity-map", { triangle: map("similarity"), names, chosen }, on);
   const [low, high] = drawMap("overlap-map", { triangle: map("iou"), names, chosen, lowest: chance }, on);
   caption("similarity-title", "Similarity", `by ${alike}`, least.toFixed(digits), most.toFixed(digits));
-  caption("overlap-title", "Overlap", "IoU of the units kept; the scale begins at what random masks share", `chance ${low.toFixed(2)}`, high.toFixed(2));
+  caption("overlap-title", "Overlap", "IoU of the units kept, from what random masks share", `chance ${low.toFixed(2)}`, high.toFixed(2));
 }
 
 function caption(id, title, what, low, high) {
