@@ -58,7 +58,8 @@ def test_the_wheel_ships_every_module_every_config_and_the_type_marker(tmp_path:
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "out").glob("*.whl")
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_mvp").rglob("*.py")}
+    kinds = {".py", ".html", ".css", ".js"}
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_mvp").rglob("*") if path.suffix in kinds}
     wanted |= {f"lightning_mvp/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert wanted | {"lightning_mvp/py.typed"} <= shipped
 
@@ -69,7 +70,7 @@ def test_sources_hold_no_paths_of_one_machine() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in [*files, ROOT / "setup.cfg", ROOT / "pyproject.toml", ROOT / "Makefile"]
-        if path.suffix in {".py", ".yaml", ".cfg", ".toml", ""} and path.is_file()
+        if path.suffix in {".py", ".yaml", ".cfg", ".toml", ".html", ".css", ".js", ""} and path.is_file()
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if pattern.search(line)
     ]

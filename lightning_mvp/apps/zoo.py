@@ -1,4 +1,4 @@
-"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, copy it, draw it on one page.
+"""``mvp-zoo``: list a zoo, show an entry, verify all of it, add or remove entries, copy it, draw it, make its page.
 
 It takes plain arguments, without a configuration, and imports neither Hydra nor torch.
 """
@@ -218,6 +218,24 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     return {"output": str(output), "config": config, **found.to_dict(), "left_out": damaged}, 0
 
 
+def write_page(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
+    """All of the zoo as one page for a browser."""
+    from lightning_mvp.files import write_whole
+    from lightning_mvp.zoo.page import charting_library, page_data, render
+
+    output = Path(arguments.output or zoo.path / "page.html")
+    if output.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{output} exists already. Name another output, or replace it with --overwrite.")
+    library = charting_library()
+    data = page_data(zoo)
+    write_whole(output, render(data, library).encode(), overwrite=arguments.overwrite)
+    damaged = {entry["name"]: entry["problem"] for entry in data["entries"] if entry["problem"]}
+    for problem in damaged.values():
+        say(f"damaged, and shown as such: {problem}")
+    say(f"wrote {output}: {_count(len(data['entries']), 'entry', 'entries')}. Open it in a browser, without a network.")
+    return {"output": str(output), "entries": len(data["entries"]), "damaged": damaged}, 0
+
+
 def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
     """The hash of the config to draw, by default the one with most entries (grown ones included), and all others.
 
@@ -288,6 +306,11 @@ def parser() -> argparse.ArgumentParser:
     command = add("picture", draw_picture, "pairs of tasks on one page: the units they share, and how similar they are")
     command.add_argument("--output", metavar="FILE.png", help="also .pdf or .svg (default: ZOO/picture.png)")
     command.add_argument("--config", metavar="HASH", help="whose entries to compare (default: that of most entries)")
+    command = add(
+        "page", write_page, "all of the zoo as one page for a browser: entries to sort and search, and charts"
+    )
+    command.add_argument("output", metavar="OUTPUT.html", nargs="?", help="default: ZOO/page.html")
+    command.add_argument("--overwrite", action="store_true", help="replace a page that is there")
     return top
 
 
