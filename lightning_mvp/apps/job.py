@@ -11,9 +11,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,8 @@ from rich.markup import escape
 from lightning_mvp.apps.arguments import quoted, with_folders
 from lightning_mvp.apps.hydra_internals import JobError, is_sweep
 from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
-from lightning_mvp.apps.sweep import RECORD, report_sweep
+from lightning_mvp.apps.sweep import report_sweep
+from lightning_mvp.apps.sweep_records import RECORD
 from lightning_mvp.apps.values import launcher_problem, require_types
 from lightning_mvp.files import write_json
 
@@ -40,10 +41,12 @@ class Done:
     Args:
         what: a sentence without a full stop, for people.
         metric: what the job would have returned, if that is known.
+        facts: what else its row of jobs.csv says, by the names of :data:`~lightning_mvp.apps.outcome.FACTS`.
     """
 
     what: str
     metric: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class JobFailed(JobError):
@@ -95,7 +98,7 @@ class Job:
         # What `ready` leaves in the configuration is decided, too.
         done, config = ranks.agree(lambda: (app.ready(asked, ranks.world_size), asked))
         if done is not None:
-            record |= {"state": "there already", "metric": done.metric}
+            record |= {**done.facts, "state": "there already", "metric": done.metric}
             if ranks.is_first:
                 console.print(done.what, markup=False, highlight=False)
         elif config.dry_run:
@@ -104,7 +107,8 @@ class Job:
             if ranks.is_first and not sweeping:
                 console.print(_plan(self.app, ranks.world_size, estimate), highlight=False)
         else:
-            record["metric"] = ranks.run(self.app, config, _folder())
+            made = ranks.run(self.app, config, _folder())
+            record |= {**getattr(made, "facts", {}), "metric": float(made)}
         return record.get("metric")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.job import command
+from lightning_mvp.apps.outcome import Outcome
 from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
@@ -26,6 +27,7 @@ from lightning_mvp.apps.runtime import (
 )
 from lightning_mvp.apps.task_choice import data_settings, datamodule_of, seen_classes
 from lightning_mvp.tasks.splits import TaskSpec
+from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     from lightning_mvp.callbacks.mvp import MVPCallback
@@ -170,9 +172,11 @@ def run(config: DictConfig) -> float:
             write_json(recipe_path(output), recipe_of(trained), overwrite=True)
         save_weights(trained, output, preprocessing=preprocessing_of(datamodule.facts.to_dict()))
         shutil.rmtree(folder)
-        console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
+        console.print(
+            f"{accuracy:.1%} on validation images of {counted(len(datamodule.facts.classes), 'class', 'classes')}"
+        )
         console.print(f"wrote {output}")
-    return accuracy
+    return Outcome(accuracy, output=str(output), val_accuracy=accuracy)
 
 
 main = command("pretrain")

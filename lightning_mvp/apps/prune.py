@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from lightning_mvp.apps import growth_job
 from lightning_mvp.apps.job import Done, command
+from lightning_mvp.apps.outcome import Outcome, facts_of_entry
 from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
@@ -20,11 +21,14 @@ from lightning_mvp.apps.runtime import (
     without_auto,
 )
 from lightning_mvp.apps.task_choice import datamodule_of, task_of
+from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     import lightning as L
     from torch import nn
 
+    from lightning_mvp.backbones.cost import CostModel
+    from lightning_mvp.backbones.masks import Masks
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.splits import TaskSpec
     from lightning_mvp.training.task import TaskModule
@@ -177,15 +181,36 @@ def run(config: DictConfig) -> float:
 
     if config.start == "vote":
         return growth_job.run(config)
-    name, accuracy, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
+    made, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
     if first:
-        console.print(f"{name}: {accuracy:.1%} on validation images")
-        console.print(f"wrote {name} to the zoo {config.zoo}, which has {len(ModelZoo(config.zoo))} entries now")
-    return accuracy
+        name, entries = made.facts["entry"], counted(len(ModelZoo(config.zoo)), "entry", "entries")
+        console.print(f"{name}: {made:.1%} on validation images")
+        console.print(f"wrote {name} to the zoo {config.zoo}, which has {entries} now")
+    return made
 
 
-def _zero(config: DictConfig) -> tuple[str, float, bool]:
-    """In a Trainer: the entry's name, its accuracy, and whether this is the first rank."""
+def outcome_of(
+    config: DictConfig,
+    plan: Plan,
+    module: TaskModule,
+    data: TaskDataModule,
+    trainer: L.Trainer | L.Fabric,
+    val_accuracy: float,
+    cost: CostModel,
+    masks: Masks,
+) -> Outcome:
+    """What came of it, test images included, which decide nothing; all ranks count them together."""
+    from lightning_mvp.backbones.passes import Place
+    from lightning_mvp.pruning.engine import fractions_kept
+
+    tested = module.accuracy_in(data, "test", device=Place.of(trainer)) if len(data.data.test) else None
+    sizes = {"parameters": cost.parameters(masks), "macs": cost.macs(masks)}
+    kept = facts_of_entry(plan.name, {"kept": fractions_kept(cost, masks), "val_accuracy": val_accuracy})
+    return Outcome(val_accuracy, output=config.zoo, test_accuracy=tested, **sizes, **kept)
+
+
+def _zero(config: DictConfig) -> tuple[Outcome, bool]:
+    """In a Trainer: what came of it, and whether this is the first rank."""
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.fitting.fit import EntryFacts, make_trainer
 
@@ -202,11 +227,13 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
     if trainer.world_size > 1:  # as fit would, a little later
         trainer.strategy.setup_environment()
-    trainer.fit(module_of(config, backbone, data, trainer), datamodule=data)
-    return plan.name, pruning.info["val_accuracy"], trainer.is_global_zero
+    module = module_of(config, backbone, data, trainer)
+    trainer.fit(module, datamodule=data)
+    accuracy, cost = pruning.info["val_accuracy"], pruning.cost
+    return outcome_of(config, plan, module, data, trainer, accuracy, cost, pruning.masks), trainer.is_global_zero
 
 
-def _cut(config: DictConfig) -> tuple[str, float, bool]:
+def _cut(config: DictConfig) -> tuple[Outcome, bool]:
     """Likewise, without a Trainer."""
     import rich
 
@@ -236,7 +263,8 @@ def _cut(config: DictConfig) -> tuple[str, float, bool]:
     )
     if fabric.is_global_zero and config.trainer.enable_progress_bar:
         rich.print(cut.table())
-    return plan.name, cut.val_accuracy, fabric.is_global_zero
+    accuracy = cut.val_accuracy
+    return outcome_of(config, plan, cut.module, data, fabric, accuracy, cut.cost, cut.masks), fabric.is_global_zero
 
 
 main = command("prune")

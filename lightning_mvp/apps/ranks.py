@@ -31,6 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lightning_mvp.agreement import on_rank_zero
+from lightning_mvp.apps.outcome import Outcome
 from lightning_mvp.apps.runtime import prepare, trainer_of, trainer_options
 from lightning_mvp.files import write_json
 from lightning_mvp.lightning_internals import ScriptLauncher, SpawningLauncher
@@ -162,7 +163,8 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise SystemExit(128 + error.sigval) from None
-    return json.loads((folder / "result.json").read_text())
+    told = json.loads((folder / "result.json").read_text())
+    return Outcome(told.pop("metric"), **told) if isinstance(told, dict) else told
 
 
 class _Remote(Exception):
@@ -217,7 +219,8 @@ def main() -> None:
         prepare(config)
         value = import_module(f"lightning_mvp.apps.{app}").run(config)
         if int(os.environ["RANK"]) == 0:
-            write_json(folder / "result.json", value, overwrite=True)
+            told = {"metric": float(value), **value.facts} if isinstance(value, Outcome) else value
+            write_json(folder / "result.json", told, overwrite=True)
     except KeyboardInterrupt:  # told once, by the job, as is whatever else ends it
         sys.exit(130)
     except Exception as error:

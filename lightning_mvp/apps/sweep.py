@@ -6,15 +6,12 @@ was stopped, they are gathered here. Needs no torch: it stands around a cold ``-
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -22,13 +19,12 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from lightning_mvp.apps.runtime import console
+from lightning_mvp.apps.sweep_plot import draw_sweep
+from lightning_mvp.apps.sweep_records import RECORD, Record, own_overrides, read_records, write_csv
 from lightning_mvp.apps.values import launcher_problem
+from lightning_mvp.words import counted
 
-RECORD = "job.json"
-COLUMNS = ("job", "state", "metric", "seconds", "devices", "estimate", "overrides", "error", "log")
 SHOWN = 40  # rows on the screen; the CSV has them all
-
-Record = Mapping[str, Any]
 
 _folder: Path | None = None
 _before: dict[Path, int] = {}  # records that were there already, and when they were written
@@ -61,41 +57,9 @@ def report_sweep(app: str) -> Iterator[None]:
                 write_csv(_folder / "jobs.csv", records)
                 for part in (sweep_table(records), *sentences(app, records)):
                     console.print(part, highlight=False, markup=False)
-                console.print(f"wrote {_folder / 'jobs.csv'}", highlight=False, markup=False)
-
-
-def read_records(folder: Path, before: Mapping[Path, int] = MappingProxyType({})) -> list[dict[str, Any]]:
-    """The records of all jobs below a sweep's folder, by number, without those of ``before``: path → when written.
-
-    A job that was killed has left one that says "running": once the sweep is over, it is "stopped".
-    """
-    files = [path for path in folder.glob(f"**/{RECORD}") if path.stat().st_mtime_ns != before.get(path)]
-    records = [json.loads(path.read_text()) for path in files]
-    for record in records:
-        if record["state"] == "running":
-            record["state"] = "stopped"
-    return sorted(records, key=lambda record: record["job"])
-
-
-def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """One row for each job, with :data:`COLUMNS`; what a record doesn't have is left empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for record in records:
-            writer.writerow({**record, "overrides": shlex.join(record["overrides"])})
-
-
-def own_overrides(records: Sequence[Record]) -> list[list[str]]:
-    """Of each job, the overrides that not all jobs have.
-
-    Example:
-        >>> own_overrides([{"overrides": ["steps=4", "seed=0"]}, {"overrides": ["steps=4", "seed=1"]}])
-        [['seed=0'], ['seed=1']]
-    """
-    counts = Counter(override for record in records for override in set(record["overrides"]))
-    shared = {override for override, count in counts.items() if count == len(records) > 1}
-    return [[override for override in record["overrides"] if override not in shared] for record in records]
+                drawn = draw_sweep(_folder / "jobs.png", records)
+                for name in ("jobs.csv", *["jobs.png"] * drawn):
+                    console.print(f"wrote {_folder / name}", highlight=False, markup=False)
 
 
 def sweep_table(records: Sequence[Record]) -> Table:
@@ -129,8 +93,9 @@ def sentences(app: str, records: Sequence[Record]) -> list[str]:
         ['2 jobs: 1 done, 1 planned', 'about 8 s one after the other, as measured here']
     """
     states = Counter(record["state"] for record in records)
-    jobs = "1 job" if len(records) == 1 else f"{len(records)} jobs"
-    lines = [f"{jobs}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
+    lines = [
+        f"{counted(len(records), 'job')}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    ]
     if len(records) > SHOWN:
         lines.append(f"{SHOWN} of them are shown, jobs.csv has all")
     estimates = [record["estimate"] for record in records if record.get("estimate") is not None]

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
+from lightning_mvp.words import counted
 from lightning_mvp.zoo.entry_file import read_entry, shown
 from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.generations import generations
@@ -50,7 +51,7 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     damaged = [each for each in summaries if each.problem is not None]
     for table in entries_tables(summaries):
         say(table)
-    say(f"{_count(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}, ", end="")
+    say(f"{counted(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}, ", end="")
     say(f"format {zoo.version}; accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
     for each in damaged:
         say(f"damaged: {each.problem}")
@@ -99,7 +100,7 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     for problem in (*found.damaged.values(), *found.waves.values()):
         say(f"damaged: {shown(problem)}")
     intact = len(found.entries) - len(found.damaged)
-    say(f"{intact} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="")
+    say(f"{intact} of {counted(len(found.entries), 'entry is', 'entries are')} sound", end="")
     say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not")
     if found.leftovers:
         say(f"temporary files, of writers that were killed or are still at work: {_names(found.leftovers)}")
@@ -122,7 +123,7 @@ def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
         say(lineage_table(members, f"family {shown(family)}" if len(tables) > 1 else "", set(zoo.names)))
         say(generations_table(grown))
         found[family] = {"members": [asdict(each) for each in members], "generations": [asdict(each) for each in grown]}
-    say(f"{_count(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data")
+    say(f"{counted(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data")
     return {"families": found}, 0
 
 
@@ -142,16 +143,16 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
         names, left = [*names, *left], []
     if left and not arguments.yes:
         raise ValueError(
-            f"Nothing was removed. {_count(len(left), 'entry descends', 'entries descend')} from what you named: "
+            f"Nothing was removed. {counted(len(left), 'entry descends', 'entries descend')} from what you named: "
             f"{_names(left[:20])}{', …' if len(left) > 20 else ''}. Remove these, too, with --descendants, to grow "
             "them anew (docs/zoo.md), or keep them as they are with --yes."
         )
     for name in names:
         zoo.remove(name)
         say(f"removed {shown(name)}")
-    say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}")
+    say(f"{counted(len(zoo), 'entry is', 'entries are')} left in {zoo.path}")
     if left:
-        say(f"{_count(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}")
+        say(f"{counted(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}")
     return {"removed": names, "left": len(zoo), **({"descend": left} if left else {})}, 0
 
 
@@ -170,7 +171,7 @@ def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
     for entry in entries:
         zoo.add(entry)
         say(f"added {entry.name}")
-    say(f"{_count(len(zoo), 'entry is', 'entries are')} in {zoo.path}")
+    say(f"{counted(len(zoo), 'entry is', 'entries are')} in {zoo.path}")
     return {"added": [entry.name for entry in entries], "entries": len(zoo)}, 0
 
 
@@ -179,13 +180,13 @@ def migrate_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
     from lightning_mvp.zoo.migrate import migrate
 
     made, counts = migrate(zoo, arguments.new)
-    say(f"wrote {made.path}, of format 2: {_count(len(made), 'entry', 'entries')}. {zoo.path} is as it was.")
+    say(f"wrote {made.path}, of format 2: {counted(len(made), 'entry', 'entries')}. {zoo.path} is as it was.")
     if counts:
-        say(f"prototypes are made by {next(iter(counts))}, as {_count(next(iter(counts.values())), 'is', 'are')} here")
+        say(f"prototypes are made by {next(iter(counts))}, as {counted(next(iter(counts.values())), 'is', 'are')} here")
     if len(counts) > 1:
         others = sum(counts.values()) - next(iter(counts.values()))
         say(
-            f"{_count(others, 'entry has', 'entries have')} them by {_count(len(counts) - 1, 'other', 'others')}, each "
+            f"{counted(others, 'entry has', 'entries have')} them by {counted(len(counts) - 1, 'other')}, each "
             "of which costs a search a pass of its own until its entries are made anew"
         )
     return {
@@ -214,7 +215,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     if others:
         say(f"config {config}; --config draws another: {', '.join(others)}")
     _say_damaged(damaged, say)
-    say(f"wrote {output}: overlap and similarity of {len(entries)} tasks")
+    say(f"wrote {output}: overlap and similarity of {counted(len(entries), 'task')}")
     return {"output": str(output), "config": config, **found.to_dict(), "left_out": damaged}, 0
 
 
@@ -324,10 +325,6 @@ def _say_damaged(damaged: dict[str, str], say: Say) -> None:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(shown(name) for name in names)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from lightning_mvp.apps.sweep import SHOWN, own_overrides, read_records, sentences, sweep_table, write_csv
+from lightning_mvp.apps.sweep import SHOWN, sentences, sweep_table
+from lightning_mvp.apps.sweep_plot import draw_sweep
+from lightning_mvp.apps.sweep_records import own_overrides, read_records, write_csv
 
 
 def record(job: int, state: str = "done", **more: Any) -> dict[str, Any]:
@@ -68,6 +70,38 @@ def test_the_csv_has_every_job_and_column(tmp_path: Path):
         first, second = csv.DictReader(file)
     assert (first["state"], first["metric"], first["overrides"]) == ("done", "0.5", "steps=4 split.task=0")
     assert (second["error"], second["metric"], second["estimate"]) == ("a, b\nc", "", "")
+
+
+def test_the_csv_has_a_column_for_each_swept_key_and_number(tmp_path: Path):
+    made = {
+        "entry": "pets--1",
+        "output": "zoo",
+        "val_accuracy": 0.5,
+        "test_accuracy": 0.25,
+        "parameters": 9,
+        "macs": 99,
+    }
+    swept = ["steps=4", "split.task=1", "+growth.vote={temperature: 0.1}", "output=x"]
+    write_csv(tmp_path / "jobs.csv", [record(0), record(1, **made, overrides=swept)])
+    with (tmp_path / "jobs.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["split.task"], first["growth.vote"], second["split.task"]) == ("0", "", "1")
+    assert second["growth.vote"] == "{temperature: 0.1}"
+    assert {name: second[name] for name in made} == {name: str(value) for name, value in made.items()}
+    assert list(first).count("output") == 1
+    assert "steps" not in first, "the same for all"
+
+
+def test_the_picture_shows_what_was_swept_and_is_none_where_nothing_was(tmp_path: Path):
+    picture = tmp_path / "jobs.png"
+    assert not draw_sweep(picture, [record(0, val_accuracy=0.5), record(1, "failed")])
+    assert not picture.exists()
+    jobs = [
+        record(job, val_accuracy=0.1 * job, overrides=[f"split.task={job % 2}", f"optim={name}", f"optim.rate={rate}"])
+        for job, (name, rate) in enumerate([("sgd", 0.1), ("adamw", 0.001), ("sgd", 0.01), ("adamw", 1e-4)])
+    ]
+    assert draw_sweep(picture, jobs)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_job_alone_keeps_its_overrides():
