@@ -32,6 +32,7 @@ from lightning_mvp.apps.sweep import report_sweep
 from lightning_mvp.apps.sweep_records import RECORD
 from lightning_mvp.apps.values import launcher_problem, require_types
 from lightning_mvp.files import write_json
+from lightning_mvp.words import counted
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Job:
 
 def _plan(app: str, world_size: int, estimate: float | None) -> str:
     seconds = "" if estimate is None else f"; training takes about {estimate:.0f} s, as measured here"
-    return f"would run mvp-{app} in {world_size} process(es){seconds}. Nothing was done"
+    return f"would run mvp-{app} in {counted(world_size, 'process', 'processes')}{seconds}. Nothing was done"
 
 
 def _folder() -> Path:

@@ -25,7 +25,7 @@ COMPARE_ONLY = [
     ("vote.pruning_ratio=0.5", "Expected `vote.pruning_ratio` to be null, but got 0.5"),
     ("source_steps=1", "Expected a run of at least 2 optimizer steps"),
     ("steps=1", "Expected a run of at least 2 optimizer steps"),
-    ("pruning={pruning_ratio: 0.999, ratio_of: macs}", "Keeping 0.1% of the macs is out of reach: with 1 unit(s) left"),
+    ("pruning={pruning_ratio: 0.999, ratio_of: macs}", "Keeping 0.1% of the macs is out of reach: with 1 unit left"),
     ("backbone.weights=nowhere.safetensors", "No weights at nowhere.safetensors. `mvp-pretrain` writes such a file"),
 ]
 BOTH = [  # asked of one command; that the other reads the same configuration one of them shows
