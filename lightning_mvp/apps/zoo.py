@@ -37,7 +37,7 @@ from lightning_mvp.zoo.zoo import ModelZoo
 NEAREST = 8
 EXAMPLES = """\
 Examples:  mvp-zoo list mvp-outputs/zoos/glyphs-resnet_mini
-           mvp-zoo show mvp-outputs/zoos/glyphs-resnet_mini source-003--4b5bcf91
+           mvp-zoo show mvp-outputs/zoos/glyphs-resnet_mini source-003
            mvp-zoo verify mvp-outputs/zoos/glyphs-resnet_mini --json
 """
 
@@ -66,8 +66,7 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
     """All about one entry."""
-    require_known(zoo, [arguments.entry])
-    entry = zoo[arguments.entry]
+    entry = zoo[entry_named(zoo, arguments.entry)]
     family = families(zoo).get(family_of(entry.name, entry.config), ())
     others, damaged = readable_entries(zoo, [name for name in family if name != entry.name])
     relatives = nearest_relatives(entry, others, NEAREST)
@@ -235,6 +234,23 @@ def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
     return config, [key for key in sizes if key != config]
 
 
+def entry_named(zoo: ModelZoo, start: str) -> str:
+    """The entry of this name, or the only one whose name begins so.
+
+    Raises:
+        ValueError: no entry's name begins so, or several do; the message names some.
+    """
+    names = [name for name in zoo.names if name.startswith(start)] if start else []
+    if start in names or len(names) == 1:
+        return start if start in names else names[0]
+    if not names:
+        require_known(zoo, [start])
+    raise ValueError(
+        f"Expected the beginning of one entry's name, but {start!r} begins {len(names)}: {_names(names[:5])}"
+        f"{', …' if len(names) > 5 else ''}. Write more of it."
+    )
+
+
 def require_known(zoo: ModelZoo, names: Sequence[str], before: str = "") -> None:
     """Refuse names that are no entries of the zoo; a path that leads out of its folder is none either.
 
@@ -275,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("list", list_entries, "a line for each entry: classes, accuracy, what was kept, size on disk")
     command.add_argument("--sort", choices=get_args(SortBy), default="name", help="within each config (default: name)")
     command = add("show", show_entry, "one entry: its task, config, widths, metrics, and the tasks nearest to it")
-    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it")
+    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it, or how only its name begins")
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
     command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
     command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")

@@ -90,8 +90,8 @@ def feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tenso
     if channels != expected:
         raise ValueError(
             f"Expected images of {counted(expected, 'channel')}, as the backbone {recipe['model']} takes, but the "
-            f"task's have {channels}. Convert the images (grey ones by repeating the channel), or use a backbone whose recipe, its "
-            f"replaced modules included, is made for {channels}."
+            f"task's have {channels}. Convert the images (grey ones by repeating the channel), or use a "
+            f"backbone whose recipe, its replaced modules included, is made for {channels}."
         )
     try:
         with evaluating(backbone):

@@ -69,9 +69,8 @@ def run_study(
     todo = [(stage, [part for part in wave if read_record(folder, part.name) is None]) for stage, wave in shares]
     console = console or Console()
     every, left = (sum(len(wave) for _, wave in waves) for waves in (shares, todo))
-    console.print(
-        f"{counted(every, 'part')} in {folder} ({', '.join(stages)}): {every - left} done already; {counted(workers, 'worker')}."
-    )
+    told = f"{counted(every, 'part')} in {folder} ({', '.join(stages)})"
+    console.print(f"{told}: {every - left} done already; {counted(workers, 'worker')}.")
     if left:
         _run_waves(folder, settings, todo, workers, console)
 
