@@ -18,10 +18,12 @@ from lightning_mvp.apps.job import command
 from lightning_mvp.apps.outcome import Outcome
 from lightning_mvp.apps.runtime import (
     backbone_of,
+    callbacks_of,
     console,
     plain,
     recipe_path,
     refuse_existing,
+    require_weights,
     say_if_random,
     trainer_options,
 )
@@ -45,6 +47,7 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
     mimic = {"mimic": config.mimic} if config.mimic else {}
+    mimic |= {"callbacks": callbacks_of(config)} if callbacks_of(config) else {}
     return {**sections, **mimic, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 
 
@@ -85,13 +88,22 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def refuse_early(config: DictConfig) -> None:
+    """Refuse an output that is there already, and weights that are not."""
+    if not training_folder(Path(config.output)).exists():  # else it was killed after it was done: `ready` tidies up
+        refuse_existing(Path(config.output))
+    require_weights(config.backbone.weights)
+
+
 def ready(config: DictConfig, world_size: int) -> None:
     """Refuse what can't work, a file that is there already, and a stopped training of other settings.
 
     Whoever runs the job finds in the configuration where to go on: not every rank may see the folder alike.
     """
     from lightning_mvp.callbacks.resumable import Resumable
+    from lightning_mvp.training.optimizer import require_optim
 
+    require_optim(**plain(config.optim))
     output = Path(config.output)
     if output.exists():  # killed after it was done
         shutil.rmtree(training_folder(output), ignore_errors=True)

@@ -15,6 +15,7 @@ from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
     plain,
+    require_weights,
     say_if_random,
     trainer_options,
     training_of,
@@ -103,6 +104,16 @@ def steps_of(config: DictConfig) -> int:
     return 0 if config.once else config.steps
 
 
+def refuse_early(config: DictConfig) -> None:
+    """Refuse missing weights, or a missing zoo where entries begin with its vote."""
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    if config.start == "vote":
+        ModelZoo(config.zoo)
+    else:
+        require_weights(config.weights)
+
+
 def ready(config: DictConfig, world_size: int) -> Done | None:
     """Refuse what can't work; say so if the entry is there already.
 
@@ -114,14 +125,19 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.fingerprint import to_array
     from lightning_mvp.pruning.schedule import require_time_for
     from lightning_mvp.pruning.settings import PruningSettings
-    from lightning_mvp.training.rounds import make_fabric
+    from lightning_mvp.training.optimizer import require_optim
+    from lightning_mvp.training.rounds import make_fabric, require_known_optim
     from lightning_mvp.zoo.new_entry import own_state
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    if not config.once:
+        require_optim(**plain(config.optim))
     if config.start == "vote":
         return growth_job.ready(config, world_size)
     if config.once:
         require_once(config)
+    elif config.cut_between_rounds:
+        require_known_optim(plain(config.optim)["optimizer"], plain(config.optim)["schedule"])
     if config.once or config.cut_between_rounds:
         make_fabric(**without_auto(cutting_options(config)))
     plan = plan_of(config, world_size)

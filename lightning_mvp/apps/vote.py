@@ -67,6 +67,13 @@ def output_of(config: DictConfig, settings: dict[str, Any]) -> Path:
     return Path(config.paths.root, "voted", name)
 
 
+def refuse_early(config: DictConfig) -> None:
+    """Refuse a zoo that is not there."""
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    ModelZoo(config.zoo)
+
+
 def ready(config: DictConfig, world_size: int) -> Done | None:
     """Skip an output that was made with these settings; refuse another one that is there, and a task that isn't.
 
@@ -77,8 +84,10 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         FileNotFoundError: there is no such zoo.
         ValueError: there is no such task.
     """
+    from lightning_mvp.training.optimizer import require_optim
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    require_optim(**plain(config.optim))
     zoo, settings = ModelZoo(config.zoo), settings_of(config, world_size)
     done = growth_job.ready_to_add(config, world_size) if config.add else None
     if done is not None:

@@ -291,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("list", list_entries, "a line for each entry: classes, accuracy, what was kept, size on disk")
     command.add_argument("--sort", choices=get_args(SortBy), default="name", help="within each config (default: name)")
     command = add("show", show_entry, "one entry: its task, config, widths, metrics, and the tasks nearest to it")
-    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it, or how only its name begins")
+    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it, or its beginning")
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
     command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
     command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")
