@@ -221,11 +221,11 @@ def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
     What has a ``_target_``, such as each of ``+trainer.callbacks=[{_target_: …}]``, is made.
     """
     options: dict[str, Any] = hydra.utils.instantiate(plain(config.trainer), _convert_="all")
-    given = options.get("callbacks")
-    given = given if isinstance(given, list) else [] if given is None else [given]
-    if given or (callbacks_of(config) and logger):
-        made = [hydra.utils.instantiate(each, _convert_="all") for each in callbacks_of(config) if logger]
-        options["callbacks"] = [*given, *made]
+    own = callbacks_of(config) if logger else []
+    if own or "callbacks" in options:
+        given = options.get("callbacks")
+        given = given if isinstance(given, list) else [] if given is None else [given]
+        options["callbacks"] = [*given, *(hydra.utils.instantiate(each, _convert_="all") for each in own)]
     if str(options["devices"]) == "1" and options["strategy"] == "ddp" and options.get("num_nodes", 1) == 1:
         options["strategy"] = "auto"  # the same, without a process to start and to wait for
     if logger and "_target_" in (config.get("logger") or {}):

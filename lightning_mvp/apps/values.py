@@ -180,7 +180,7 @@ def _require(config: DictConfig, key: str, rule: Rule, null: bool) -> None:
     raise ValueError(f"Expected `{key}` to be {either}, but got {shown}. Write {key}={rule.example}, or leave it out.")
 
 
-LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow", "mlflow_skinny")}
+LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
 
 
 def require_logger(choices: Mapping[str, Any]) -> None:
