@@ -44,5 +44,8 @@ def sweep_size(hydra: DictConfig) -> int | None:
     if not str(hydra.sweeper.get("_target_", "")).endswith(f".{BasicSweeper.__name__}"):
         return hydra.sweeper.get("n_trials")
     asked = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*asked, *hydra.overrides.task])
-    return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
+    try:
+        overrides = OverridesParser.create().parse_overrides([*asked, *hydra.overrides.task])
+        return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
+    except HydraException:  # such as glob(*), for which the configurations are needed; the sweeper tells what is wrong
+        return None

@@ -89,9 +89,9 @@ class Job:
         if problem is not None:
             raise ValueError(problem)
         _refuse_early(app, config, self.app)
+        prepare(config, single=not sweeping)  # before more is imported, which may ask for CUDA
         from lightning_mvp.apps.ranks import Ranks
 
-        prepare(config, single=not sweeping)
         if sweeping and is_parallel() and not _typed("trainer.enable_progress_bar"):  # they would overwrite each other
             config.trainer.enable_progress_bar = False
         with open_dict(config):  # what a Trainer writes by itself belongs to the job

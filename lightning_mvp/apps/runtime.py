@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -121,6 +122,7 @@ def prepare(config: DictConfig, single: bool = False) -> None:
         config: of the command.
         single: whether this process is all that the command starts.
     """
+    quiet_cuda(str((config.get("trainer") or {}).get("accelerator", "auto")))
     import lightning as L
     import torch
 
@@ -131,6 +133,16 @@ def prepare(config: DictConfig, single: bool = False) -> None:
     quiet_lightning()
     if os.getcwd() not in sys.path:  # as `python -m` has it
         sys.path.insert(0, os.getcwd())
+
+
+def quiet_cuda(accelerator: str) -> None:
+    """Leave out, in this process, that torch finds no driver; on the CPU also that CUDA does not work.
+
+    Args:
+        accelerator: as the Trainer's.
+    """
+    what = "(CUDA initialization|Can't initialize NVML)" if accelerator == "cpu" else ".*Found no NVIDIA driver"
+    warnings.filterwarnings("ignore", message=what)
 
 
 def recipe_path(weights: str | Path) -> Path:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -262,3 +263,16 @@ def test_a_single_job_on_the_cpu_uses_all_cores_unless_told_otherwise(
     monkeypatch.setattr(runtime, "cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS") if told is None else monkeypatch.setenv("OMP_NUM_THREADS", told)
     assert threads_of(OmegaConf.create({"threads": threads, "trainer": trainer}), single) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "said"),
+    [("cpu", []), ("auto", ["CUDA initialization: too old"]), ("gpu", ["CUDA initialization: too old"])],
+)
+def test_a_machine_without_gpu_is_not_told_so(accelerator: str, said: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        runtime.quiet_cuda(accelerator)
+        for what in ("Found no NVIDIA driver on your system.", "too old"):
+            warnings.warn(f"CUDA initialization: {what}", UserWarning)
+    assert [str(each.message) for each in heard] == said

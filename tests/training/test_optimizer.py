@@ -64,5 +64,5 @@ def test_a_checkpoint_keeps_the_path_as_plain_containers_and_makes_no_nested_obj
 
 def test_cutting_takes_ours_alone() -> None:
     require_known_optim("sgd", "onecycle")
-    with pytest.raises(ValueError, match="leave out cut_between_rounds=true"):
+    with pytest.raises(ValueError, match="mvp-prune without cut_between_rounds"):
         require_known_optim(MUON, "onecycle")
