@@ -98,6 +98,8 @@ def require_optim(
     Raises:
         ValueError: what is wrong is in the message.
     """
+    require_optim_choice("optimizer", optimizer, OptimizerName)
+    require_optim_choice("schedule", schedule, ScheduleName)
     small = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
     schedule_of(optimizer_of(small, optimizer, learning_rate, weight_decay), schedule, 2)
 

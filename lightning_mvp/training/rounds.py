@@ -155,8 +155,8 @@ def require_known_optim(optimizer: Any, schedule: Any) -> None:
     for name, choice in (("optimizer", optimizer), ("schedule", schedule)):
         if not isinstance(choice, str):
             raise ValueError(
-                f"Expected argument `{name}` to be one of ours by name where units are cut between rounds, as in a study, "
-                f"but got {dict(choice)!r}. Take another, or let a Trainer zero units: mvp-prune without "
+                f"Expected argument `{name}` to be one of ours by name where units are cut between rounds, as in a "
+                f"study, but got {dict(choice)!r}. Take another, or let a Trainer zero units: mvp-prune without "
                 "cut_between_rounds."
             )
 
