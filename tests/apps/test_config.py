@@ -150,11 +150,11 @@ def test_each_ready_optimizer_and_schedule_can_be_made(optim: str) -> None:
 
 def test_callbacks_of_a_group_are_made_and_told_by_the_id() -> None:
     config = OmegaConf.create(
-        compose_for("prune", "callbacks=learning_rate", "callbacks.learning_rate.log_momentum=true")
+        compose_for("prune", "callbacks=learning_rate", "callbacks.learning_rate.logging_interval=epoch")
     )
     (made,) = trainer_options(config)["callbacks"]
-    assert (type(made).__name__, made.log_momentum) == ("LearningRateMonitor", True)
-    assert training_of(config, 1)["own_callbacks"][0]["log_momentum"] is True
+    assert (type(made).__name__, made.logging_interval) == ("LearningRateMonitor", "epoch")
+    assert training_of(config, 1)["own_callbacks"][0]["logging_interval"] == "epoch"
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb", "mlflow"])
