@@ -117,10 +117,14 @@ class Job:
 
 
 def _refuse_early(app: ModuleType, config: DictConfig, name: str) -> None:
-    """Refuse what can be seen without torch, whose import takes seconds. Files are looked for if no rank waits."""
+    """Refuse what can be seen without torch, whose import takes seconds.
+
+    Files are looked for where no other rank would wait for this one. Once torch is there, whatever is asked later
+    looks for them soon enough.
+    """
     require_types(config, name)
     require_logger(HydraConfig.get().runtime.choices)
-    if hasattr(app, "refuse_early") and is_alone():
+    if hasattr(app, "refuse_early") and "torch" not in sys.modules and is_alone():
         app.refuse_early(config)
 
 

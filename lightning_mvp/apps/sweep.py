@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
@@ -52,7 +53,7 @@ class RememberSweep(Callback):
             if launcher != "basic":
                 _progress.watch()
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if _progress is not None:  # else this process was not the one that was started, or there is no sweep
             _progress.look()
 
