@@ -53,7 +53,7 @@ def require_equal_on_all_ranks(trainer: L.Trainer | L.Fabric, decision: str, rou
     differing = [rank for rank, other in enumerate(gathered) if not torch.equal(other, gathered[0])]
     if differing:
         raise RuntimeError(
-            f"The masks of pruning round {round_} differ between ranks: rank(s) {differing} disagree with rank 0. "
+            f"The masks of pruning round {round_} differ between ranks: {differing} disagree with rank 0. "
             "Gradients were not the same on all ranks; look for parameters that DDP does not synchronise."
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_mvp.apps.hydra_internals import can_parse
 from lightning_mvp.tasks.listing import count_class_folders
+from lightning_mvp.words import counted
 
 # A value with one of these is written in Hydra's own grammar: a list, a mapping, quotes, escapes or interpolations.
 OWN_GRAMMAR = frozenset("[]{}'\"\\$")
@@ -63,7 +64,7 @@ def with_folders(arguments: Sequence[str]) -> list[str]:
             f"Expected -m with split.task={pattern}, which means {len(names)} folders, but got none. Add -m."
         )
     if empty:
-        print(f"Leaving out {len(empty)} folders without two classes of images: {', '.join(empty[:10])}")
+        print(f"Leaving out {counted(len(empty), 'folder')} without two classes of images: {', '.join(empty[:10])}")
     tasks = ",".join("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in names)
     return [f"split.task={tasks}" if argument.startswith("split.task=") else argument for argument in arguments]
 

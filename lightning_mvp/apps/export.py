@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from lightning_mvp.export.source import Source
 
 
+def require_one_model(config: DictConfig) -> None:
+    """Refuse none or several of ``checkpoint``, ``folder`` and ``zoo``.
+
+    Raises:
+        ValueError: the message says which were given.
+    """
+    given = [name for name in ("checkpoint", "folder", "zoo") if config[name] is not None]
+    if len(given) != 1:
+        raise ValueError(
+            "Expected one of checkpoint=FILE, folder=FOLDER (as mvp-vote writes it) or zoo=FOLDER entry=NAME, but got "
+            f"{' and '.join(given) or 'none of them'}."
+        )
+
+
+refuse_early = require_one_model
+
+
 def source_of(config: DictConfig) -> Source:
     """The model that ``checkpoint``, ``folder`` or ``zoo`` and ``entry`` name.
 
@@ -26,12 +43,7 @@ def source_of(config: DictConfig) -> Source:
     from lightning_mvp.export.source import from_checkpoint, from_folder, from_zoo
     from lightning_mvp.tasks.facts import TaskFacts
 
-    given = [name for name in ("checkpoint", "folder", "zoo") if config[name] is not None]
-    if len(given) != 1:
-        raise ValueError(
-            "Expected one of checkpoint=FILE, folder=FOLDER (as mvp-vote writes it) or zoo=FOLDER entry=NAME, but got "
-            f"{' and '.join(given) or 'none of them'}."
-        )
+    require_one_model(config)
     if config.checkpoint is not None:
         module = None if config.module is None else module_of(config.module, config.checkpoint)
         facts = None if config.facts is None else TaskFacts.from_dict(plain(config.facts))

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.job import Done
+from lightning_mvp.apps.outcome import Outcome, facts_of_entry, facts_of_vote
 from lightning_mvp.apps.runtime import (
     console,
     plain,
@@ -19,6 +20,7 @@ from lightning_mvp.apps.runtime import (
     training_of,
 )
 from lightning_mvp.apps.task_choice import datamodule_of, image_preprocessing, selection_of, split_of, task_of
+from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     import lightning as L
@@ -156,7 +158,8 @@ def entry_there(zoo: ModelZoo, name: str, config: DictConfig, task: TaskSpec) ->
             f"other data: {', '.join(entry.facts['classes'])}. Take another zoo=FOLDER, or a name of your own: "
             "'split.classes=[…]' with split.task=NAME."
         )
-    return Done(f"{name} is in {zoo.path} already: skipped", entry.info.get("val_accuracy"))
+    facts = {**facts_of_entry(name, entry.info), "output": str(zoo.path)}
+    return Done(f"{name} is in {zoo.path} already: skipped", entry.info.get("val_accuracy"), facts)
 
 
 def _is_about(entry: ZooEntry, config: DictConfig, task: TaskSpec) -> bool:
@@ -224,6 +227,7 @@ def run(config: DictConfig) -> float:
     trainer.fit(module, datamodule=datamodule)
     seconds = time.perf_counter() - begin
     accuracy = module.accuracy_in(datamodule, device=Place.of(trainer))
+    tested = module.accuracy_in(datamodule, "test", device=Place.of(trainer)) if len(datamodule.data.test) else None
     name = entry_id(datamodule.facts.name, own)
     info = {"steps": trainer.global_step, "seed": config.seed, "seconds": seconds, "start_val_accuracy": start}
     sentences = [f"{name}: {accuracy:.1%} on validation images"]
@@ -232,7 +236,9 @@ def run(config: DictConfig) -> float:
         try:
             least = None if growth["keep_worse"] else start
             _add(config, trainer, zoo, module, datamodule, own, least, info, config.storage)
-            sentences.append(f"wrote {name} to the zoo {config.zoo}, which has {len(zoo)} entries now")
+            sentences.append(
+                f"wrote {name} to the zoo {config.zoo}, which has {counted(len(zoo), 'entry', 'entries')} now"
+            )
         except WorseThanStartError as error:
             refuse(zoo, name, {**info, "val_accuracy": accuracy})
             sentences.append(f"{error} Later waves go on without it.")
@@ -241,7 +247,8 @@ def run(config: DictConfig) -> float:
     if trainer.is_global_zero:
         for sentence in sentences:
             console.print(sentence, markup=False, highlight=False)
-    return accuracy
+    facts = {**facts_of_vote(module.report), "val_accuracy": accuracy, "test_accuracy": tested}
+    return Outcome(accuracy, entry=name, output=str(zoo.path), **facts)
 
 
 def trainer_for(config: DictConfig) -> L.Trainer:
@@ -340,6 +347,14 @@ def add_made(config: DictConfig, trainer: L.Trainer, datamodule: TaskDataModule,
         _add_and_say(config, trainer, module, datamodule, {"steps": config.steps, **start})
 
 
+def added_entry(config: DictConfig, datamodule: TaskDataModule) -> str | None:
+    """The entry that ``add=true`` was about, if the zoo has it; a rank that can't see the zoo has none."""
+    from lightning_mvp.zoo.entry import entry_id
+
+    name = entry_id(datamodule.facts.name, plain(config.add_as))
+    return name if Path(config.zoo, "tasks", f"{name}.safetensors").exists() else None
+
+
 def _add_and_say(
     config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, data: TaskDataModule, info: Mapping[str, Any]
 ) -> None:
@@ -353,7 +368,7 @@ def _add_and_say(
     if name not in zoo:
         try:
             _add(config, trainer, zoo, module, data, own, info["start_val_accuracy"], {**info, "seed": config.seed})
-            sentence = f"added {name} to the zoo {config.zoo}, which has {len(zoo)} entries now"
+            sentence = f"added {name} to the zoo {config.zoo}, which has {counted(len(zoo), 'entry', 'entries')} now"
         except WorseThanStartError as error:
             sentence = str(error)
     console.print(sentence, markup=False, highlight=False)

@@ -11,9 +11,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -26,11 +26,13 @@ from omegaconf import DictConfig, open_dict
 from rich.markup import escape
 
 from lightning_mvp.apps.arguments import quoted, with_folders
-from lightning_mvp.apps.hydra_internals import JobError, is_sweep
-from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, prepare
-from lightning_mvp.apps.sweep import RECORD, report_sweep
-from lightning_mvp.apps.values import launcher_problem, require_types
+from lightning_mvp.apps.hydra_internals import JobError, is_parallel, is_sweep
+from lightning_mvp.apps.runtime import FOR_PEOPLE, console, forget_ranks, is_alone, is_first, prepare
+from lightning_mvp.apps.sweep import report_sweep
+from lightning_mvp.apps.sweep_records import RECORD
+from lightning_mvp.apps.values import launcher_problem, require_logger, require_types
 from lightning_mvp.files import write_json
+from lightning_mvp.words import counted
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Done:
     Args:
         what: a sentence without a full stop, for people.
         metric: what the job would have returned, if that is known.
+        facts: what else its row of jobs.csv says, by the names of :data:`~lightning_mvp.apps.outcome.FACTS`.
     """
 
     what: str
     metric: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class JobFailed(JobError):
@@ -55,7 +59,8 @@ class Job:
 
     The module ``lightning_mvp.apps.<app>`` has ``run(config)``. That of a command that trains has
     ``ready(config, world_size)``, too, called once, before there are ranks: it refuses bad input, or returns a
-    :class:`Done`; then every rank calls ``run``. ``cost(config)`` estimates a job's seconds for ``dry_run=true``.
+    :class:`Done`; then every rank calls ``run``. ``refuse_early(config)`` refuses what is seen without torch.
+    ``cost(config)`` estimates a job's seconds for ``dry_run=true``.
 
     Args:
         app: the command's name without ``mvp-``.
@@ -74,7 +79,7 @@ class Job:
             if hasattr(app, "ready"):
                 with _recorded() as record:
                     return self._train(app, config, sweeping, record)
-            require_types(config, self.app)
+            _refuse_early(app, config, self.app)
             prepare(config, single=not sweeping and self.app != "compare")
             return app.run(config)
 
@@ -83,10 +88,12 @@ class Job:
         problem = launcher_problem(HydraConfig.get().runtime.choices, sweeping)
         if problem is not None:
             raise ValueError(problem)
-        require_types(config, self.app)
+        _refuse_early(app, config, self.app)
+        prepare(config, single=not sweeping)  # before more is imported, which may ask for CUDA
         from lightning_mvp.apps.ranks import Ranks
 
-        prepare(config, single=not sweeping)
+        if sweeping and is_parallel() and not _typed("trainer.enable_progress_bar"):  # they would overwrite each other
+            config.trainer.enable_progress_bar = False
         with open_dict(config):  # what a Trainer writes by itself belongs to the job
             config.trainer.setdefault("default_root_dir", str(_folder()))
         ranks = Ranks.of(config, sweeping)
@@ -95,7 +102,7 @@ class Job:
         # What `ready` leaves in the configuration is decided, too.
         done, config = ranks.agree(lambda: (app.ready(asked, ranks.world_size), asked))
         if done is not None:
-            record |= {"state": "there already", "metric": done.metric}
+            record |= {**done.facts, "state": "there already", "metric": done.metric}
             if ranks.is_first:
                 console.print(done.what, markup=False, highlight=False)
         elif config.dry_run:
@@ -104,17 +111,38 @@ class Job:
             if ranks.is_first and not sweeping:
                 console.print(_plan(self.app, ranks.world_size, estimate), highlight=False)
         else:
-            record["metric"] = ranks.run(self.app, config, _folder())
+            made = ranks.run(self.app, config, _folder())
+            record |= {**getattr(made, "facts", {}), "metric": float(made)}
         return record.get("metric")
+
+
+def _refuse_early(app: ModuleType, config: DictConfig, name: str) -> None:
+    """Refuse what can be seen without torch, whose import takes seconds.
+
+    Files are looked for where no other rank would wait for this one. Once torch is there, whatever is asked later
+    looks for them soon enough.
+    """
+    require_types(config, name)
+    require_logger(HydraConfig.get().runtime.choices)
+    if hasattr(app, "refuse_early") and "torch" not in sys.modules and is_alone():
+        app.refuse_early(config)
+
+
+def _typed(key: str) -> bool:
+    return any(word.lstrip("+").startswith(f"{key}=") for word in HydraConfig.get().overrides.task)
 
 
 def _plan(app: str, world_size: int, estimate: float | None) -> str:
     seconds = "" if estimate is None else f"; training takes about {estimate:.0f} s, as measured here"
-    return f"would run mvp-{app} in {world_size} process(es){seconds}. Nothing was done"
+    return f"would run mvp-{app} in {counted(world_size, 'process', 'processes')}{seconds}. Nothing was done"
 
 
 def _folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _log() -> Path:
+    return _folder() / f"{HydraConfig.get().job.name}.log"
 
 
 @contextmanager
@@ -123,10 +151,8 @@ def _recorded() -> Iterator[dict[str, Any]]:
 
     Of ranks that somebody else has started the first writes.
     """
-    from lightning_mvp.training.decision import is_first_process
-
-    about, writes = HydraConfig.get(), is_first_process()
-    log = _folder() / f"{about.job.name}.log"
+    about, writes = HydraConfig.get(), is_first()
+    log = _log()
     record: dict[str, Any] = {
         "job": about.job.num if is_sweep() else 0,
         "overrides": list(about.overrides.task),
@@ -173,11 +199,14 @@ def _errors_for_people(app: str, sweeping: bool) -> Iterator[None]:
         raise _stopped(app, sweeping, code) from None
     except Exception as error:
         kind = type(error).__name__
-        unknown = _unknown_argument(error) or _dead_loading_process(error)
-        # Lightning's own exception is recognised by its name, because importing Lightning takes seconds.
-        mendable = sweeping or unknown or isinstance(error, FOR_PEOPLE) or kind == "MisconfigurationException"
+        unknown = _unknown_argument(error) or _dead_loading_process(error) or _lost_rank(error)
+        # Those of Lightning and torch are recognised by their names, because importing these takes seconds.
+        named = kind in ("MisconfigurationException", "RankFailedError", "RankZeroError")
+        mendable = sweeping or unknown or named or isinstance(error, FOR_PEOPLE)
         if os.environ.get("LIGHTNING_MVP_TRACEBACK") or not mendable:
             raise
+        if kind == "RankFailedError" and not sweeping:
+            console.print(f"The rank's traceback is in {_log()}", markup=False, highlight=False)
         console.print(f"[bold red]{kind}:[/] ", end="")
         console.print(unknown or str(error), markup=False, highlight=False)
         if sweeping:
@@ -193,6 +222,13 @@ def _unknown_argument(error: Exception) -> str | None:
             key = word.lstrip("+").partition("=")[0]
             if key.rpartition(".")[2] == found[1]:
                 return f"Expected arguments that exist, but got `{key}`. Leave {word} out of the command."
+    return None
+
+
+def _lost_rank(error: Exception) -> str | None:
+    """What to say on a rank that only notices that another one has ended, which has told why."""
+    if isinstance(error, RuntimeError) and re.search("Connection (closed|reset) by peer|Broken pipe", str(error)):
+        return f"Another rank has ended, and this one with it ({str(error).splitlines()[0]})."
     return None
 
 

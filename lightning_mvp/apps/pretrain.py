@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps.job import command
+from lightning_mvp.apps.outcome import Outcome
 from lightning_mvp.apps.runtime import (
     backbone_of,
+    callbacks_of,
     console,
     plain,
     recipe_path,
     refuse_existing,
+    require_weights,
     say_if_random,
     trainer_options,
 )
 from lightning_mvp.apps.task_choice import data_settings, datamodule_of, seen_classes
 from lightning_mvp.tasks.splits import TaskSpec
+from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     from lightning_mvp.callbacks.mvp import MVPCallback
@@ -43,6 +47,7 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
     mimic = {"mimic": config.mimic} if config.mimic else {}
+    mimic |= {"callbacks": callbacks_of(config)} if callbacks_of(config) else {}
     return {**sections, **mimic, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 
 
@@ -83,13 +88,22 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def refuse_early(config: DictConfig) -> None:
+    """Refuse an output that is there already, and weights that are not."""
+    if not training_folder(Path(config.output)).exists():  # else it was killed after it was done: `ready` tidies up
+        refuse_existing(Path(config.output))
+    require_weights(config.backbone.weights)
+
+
 def ready(config: DictConfig, world_size: int) -> None:
     """Refuse what can't work, a file that is there already, and a stopped training of other settings.
 
     Whoever runs the job finds in the configuration where to go on: not every rank may see the folder alike.
     """
     from lightning_mvp.callbacks.resumable import Resumable
+    from lightning_mvp.training.optimizer import require_optim
 
+    require_optim(**plain(config.optim))
     output = Path(config.output)
     if output.exists():  # killed after it was done
         shutil.rmtree(training_folder(output), ignore_errors=True)
@@ -170,9 +184,11 @@ def run(config: DictConfig) -> float:
             write_json(recipe_path(output), recipe_of(trained), overwrite=True)
         save_weights(trained, output, preprocessing=preprocessing_of(datamodule.facts.to_dict()))
         shutil.rmtree(folder)
-        console.print(f"{accuracy:.1%} on validation images of {len(datamodule.facts.classes)} classes")
+        console.print(
+            f"{accuracy:.1%} on validation images of {counted(len(datamodule.facts.classes), 'class', 'classes')}"
+        )
         console.print(f"wrote {output}")
-    return accuracy
+    return Outcome(accuracy, output=str(output), val_accuracy=accuracy)
 
 
 main = command("pretrain")

@@ -10,21 +10,26 @@ from omegaconf import DictConfig
 
 from lightning_mvp.apps import growth_job
 from lightning_mvp.apps.job import Done, command
+from lightning_mvp.apps.outcome import Outcome, facts_of_entry
 from lightning_mvp.apps.runtime import (
     backbone_of,
     console,
     plain,
+    require_weights,
     say_if_random,
     trainer_options,
     training_of,
     without_auto,
 )
 from lightning_mvp.apps.task_choice import datamodule_of, task_of
+from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     import lightning as L
     from torch import nn
 
+    from lightning_mvp.backbones.cost import CostModel
+    from lightning_mvp.backbones.masks import Masks
     from lightning_mvp.tasks.datamodule import TaskDataModule
     from lightning_mvp.tasks.splits import TaskSpec
     from lightning_mvp.training.task import TaskModule
@@ -99,6 +104,16 @@ def steps_of(config: DictConfig) -> int:
     return 0 if config.once else config.steps
 
 
+def refuse_early(config: DictConfig) -> None:
+    """Refuse missing weights, or a missing zoo where entries begin with its vote."""
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    if config.start == "vote":
+        ModelZoo(config.zoo)
+    else:
+        require_weights(config.weights)
+
+
 def ready(config: DictConfig, world_size: int) -> Done | None:
     """Refuse what can't work; say so if the entry is there already.
 
@@ -110,14 +125,19 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     from lightning_mvp.fingerprint import to_array
     from lightning_mvp.pruning.schedule import require_time_for
     from lightning_mvp.pruning.settings import PruningSettings
-    from lightning_mvp.training.rounds import make_fabric
+    from lightning_mvp.training.optimizer import require_optim
+    from lightning_mvp.training.rounds import make_fabric, require_known_optim
     from lightning_mvp.zoo.new_entry import own_state
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    if not config.once:
+        require_optim(**plain(config.optim))
     if config.start == "vote":
         return growth_job.ready(config, world_size)
     if config.once:
         require_once(config)
+    elif config.cut_between_rounds:
+        require_known_optim(plain(config.optim)["optimizer"], plain(config.optim)["schedule"])
     if config.once or config.cut_between_rounds:
         make_fabric(**without_auto(cutting_options(config)))
     plan = plan_of(config, world_size)
@@ -177,15 +197,36 @@ def run(config: DictConfig) -> float:
 
     if config.start == "vote":
         return growth_job.run(config)
-    name, accuracy, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
+    made, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
     if first:
-        console.print(f"{name}: {accuracy:.1%} on validation images")
-        console.print(f"wrote {name} to the zoo {config.zoo}, which has {len(ModelZoo(config.zoo))} entries now")
-    return accuracy
+        name, entries = made.facts["entry"], counted(len(ModelZoo(config.zoo)), "entry", "entries")
+        console.print(f"{name}: {made:.1%} on validation images")
+        console.print(f"wrote {name} to the zoo {config.zoo}, which has {entries} now")
+    return made
 
 
-def _zero(config: DictConfig) -> tuple[str, float, bool]:
-    """In a Trainer: the entry's name, its accuracy, and whether this is the first rank."""
+def outcome_of(
+    config: DictConfig,
+    plan: Plan,
+    module: TaskModule,
+    data: TaskDataModule,
+    trainer: L.Trainer | L.Fabric,
+    val_accuracy: float,
+    cost: CostModel,
+    masks: Masks,
+) -> Outcome:
+    """What came of it, test images included, which decide nothing; all ranks count them together."""
+    from lightning_mvp.backbones.passes import Place
+    from lightning_mvp.pruning.engine import fractions_kept
+
+    tested = module.accuracy_in(data, "test", device=Place.of(trainer)) if len(data.data.test) else None
+    sizes = {"parameters": cost.parameters(masks), "macs": cost.macs(masks)}
+    kept = facts_of_entry(plan.name, {"kept": fractions_kept(cost, masks), "val_accuracy": val_accuracy})
+    return Outcome(val_accuracy, output=config.zoo, test_accuracy=tested, **sizes, **kept)
+
+
+def _zero(config: DictConfig) -> tuple[Outcome, bool]:
+    """In a Trainer: what came of it, and whether this is the first rank."""
     from lightning_mvp.callbacks.mvp import MVPCallback
     from lightning_mvp.fitting.fit import EntryFacts, make_trainer
 
@@ -202,11 +243,13 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
     if trainer.world_size > 1:  # as fit would, a little later
         trainer.strategy.setup_environment()
-    trainer.fit(module_of(config, backbone, data, trainer), datamodule=data)
-    return plan.name, pruning.info["val_accuracy"], trainer.is_global_zero
+    module = module_of(config, backbone, data, trainer)
+    trainer.fit(module, datamodule=data)
+    accuracy, cost = pruning.info["val_accuracy"], pruning.cost
+    return outcome_of(config, plan, module, data, trainer, accuracy, cost, pruning.masks), trainer.is_global_zero
 
 
-def _cut(config: DictConfig) -> tuple[str, float, bool]:
+def _cut(config: DictConfig) -> tuple[Outcome, bool]:
     """Likewise, without a Trainer."""
     import rich
 
@@ -236,7 +279,8 @@ def _cut(config: DictConfig) -> tuple[str, float, bool]:
     )
     if fabric.is_global_zero and config.trainer.enable_progress_bar:
         rich.print(cut.table())
-    return plan.name, cut.val_accuracy, fabric.is_global_zero
+    accuracy = cut.val_accuracy
+    return outcome_of(config, plan, cut.module, data, fabric, accuracy, cut.cost, cut.masks), fabric.is_global_zero
 
 
 main = command("prune")

@@ -9,8 +9,10 @@ was. A rank that fails ends the others and this job, never the sweep.
 from __future__ import annotations
 
 import json
+import logging
 import logging.config
 import os
+import re
 import signal
 import sys
 import threading
@@ -31,6 +33,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lightning_mvp.agreement import on_rank_zero
+from lightning_mvp.apps.outcome import Outcome
 from lightning_mvp.apps.runtime import prepare, trainer_of, trainer_options
 from lightning_mvp.files import write_json
 from lightning_mvp.lightning_internals import ScriptLauncher, SpawningLauncher
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     import lightning as L
 
 T = TypeVar("T")
+# How a rank that waited for rank 0 tells why that failed (turns.py); rank 0 itself may be ended before it can tell.
+OF_RANK_ZERO = re.compile(r"RankZeroError: .*? has failed\. (\w+: .*)", re.DOTALL)
 
 
 class RankFailedError(RuntimeError):
@@ -140,7 +145,7 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
     folder = Path(mkdtemp(prefix="ranks-", dir=folder))  # another job may write into the same output folder
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     OmegaConf.save(HydraConfig.get().job_logging, folder / "logging.yaml", resolve=True)
-    with TemporaryDirectory() as scratch, _signals_as_they_were():
+    with TemporaryDirectory() as scratch, _signals_as_they_were(), _quiet_launcher():
         launch = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -157,12 +162,28 @@ def start_ranks(app: str, config: DictConfig, world_size: int, folder: Path) -> 
         except ChildFailedError as error:
             rank, failure = min(error.failures.items(), key=_order)
             problem, where = _error_of(failure)
+            rank, problem = (0, found[1]) if (found := OF_RANK_ZERO.match(problem)) else (rank, problem)
             raise RankFailedError(f"rank {rank} of {world_size}: {problem}") from _Remote(where)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise SystemExit(128 + error.sigval) from None
-    return json.loads((folder / "result.json").read_text())
+    told = json.loads((folder / "result.json").read_text())
+    return Outcome(told.pop("metric"), **told) if isinstance(told, dict) else told
+
+
+@contextmanager
+def _quiet_launcher() -> Iterator[None]:
+    """torch's launcher logs each process that ends; the job says once what has ended it."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 class _Remote(Exception):
@@ -217,7 +238,8 @@ def main() -> None:
         prepare(config)
         value = import_module(f"lightning_mvp.apps.{app}").run(config)
         if int(os.environ["RANK"]) == 0:
-            write_json(folder / "result.json", value, overwrite=True)
+            told = {"metric": float(value), **value.facts} if isinstance(value, Outcome) else value
+            write_json(folder / "result.json", told, overwrite=True)
     except KeyboardInterrupt:  # told once, by the job, as is whatever else ends it
         sys.exit(130)
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,19 @@ def forget_ranks() -> None:
     """
     for name in LAUNCHER_VARIABLES if "SUBMITIT_EXECUTOR" in os.environ else (*LAUNCHER_VARIABLES, "SLURM_NTASKS"):
         os.environ.pop(name, None)
+
+
+def is_first() -> bool:
+    """Whether this process is the first rank, as far as the environment says, which Lightning reads likewise."""
+    said = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    rank = next((number for number in said if number.isdecimal()), "0")
+    node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
+    return int(rank) == int(node) == 0
+
+
+def is_alone() -> bool:
+    """Whether nobody has started other ranks, which would wait for this one."""
+    return is_first() and not {"WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"} & os.environ.keys()
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -108,6 +122,7 @@ def prepare(config: DictConfig, single: bool = False) -> None:
         config: of the command.
         single: whether this process is all that the command starts.
     """
+    quiet_cuda(str((config.get("trainer") or {}).get("accelerator", "auto")))
     import lightning as L
     import torch
 
@@ -118,6 +133,16 @@ def prepare(config: DictConfig, single: bool = False) -> None:
     quiet_lightning()
     if os.getcwd() not in sys.path:  # as `python -m` has it
         sys.path.insert(0, os.getcwd())
+
+
+def quiet_cuda(accelerator: str) -> None:
+    """Leave out, in this process, that torch finds no driver; on the CPU also that CUDA does not work.
+
+    Args:
+        accelerator: as the Trainer's.
+    """
+    what = "(CUDA initialization|Can't initialize NVML)" if accelerator == "cpu" else ".*Found no NVIDIA driver"
+    warnings.filterwarnings("ignore", message=what)
 
 
 def recipe_path(weights: str | Path) -> Path:
@@ -156,10 +181,8 @@ def say_if_random(config: DictConfig, weights: str | None, key: str) -> None:
         )
 
 
-def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
-    """The backbone that ``backbone`` names, with weights from a safetensors file, timm's own, or random ones.
-
-    A recipe beside the weights, as ``mvp-pretrain`` writes it for a pruned parent, says how many units are left.
+def require_weights(weights: str | None) -> None:
+    """Refuse a file of weights that is not there.
 
     Raises:
         FileNotFoundError: there is no such file; the message says how to make it.
@@ -169,6 +192,17 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
             f"Expected weights of the backbone at {weights}, but there is no such file. Make them with `mvp-pretrain`, "
             "name others with weights=FILE, or take timm's with weights=null backbone.pretrained=true."
         )
+
+
+def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
+    """The backbone that ``backbone`` names, with weights from a safetensors file, timm's own, or random ones.
+
+    A recipe beside the weights, as ``mvp-pretrain`` writes it for a pruned parent, says how many units are left.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says how to make it.
+    """
+    require_weights(weights)
     import torch
 
     from lightning_mvp.backbones.create import create_backbone
@@ -188,15 +222,22 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
         return create_backbone(recipe, pretrained=config.backbone.pretrained, weights=weights)
 
 
+def callbacks_of(config: DictConfig) -> list[dict[str, Any]]:
+    """What the ``callbacks`` group describes, each by its ``_target_``; a name that is null is left out."""
+    return [each for each in plain(config.get("callbacks") or OmegaConf.create()).values() if each]
+
+
 def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:
-    """The Trainer's arguments from the ``trainer`` group, which ``strategy`` fills, and ``logger``, if asked for.
+    """The Trainer's arguments from the ``trainer`` group, which ``strategy`` fills; ``logger`` and ``callbacks``, too.
 
     What has a ``_target_``, such as each of ``+trainer.callbacks=[{_target_: …}]``, is made.
     """
     options: dict[str, Any] = hydra.utils.instantiate(plain(config.trainer), _convert_="all")
-    if "callbacks" in options:
-        given = options["callbacks"]
-        options["callbacks"] = given if isinstance(given, list) else [] if given is None else [given]
+    own = callbacks_of(config) if logger else []
+    if own or "callbacks" in options:
+        given = options.get("callbacks")
+        given = given if isinstance(given, list) else [] if given is None else [given]
+        options["callbacks"] = [*given, *(hydra.utils.instantiate(each, _convert_="all") for each in own)]
     if str(options["devices"]) == "1" and options["strategy"] == "ddp" and options.get("num_nodes", 1) == 1:
         options["strategy"] = "auto"  # the same, without a process to start and to wait for
     if logger and "_target_" in (config.get("logger") or {}):
@@ -260,6 +301,7 @@ def training_of(config: DictConfig, world_size: int) -> dict[str, Any]:
         **{name: value for name, value in _shown(config).items() if value},
         "head_init": config.get("head_init"),
         **({"devices": world_size} if world_size > 1 else {}),
+        **({"own_callbacks": callbacks_of(config)} if callbacks_of(config) else {}),
         **({"mimic": float(config.mimic)} if config.get("mimic") else {}),
     }
 

@@ -6,96 +6,77 @@ was stopped, they are gathered here. Needs no torch: it stands around a cold ``-
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
+from lightning_mvp.apps.hydra_internals import sweep_size
 from lightning_mvp.apps.runtime import console
+from lightning_mvp.apps.sweep_plot import draw_sweep
+from lightning_mvp.apps.sweep_progress import Progress, jobs_at_once, total_seconds
+from lightning_mvp.apps.sweep_records import RECORD, Record, own_overrides, read_records, write_csv
 from lightning_mvp.apps.values import launcher_problem
+from lightning_mvp.words import counted, lasting
 
-RECORD = "job.json"
-COLUMNS = ("job", "state", "metric", "seconds", "devices", "estimate", "overrides", "error", "log")
 SHOWN = 40  # rows on the screen; the CSV has them all
-
-Record = Mapping[str, Any]
 
 _folder: Path | None = None
 _before: dict[Path, int] = {}  # records that were there already, and when they were written
+_progress: Progress | None = None
+_at_once = 1
 
 
 class RememberSweep(Callback):
     """Tells :func:`report_sweep`, in the process that was started, where the jobs of a sweep write."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        global _folder, _before
+        global _folder, _before, _progress, _at_once
         problem = launcher_problem(config.hydra.runtime.choices, sweeping=True)
         if problem is not None:  # Hydra would only warn of an Exception
             console.print(problem, highlight=False, markup=False)
             raise SystemExit(1)
         _folder = Path(config.hydra.sweep.dir)
         _before = {path: path.stat().st_mtime_ns for path in _folder.glob(f"**/{RECORD}")}
+        launcher, jobs = config.hydra.runtime.choices.get("hydra/launcher", "basic"), sweep_size(config.hydra)
+        _at_once = jobs_at_once(launcher, config.hydra.launcher, jobs or 1000)
+        if not config.get("dry_run"):
+            _progress = Progress(_folder, _before, jobs)
+            if launcher != "basic":
+                _progress.watch()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if _progress is not None:  # else this process was not the one that was started, or there is no sweep
+            _progress.look()
 
 
 @contextmanager
 def report_sweep(app: str) -> Iterator[None]:
     """Whatever happens within, report the sweep that was run there, if one was."""
-    global _folder
-    _folder = None
+    global _folder, _progress
+    _folder = _progress = None
     try:
         yield
     finally:
+        if _progress is not None:
+            _progress.end()
         if _folder is not None:
             records = read_records(_folder, _before)
             if records:
                 write_csv(_folder / "jobs.csv", records)
-                for part in (sweep_table(records), *sentences(app, records)):
+                for part in (sweep_table(records), *sentences(app, records, min(_at_once, len(records)))):
                     console.print(part, highlight=False, markup=False)
-                console.print(f"wrote {_folder / 'jobs.csv'}", highlight=False, markup=False)
-
-
-def read_records(folder: Path, before: Mapping[Path, int] = MappingProxyType({})) -> list[dict[str, Any]]:
-    """The records of all jobs below a sweep's folder, by number, without those of ``before``: path → when written.
-
-    A job that was killed has left one that says "running": once the sweep is over, it is "stopped".
-    """
-    files = [path for path in folder.glob(f"**/{RECORD}") if path.stat().st_mtime_ns != before.get(path)]
-    records = [json.loads(path.read_text()) for path in files]
-    for record in records:
-        if record["state"] == "running":
-            record["state"] = "stopped"
-    return sorted(records, key=lambda record: record["job"])
-
-
-def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """One row for each job, with :data:`COLUMNS`; what a record doesn't have is left empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for record in records:
-            writer.writerow({**record, "overrides": shlex.join(record["overrides"])})
-
-
-def own_overrides(records: Sequence[Record]) -> list[list[str]]:
-    """Of each job, the overrides that not all jobs have.
-
-    Example:
-        >>> own_overrides([{"overrides": ["steps=4", "seed=0"]}, {"overrides": ["steps=4", "seed=1"]}])
-        [['seed=0'], ['seed=1']]
-    """
-    counts = Counter(override for record in records for override in set(record["overrides"]))
-    shared = {override for override, count in counts.items() if count == len(records) > 1}
-    return [[override for override in record["overrides"] if override not in shared] for record in records]
+                drawn = draw_sweep(_folder / "jobs.png", records)
+                for name in ("jobs.csv", *["jobs.png"] * drawn):
+                    console.print(f"wrote {_folder / name}", highlight=False, markup=False)
 
 
 def sweep_table(records: Sequence[Record]) -> Table:
@@ -120,8 +101,13 @@ def sweep_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def sentences(app: str, records: Sequence[Record]) -> list[str]:
+def sentences(app: str, records: Sequence[Record], at_once: int = 1) -> list[str]:
     """The numbers in words, then each failed job with its error, its log and the command that retries it alone.
+
+    Args:
+        app: the command's name without ``mvp-``.
+        records: of the jobs.
+        at_once: how many of them run at the same time, for an estimate of all.
 
     Example:
         >>> done = {"job": 0, "state": "done", "overrides": [], "seconds": 3.0}
@@ -129,13 +115,16 @@ def sentences(app: str, records: Sequence[Record]) -> list[str]:
         ['2 jobs: 1 done, 1 planned', 'about 8 s one after the other, as measured here']
     """
     states = Counter(record["state"] for record in records)
-    jobs = "1 job" if len(records) == 1 else f"{len(records)} jobs"
-    lines = [f"{jobs}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
+    lines = [
+        f"{counted(len(records), 'job')}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    ]
     if len(records) > SHOWN:
         lines.append(f"{SHOWN} of them are shown, jobs.csv has all")
     estimates = [record["estimate"] for record in records if record.get("estimate") is not None]
     if estimates:
-        lines.append(f"about {sum(estimates):.0f} s one after the other, as measured here")
+        one_by_one = f"{lasting(sum(estimates))} one after the other"
+        together = f"{lasting(total_seconds(estimates, at_once))} with {at_once} jobs at once ({one_by_one})"
+        lines.append(f"about {one_by_one if at_once == 1 else together}, as measured here")
     for record in records:
         if record["state"] == "failed":
             lines += [

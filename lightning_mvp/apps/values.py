@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -36,6 +37,17 @@ class Rule:
     @classmethod
     def whole(cls, least: int, keys: str) -> Rule:
         return cls(f"an integer of at least {least}", "NUMBER", partial(is_whole, least=least), keys)
+
+    @classmethod
+    def one_of(cls, names: str, keys: str, own: bool = False) -> Rule:
+        """One of some names, which are separated by blanks, or, with ``own``, a class of the user's own."""
+        known = names.split()
+        what = f"one of {', '.join(map(repr, known))}" + " or {_target_: package.Class}" * own
+
+        def test(value: Any) -> bool:
+            return (own and isinstance(value, DictConfig) and "_target_" in value) or value in known
+
+        return cls(what, known[0], test, keys)
 
 
 def is_kind(*kinds: type) -> Test:
@@ -68,8 +80,8 @@ RULES = (
         "NUMBER",
         is_number,
         "split.held_out_fraction pruning.power optim.learning_rate optim.weight_decay trainer.limit_val_batches "
-        "data.crop? parent.pruning_ratio measure.seconds checkpoint_seconds mimic data.options.test_fraction? "
-        "pruning.pruning_ratio? vote.temperature? vote.pruning_ratio? trainer.gradient_clip_val? "
+        "data.crop? measure.seconds checkpoint_seconds mimic data.options.test_fraction? "
+        "vote.temperature? vote.pruning_ratio? trainer.gradient_clip_val? "
         "pretrain.learning_rate?",
     ),
     Rule(
@@ -112,6 +124,25 @@ RULES = (
     ),
     Rule("refuse or skip", "skip", lambda value: value in ("refuse", "skip"), "data.broken split.empty"),
     Rule("drawn, all or folders", "all", lambda value: value in ("drawn", "all", "folders"), "split.tasks"),
+    # Names that are refused later, too, where torch is imported already (tests/apps/test_bad_input.py compares them).
+    Rule.one_of("sgd adamw", "optim.optimizer", own=True),
+    Rule.one_of("onecycle constant", "optim.schedule", own=True),
+    Rule.one_of("taylor magnitude random", "pruning.criterion", own=True),
+    Rule.one_of("units params macs", "pruning.ratio_of"),
+    Rule.one_of("layer global", "pruning.scope"),
+    Rule.one_of("leep prototypes cover latest random farthest", "vote.similarity", own=True),
+    Rule.one_of("mean", "vote.merge", own=True),
+    Rule.one_of("theta0 producer zero", "vote.missing"),
+    Rule.one_of("ridge random", "head_init"),
+    Rule.one_of("float32 bfloat16", "storage"),
+    Rule.one_of("latest nearest", "growth.which"),
+    Rule.one_of("source target development heldout", "split.kind"),
+    Rule(
+        "a number in (0, 1), the fraction that is removed",
+        "0.7",
+        lambda value: is_number(value) and 0 < value < 1,
+        "pruning.pruning_ratio? parent.pruning_ratio?",
+    ),
     Rule("theta0 or vote", "vote", lambda value: value in ("theta0", "vote"), "start"),
 )
 # Command → keys without which it would not know where to read or write.
@@ -147,6 +178,26 @@ def _require(config: DictConfig, key: str, rule: Rule, null: bool) -> None:
     either = f"{rule.what} or null" if null else rule.what
     shown = "null" if value is None else repr(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
     raise ValueError(f"Expected `{key}` to be {either}, but got {shown}. Write {key}={rule.example}, or leave it out.")
+
+
+LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
+
+
+def require_logger(choices: Mapping[str, Any]) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Args:
+        choices: Hydra's, group → option.
+
+    Raises:
+        ImportError: the message says what to install.
+    """
+    logger = str(choices.get("logger"))
+    if logger in LOGGERS and not any(map(find_spec, LOGGERS[logger])):
+        raise ImportError(
+            f"Expected the package {LOGGERS[logger][0]} for logger={logger}, but it is not installed. "
+            f"pip install 'lightning-mvp[{logger}]', or take logger=csv."
+        )
 
 
 def launcher_problem(choices: Mapping[str, Any], sweeping: bool) -> str | None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from lightning_mvp.apps import growth_job
 from lightning_mvp.apps.job import Done, command
+from lightning_mvp.apps.outcome import Outcome, facts_of_vote
 from lightning_mvp.apps.runtime import (
     console,
     plain,
@@ -66,6 +67,13 @@ def output_of(config: DictConfig, settings: dict[str, Any]) -> Path:
     return Path(config.paths.root, "voted", name)
 
 
+def refuse_early(config: DictConfig) -> None:
+    """Refuse a zoo that is not there."""
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    ModelZoo(config.zoo)
+
+
 def ready(config: DictConfig, world_size: int) -> Done | None:
     """Skip an output that was made with these settings; refuse another one that is there, and a task that isn't.
 
@@ -76,8 +84,10 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         FileNotFoundError: there is no such zoo.
         ValueError: there is no such task.
     """
+    from lightning_mvp.training.optimizer import require_optim
     from lightning_mvp.zoo.zoo import ModelZoo
 
+    require_optim(**plain(config.optim))
     zoo, settings = ModelZoo(config.zoo), settings_of(config, world_size)
     done = growth_job.ready_to_add(config, world_size) if config.add else None
     if done is not None:
@@ -85,7 +95,8 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
     output = output_of(config, settings)
     report = made_before(config, output, settings)
     if report is not None and not (config.add and growth_job.may_be_added(report)):
-        return Done(f"{output} is there already: skipped", report["val_accuracy"])
+        facts = {**facts_of_vote(report), "output": str(output)}
+        return Done(f"{output} is there already: skipped", report["val_accuracy"], facts)
     if report is None:
         require_free(output, FILES, config.overwrite)
     task_of(config)
@@ -151,7 +162,8 @@ def run(config: DictConfig) -> float:
             console.print(f"wrote {Path(config.output) / name}: {what}")
     if config.add:
         growth_job.add_trained(config, trainer, module, datamodule, start)
-    return val_accuracy
+    entry = growth_job.added_entry(config, datamodule) if config.add else None
+    return Outcome(val_accuracy, entry=entry, output=config.output, **facts_of_vote(report))
 
 
 def advise(config: DictConfig, report: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
+from lightning_mvp.words import counted
 from lightning_mvp.zoo.entry_file import read_entry, shown
 from lightning_mvp.zoo.families import families, family_of
 from lightning_mvp.zoo.generations import generations
@@ -36,7 +37,7 @@ from lightning_mvp.zoo.zoo import ModelZoo
 NEAREST = 8
 EXAMPLES = """\
 Examples:  mvp-zoo list mvp-outputs/zoos/glyphs-resnet_mini
-           mvp-zoo show mvp-outputs/zoos/glyphs-resnet_mini source-003--4b5bcf91
+           mvp-zoo show mvp-outputs/zoos/glyphs-resnet_mini source-003
            mvp-zoo verify mvp-outputs/zoos/glyphs-resnet_mini --json
 """
 
@@ -50,7 +51,7 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     damaged = [each for each in summaries if each.problem is not None]
     for table in entries_tables(summaries):
         say(table)
-    say(f"{_count(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}, ", end="")
+    say(f"{counted(len(summaries), 'entry', 'entries')}, {decimal(sum(each.size for each in summaries))}, ", end="")
     say(f"format {zoo.version}; accuracy: on validation data; units, params, MACs: kept of the dense backbone's")
     for each in damaged:
         say(f"damaged: {each.problem}")
@@ -65,8 +66,7 @@ def list_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 def show_entry(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
     """All about one entry."""
-    require_known(zoo, [arguments.entry])
-    entry = zoo[arguments.entry]
+    entry = zoo[entry_named(zoo, arguments.entry)]
     family = families(zoo).get(family_of(entry.name, entry.config), ())
     others, damaged = readable_entries(zoo, [name for name in family if name != entry.name])
     relatives = nearest_relatives(entry, others, NEAREST)
@@ -99,7 +99,7 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     for problem in (*found.damaged.values(), *found.waves.values()):
         say(f"damaged: {shown(problem)}")
     intact = len(found.entries) - len(found.damaged)
-    say(f"{intact} of {_count(len(found.entries), 'entry is', 'entries are')} sound", end="")
+    say(f"{intact} of {counted(len(found.entries), 'entry is', 'entries are')} sound", end="")
     say(", and so is θ⁰" if found.theta0 is None else ", but θ⁰ is not")
     if found.leftovers:
         say(f"temporary files, of writers that were killed or are still at work: {_names(found.leftovers)}")
@@ -122,7 +122,7 @@ def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
         say(lineage_table(members, f"family {shown(family)}" if len(tables) > 1 else "", set(zoo.names)))
         say(generations_table(grown))
         found[family] = {"members": [asdict(each) for each in members], "generations": [asdict(each) for each in grown]}
-    say(f"{_count(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data")
+    say(f"{counted(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data")
     return {"families": found}, 0
 
 
@@ -142,16 +142,16 @@ def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tu
         names, left = [*names, *left], []
     if left and not arguments.yes:
         raise ValueError(
-            f"Nothing was removed. {_count(len(left), 'entry descends', 'entries descend')} from what you named: "
+            f"Nothing was removed. {counted(len(left), 'entry descends', 'entries descend')} from what you named: "
             f"{_names(left[:20])}{', …' if len(left) > 20 else ''}. Remove these, too, with --descendants, to grow "
             "them anew (docs/zoo.md), or keep them as they are with --yes."
         )
     for name in names:
         zoo.remove(name)
         say(f"removed {shown(name)}")
-    say(f"{_count(len(zoo), 'entry is', 'entries are')} left in {zoo.path}")
+    say(f"{counted(len(zoo), 'entry is', 'entries are')} left in {zoo.path}")
     if left:
-        say(f"{_count(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}")
+        say(f"{counted(len(left), 'entry descends', 'entries descend')} from them, and stays: {_names(left)}")
     return {"removed": names, "left": len(zoo), **({"descend": left} if left else {})}, 0
 
 
@@ -170,7 +170,7 @@ def add_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
     for entry in entries:
         zoo.add(entry)
         say(f"added {entry.name}")
-    say(f"{_count(len(zoo), 'entry is', 'entries are')} in {zoo.path}")
+    say(f"{counted(len(zoo), 'entry is', 'entries are')} in {zoo.path}")
     return {"added": [entry.name for entry in entries], "entries": len(zoo)}, 0
 
 
@@ -179,13 +179,13 @@ def migrate_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
     from lightning_mvp.zoo.migrate import migrate
 
     made, counts = migrate(zoo, arguments.new)
-    say(f"wrote {made.path}, of format 2: {_count(len(made), 'entry', 'entries')}. {zoo.path} is as it was.")
+    say(f"wrote {made.path}, of format 2: {counted(len(made), 'entry', 'entries')}. {zoo.path} is as it was.")
     if counts:
-        say(f"prototypes are made by {next(iter(counts))}, as {_count(next(iter(counts.values())), 'is', 'are')} here")
+        say(f"prototypes are made by {next(iter(counts))}, as {counted(next(iter(counts.values())), 'is', 'are')} here")
     if len(counts) > 1:
         others = sum(counts.values()) - next(iter(counts.values()))
         say(
-            f"{_count(others, 'entry has', 'entries have')} them by {_count(len(counts) - 1, 'other', 'others')}, each "
+            f"{counted(others, 'entry has', 'entries have')} them by {counted(len(counts) - 1, 'other')}, each "
             "of which costs a search a pass of its own until its entries are made anew"
         )
     return {
@@ -214,7 +214,7 @@ def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
     if others:
         say(f"config {config}; --config draws another: {', '.join(others)}")
     _say_damaged(damaged, say)
-    say(f"wrote {output}: overlap and similarity of {len(entries)} tasks")
+    say(f"wrote {output}: overlap and similarity of {counted(len(entries), 'task')}")
     return {"output": str(output), "config": config, **found.to_dict(), "left_out": damaged}, 0
 
 
@@ -250,6 +250,23 @@ def chosen_config(zoo: ModelZoo, config: str | None) -> tuple[str, list[str]]:
     if config not in sizes:
         raise ValueError(f"Expected `--config` to be one of {', '.join(sizes)}, but got {config!r}.")
     return config, [key for key in sizes if key != config]
+
+
+def entry_named(zoo: ModelZoo, start: str) -> str:
+    """The entry of this name, or the only one whose name begins so.
+
+    Raises:
+        ValueError: no entry's name begins so, or several do; the message names some.
+    """
+    names = [name for name in zoo.names if name.startswith(start)] if start else []
+    if start in names or len(names) == 1:
+        return start if start in names else names[0]
+    if not names:
+        require_known(zoo, [start])
+    raise ValueError(
+        f"Expected the beginning of one entry's name, but {start!r} begins {len(names)}: {_names(names[:5])}"
+        f"{', …' if len(names) > 5 else ''}. Write more of it."
+    )
 
 
 def require_known(zoo: ModelZoo, names: Sequence[str], before: str = "") -> None:
@@ -292,7 +309,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("list", list_entries, "a line for each entry: classes, accuracy, what was kept, size on disk")
     command.add_argument("--sort", choices=get_args(SortBy), default="name", help="within each config (default: name)")
     command = add("show", show_entry, "one entry: its task, config, widths, metrics, and the tasks nearest to it")
-    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it")
+    command.add_argument("entry", metavar="ENTRY", help="its name, as `mvp-zoo list` shows it, or its beginning")
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
     command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
     command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")
@@ -347,10 +364,6 @@ def _say_damaged(damaged: dict[str, str], say: Say) -> None:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(shown(name) for name in names)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 if __name__ == "__main__":

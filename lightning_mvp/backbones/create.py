@@ -18,6 +18,7 @@ from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
 from lightning_mvp.fingerprint import fingerprint
+from lightning_mvp.words import counted
 
 __all__ = ["as_json", "create_backbone", "fingerprint", "load_weights", "recipe_of"]
 
@@ -185,7 +186,7 @@ def create_backbone(
     # first, so that their first convolution takes more channels than the images have.
     if recipe.get("replace") and first is not None and first.in_channels != in_chans:
         raise ValueError(
-            f"Expected a backbone for images of {in_chans} channel(s), but its first convolution takes "
+            f"Expected a backbone for images of {counted(in_chans, 'channel')}, but its first convolution takes "
             f"{first.in_channels}. Let the recipe's `in_chans` and `replace` agree."
         )
     recipe.setdefault("input_size", _input_size(backbone))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_mvp.backbones.inputs import one_sample
+from lightning_mvp.words import counted
 
 
 def classifier_name(backbone: nn.Module) -> str | None:
@@ -88,9 +89,9 @@ def feature_count(backbone: nn.Module, recipe: Mapping[str, Any], example: Tenso
     expected = recipe.get("in_chans", 3)
     if channels != expected:
         raise ValueError(
-            f"Expected images of {expected} channel(s), as the backbone {recipe['model']} takes, but the task's have "
-            f"{channels}. Convert the images (grey ones by repeating the channel), or use a backbone whose recipe, its "
-            f"replaced modules included, is made for {channels}."
+            f"Expected images of {counted(expected, 'channel')}, as the backbone {recipe['model']} takes, but the "
+            f"task's have {channels}. Convert the images (grey ones by repeating the channel), or use a "
+            f"backbone whose recipe, its replaced modules included, is made for {channels}."
         )
     try:
         with evaluating(backbone):

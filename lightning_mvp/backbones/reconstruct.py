@@ -22,6 +22,7 @@ from lightning_mvp.backbones.least_squares import LeastSquares, is_linear_layer,
 from lightning_mvp.backbones.masks import require_masks_fit
 from lightning_mvp.backbones.units import Groups
 from lightning_mvp.checks import is_whole
+from lightning_mvp.words import counted
 
 PENALTY = 1e-2
 MEMORY = 2e9  # bytes of activations held at a time
@@ -110,7 +111,8 @@ def reconstruct(
     left = [name for name in layers if not fitted.get(name)]
     if left:
         warnings.warn(
-            f"{len(left)} layer(s) keep the weights that they had: {', '.join(left[:5])}. Their outputs are not linear "
+            f"{counted(len(left), 'layer keeps the weights that it', 'layers keep the weights that they')} had: "
+            f"{', '.join(left[:5])}. Their outputs are not linear "
             "in their weights, as with weight standardisation, not finite, or of another shape than the dense ones.",
             stacklevel=2,
         )

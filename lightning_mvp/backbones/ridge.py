@@ -122,8 +122,7 @@ def _require_fitting(features: Tensor, labels: Tensor, n_classes: int, several: 
         missing = (place.summed(counts) == 0).nonzero().flatten().tolist()
         if missing:
             raise ValueError(
-                f"Expected at least one training image of each of {n_classes} classes, but got none of class(es) "
-                f"{missing}."
+                f"Expected at least one training image of each of {n_classes} classes, but got none of {missing}."
             )
         if outside:
             raise ValueError(f"Expected labels in 0..{n_classes - 1}, but got {outside[:5]}.")

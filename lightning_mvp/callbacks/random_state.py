@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_mvp.words import counted
+
 KEY = "lightning_mvp_random_states"
 
 
@@ -47,8 +49,8 @@ def set_random_states(trainer: L.Trainer, states: Sequence[Tensor]) -> None:
         set_random_state(states[trainer.global_rank], trainer.strategy.root_device)
     else:
         rank_zero_warn(
-            f"The checkpoint has the random state of {len(states)} rank(s) and there are {trainer.world_size}: dropout "
-            "and the like go on with other numbers than in a run without interruption."
+            f"The checkpoint has the random state of {counted(len(states), 'rank')} and there are "
+            f"{trainer.world_size}: dropout and the like go on with other numbers than in a run without interruption."
         )
 
 

@@ -15,6 +15,7 @@ from lightning_mvp.backbones.cost import count_macs, count_parameters
 from lightning_mvp.export.measure import Comparison, compare, forward
 from lightning_mvp.export.memory import HOW_CPU, HOW_CUDA, peak_memory, peak_memory_cuda
 from lightning_mvp.export.source import Source
+from lightning_mvp.words import counted
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class ExportReport:
 
     def _caption(self) -> str:
         return (
-            f"Measured on {self.device}, {self.threads} thread(s), float32; medians, in brackets the middle half of "
-            f"the rounds. Memory: {self.memory_is}."
+            f"Measured on {self.device}, {counted(self.threads, 'thread')}, float32; medians, in brackets the "
+            f"middle half of the rounds. Memory: {self.memory_is}."
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_mvp.backbones.masks import Masks, round_up, widths
 from lightning_mvp.pruning.importance import normalised
+from lightning_mvp.words import counted
 
 Scope = Literal["layer", "global"]
 RatioOf = Literal["units", "params", "macs"]
@@ -157,8 +158,8 @@ def choose_masks(
     chosen = candidate(low)
     if amount(chosen) > target:
         raise ValueError(
-            f"Keeping {kept_fraction:.1%} of the {ratio_of} is out of reach: with {floor} unit(s) left in every group "
-            f"{'(rounded up) ' if multiples else ''}{amount(chosen) / dense:.1%} remain. Choose a smaller "
+            f"Keeping {kept_fraction:.1%} of the {ratio_of} is out of reach: with {counted(floor, 'unit')} left in "
+            f"every group {'(rounded up) ' if multiples else ''}{amount(chosen) / dense:.1%} remain. Choose a smaller "
             f"`pruning_ratio`{' or `round_to`' if multiples else ''}."
         )
     return chosen

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_mvp.words import counted
+
 STEPS_BETWEEN_QUESTIONS = 50  # a GPU is asked this rarely, because each question waits for it
 # Within so many steps the round is the likely cause. A gradient that is not finite after it makes the weights infinite
 # or NaN in the same step, and the loss in the next.
@@ -96,8 +98,8 @@ for images or labels that are not finite.
         if not self._round or not 0 < after <= STEPS_AFTER_ROUND or last > RUNAWAY * max(1.0, before):
             return usual
         began = (
-            f"It began right after round {self._round} of pruning, {after} step(s) after it, and the loss was finite "
-            f"until then ({last:.3g})"
+            f"It began right after round {self._round} of pruning, {counted(after, 'step')} after it, and the loss "
+            f"was finite until then ({last:.3g})"
         )
         if self.zeroes:
             return f"{began}: {LOOK_FOR_ZERO_CHANNELS} If there is none: {usual[0].lower()}{usual[1:]}"

@@ -21,6 +21,7 @@ from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.tasks.data import load_data
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.splits import split_tasks
+from lightning_mvp.training.rounds import require_known_optim
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.similarities import SIMILARITIES
@@ -57,6 +58,7 @@ def refuse_bad_settings(settings: StudySettings) -> None:
     options: dict[str, Any] = {"augment": settings.augment, "images_per_class": settings.images_per_class}
     datamodule = TaskDataModule(data, task.classes, task.name, settings.batch_size, **options)
     backbone = create_backbone(settings.recipe, weights=settings.weights)
+    require_known_optim(settings.optim.get("optimizer", "sgd"), settings.optim.get("schedule", "onecycle"))
     TaskModule.for_task(backbone, datamodule.facts, **settings.optim)
     if pruning.ratio_of != "units" or pruning.scope == "global":
         # Whether the ratio can be reached depends on the backbone, and not on which units score best.

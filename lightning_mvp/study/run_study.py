@@ -24,6 +24,7 @@ from lightning_mvp.study.records import open_study, read_record, read_settings
 from lightning_mvp.study.study_settings import STAGES, StudySettings
 from lightning_mvp.study.worker import run_part, start_worker
 from lightning_mvp.study.zoo_fingerprints import keep_fingerprints, zoo_fingerprints
+from lightning_mvp.words import counted
 
 
 def run_study(
@@ -68,7 +69,8 @@ def run_study(
     todo = [(stage, [part for part in wave if read_record(folder, part.name) is None]) for stage, wave in shares]
     console = console or Console()
     every, left = (sum(len(wave) for _, wave in waves) for waves in (shares, todo))
-    console.print(f"{every} parts in {folder} ({', '.join(stages)}): {every - left} done already; {workers} worker(s).")
+    told = f"{counted(every, 'part')} in {folder} ({', '.join(stages)})"
+    console.print(f"{told}: {every - left} done already; {counted(workers, 'worker')}.")
     if left:
         _run_waves(folder, settings, todo, workers, console)
 

@@ -146,6 +146,21 @@ def endless(
         yield from loader
 
 
+def require_known_optim(optimizer: Any, schedule: Any) -> None:
+    """Refuse an optimizer or a schedule by its import path: nobody knows what it remembers of cut parameters.
+
+    Raises:
+        ValueError: one of them is not ours; the message says what to do.
+    """
+    for name, choice in (("optimizer", optimizer), ("schedule", schedule)):
+        if not isinstance(choice, str):
+            raise ValueError(
+                f"Expected argument `{name}` to be one of ours by name where units are cut between rounds, as in a "
+                f"study, but got {dict(choice)!r}. Take another, or let a Trainer zero units: mvp-prune without "
+                "cut_between_rounds."
+            )
+
+
 class _Classifier(nn.Module):
     """Features, and the logits that a head makes of them."""
 
@@ -234,6 +249,7 @@ def prune_and_cut(
         close_process_group_at_exit()
     schedule, rounds_done, watch = pruning.schedule(steps), 0, LossWatch(zeroes=False)
     batches = endless(data, fabric.global_rank, fabric.world_size, pin_memory=fabric.device.type == "cuda")
+    require_known_optim(module.hparams["optimizer"], module.hparams["schedule"])
     peak, onecycle = module.hparams["learning_rate"], module.hparams["schedule"] == "onecycle"
     module.require_teacher()
     teacher = copy.copy(module.teacher) if module.mimic else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,13 +18,22 @@ from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.passes import Place, Where
-from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.batches import AnyTask, BatchTo, accuracies, loss_of
 from lightning_mvp.training.classifier import Classifier, name_of
 from lightning_mvp.training.decision import freeze, frozen_parameters
 from lightning_mvp.training.mimic import Teacher, require_weight
-from lightning_mvp.training.optimizer import OPTIMIZER, OptimizerName, ScheduleName, one_cycle, optimizer_of
+from lightning_mvp.training.optimizer import (
+    OPTIMIZER,
+    OptimizerChoice,
+    OptimizerName,
+    ScheduleChoice,
+    ScheduleName,
+    optimizer_of,
+    require_optim_choice,
+    schedule_of,
+)
+from lightning_mvp.training.optimizer import one_cycle as one_cycle
 from lightning_mvp.training.resume import require_resizable, require_same_model, same_shapes, undisturbed
 from lightning_mvp.zoo.rebuild import dense_backbone
 from lightning_mvp.zoo.zoo import ModelZoo
@@ -48,10 +56,12 @@ class TaskModule(Classifier):
         recipe: the backbone's recipe, see :func:`~lightning_mvp.backbones.create.create_backbone`.
         facts: the task's facts as a plain dict, see :meth:`TaskFacts.to_dict`.
         learning_rate: the peak.
-        optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
+        optimizer: ``"sgd"`` (momentum 0.9, Nesterov), ``"adamw"``, or a class by its import path, as
+            ``{"_target_": "timm.optim.Muon", "momentum": 0.95}``; see
+            :func:`~lightning_mvp.training.optimizer.optimizer_of`.
         weight_decay: of weights with two or more axes; norms and biases have none.
-        schedule: ``"onecycle"`` (linear warm-up over the first 10 % of the steps, then a cosine to zero) or
-            ``"constant"``.
+        schedule: ``"onecycle"`` (linear warm-up over the first 10 % of the steps, then a cosine to zero),
+            ``"constant"``, or likewise a class such as ``torch.optim.lr_scheduler.StepLR``, which goes by steps.
         channels_last: the memory layout that the backbone trains in; None: what
             :func:`~lightning_mvp.backbones.layout.training_layout` says of it. True also forces the layout where it
             doesn't, which on an old CPU may crash.
@@ -94,9 +104,9 @@ class TaskModule(Classifier):
         recipe: Mapping[str, Any],
         facts: Mapping[str, Any],
         learning_rate: float = 0.05,
-        optimizer: OptimizerName = "sgd",
+        optimizer: OptimizerChoice = "sgd",
         weight_decay: float = 5e-4,
-        schedule: ScheduleName = "onecycle",
+        schedule: ScheduleChoice = "onecycle",
         channels_last: bool | None = None,
         backbone: nn.Module | None = None,
         mimic: float = 0.0,
@@ -114,14 +124,14 @@ class TaskModule(Classifier):
                 theta0 = dense_backbone(ModelZoo(zoo) if isinstance(zoo, str | Path) else zoo)
             assert theta0 is not None
             self.teacher = Teacher(theta0)
-        require_choice("optimizer", optimizer, OptimizerName)
-        require_choice("schedule", schedule, ScheduleName)
+        require_optim_choice("optimizer", optimizer, OptimizerName)
+        require_optim_choice("schedule", schedule, ScheduleName)
         if not learning_rate > 0:
             raise ValueError(f"Expected argument `learning_rate` to be above 0, but got {learning_rate!r}.")
         if not isinstance(channels_last, bool | None):
             raise ValueError(f"Expected argument `channels_last` to be true, false or None, but got {channels_last!r}.")
         # Containers of another library, such as OmegaConf's, would break loading with weights_only=True.
-        recipe, facts = as_json(recipe), as_json(facts)
+        recipe, facts, optimizer, schedule = (as_json(each) for each in (recipe, facts, optimizer, schedule))
         # Without mimicking, or several labels, a checkpoint says what it said before there was either.
         unsaid = [name for name, said in (("mimic", self.mimic), ("multi_label", multi_label)) if not said]
         self.save_hyperparameters(ignore=["backbone", "zoo", "theta0", "batch_to", *unsaid])
@@ -322,8 +332,8 @@ class TaskModule(Classifier):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
-        if self.hparams["schedule"] == "constant":
+        schedule = self.hparams["schedule"]
+        if schedule == "constant":
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, total=total))
+        scheduler = schedule_of(optimizer, schedule, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

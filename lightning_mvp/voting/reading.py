@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_mvp.voting.labels import as_labels
+from lightning_mvp.words import counted
 
 # The most batches that are read from a loader whose first batches don't show all classes.
 MOST_BATCHES = 1000
@@ -107,9 +108,9 @@ def read_sample(
     if seen.in_runs and read > len(first):
         warnings.warn(
             f"Expected argument `{argument}` in shuffled order, but it gives one class after the other: its first "
-            f"{len(first)} batches hold class(es) {seen_first} only. {read} batches were read"
+            f"{len(first)} batches hold {seen_first} only. {read} batches were read"
             + (", the most that are" if read == MOST_BATCHES else "")
-            + f", with class(es) {seen.words()}; any other was not seen. Shuffle it: DataLoader(..., shuffle=True).",
+            + f", with {seen.words()}; any other was not seen. Shuffle it: DataLoader(..., shuffle=True).",
             stacklevel=5,
         )
     if labels.ndim == 1 and 255 in seen.counts and max({*seen.counts} - {255}, default=255) < 254:
@@ -121,8 +122,8 @@ def read_sample(
     missing = seen.missing
     if missing:
         warnings.warn(
-            f"No image of {len(missing)} class(es) was seen in the {read} batches that were read of `{argument}`: "
-            f"{_few(missing)}.",
+            f"No image of {counted(len(missing), 'class', 'classes')} was seen in the {read} batches that were read "
+            f"of `{argument}`: {_few(missing)}.",
             stacklevel=5,
         )
     return Sample(images, labels, missing)
@@ -164,7 +165,8 @@ class _Classes:
 
     def words(self) -> str:
         """The classes that were seen, a few of them by name or number."""
-        return _few([repr(self.names[index]) if self.names else str(index) for index in sorted(self.counts)])
+        noun = "class" if len(self.counts) == 1 else "classes"
+        return f"{noun} {_few([repr(self.names[at]) if self.names else str(at) for at in sorted(self.counts)])}"
 
 
 def _few(words: Sequence[str]) -> str:

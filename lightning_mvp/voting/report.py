@@ -12,6 +12,7 @@ from rich.table import Table
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.voting.ranking import Neighbour
 from lightning_mvp.voting.trust import Evidence, nearest_words
+from lightning_mvp.words import counted
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,15 @@ class VoteReport:
 
     def table(self) -> Table:
         """Neighbours, widths, shares and size against the dense backbone, for `rich.print`."""
-        table = Table("what", "value", title=f"Vote of {len(self.neighbours)} neighbours", title_justify="left")
+        table = Table(
+            "what", "value", title=f"Vote of {counted(len(self.neighbours), 'neighbour')}", title_justify="left"
+        )
         for neighbour in self.neighbours:
-            shared = "" if neighbour.shared_classes is None else f", {neighbour.shared_classes} shared classes"
+            shared = (
+                ""
+                if neighbour.shared_classes is None
+                else f", {counted(neighbour.shared_classes, 'shared class', 'shared classes')}"
+            )
             share = self.coefficients[neighbour.name] / sum(self.coefficients.values())
             table.add_row(neighbour.name, f"score {neighbour.score:.3f}{shared}, weight {share:.2f}")
         if self.evidence is not None:

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Column, Table
 
+from lightning_mvp.words import counted
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.entry_file import shown
 from lightning_mvp.zoo.generations import Generation
@@ -91,7 +92,7 @@ def _facts(entry: ZooEntry, size: int) -> Table:
     metrics = {name: value for name, value in (info.get("metrics") or {}).items() if not name.startswith("mvp/")}
     rows: dict[str, Any] = {
         "task": facts["name"],
-        f"{len(facts['classes'])} classes": _first(list(map(str, facts["classes"]))),
+        counted(len(facts["classes"]), "class", "classes"): _first(list(map(str, facts["classes"]))),
         **{name.replace("_", " "): _short(value) for name, value in facts.items() if name not in ("name", "classes")},
         "pruning config": ", ".join(_pairs(entry.config)),
         "validation accuracy": percent(validation_accuracy(info)),
@@ -100,7 +101,9 @@ def _facts(entry: ZooEntry, size: int) -> Table:
         "parameters": f"{sum(np.size(value) for value in entry.weights.values()):,} numbers in the backbone"
         + (f", {sum(np.size(value) for value in entry.head.values()):,} in the head" if entry.head else ", no head"),
         "importance": "stored" if entry.importance else "not stored",
-        "prototypes": "not stored" if entry.prototypes is None else f"{len(entry.prototypes)} class means stored",
+        "prototypes": "not stored"
+        if entry.prototypes is None
+        else f"{counted(len(entry.prototypes), 'class mean')} stored",
         **{name: _short(info[name]) for name in info if name not in ("kept", "metrics", "versions", "zoo")},
         "versions": ", ".join(_pairs(info.get("versions") or {})),
         "size on disk": decimal(size),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +17,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from lightning_mvp.apps import values
+from lightning_mvp.fitting.growing import Which
+from lightning_mvp.pruning.choose import RatioOf, Scope
+from lightning_mvp.pruning.criteria import CRITERIA
+from lightning_mvp.training.classifier import HeadInit
+from lightning_mvp.training.optimizer import OptimizerName, ScheduleName
+from lightning_mvp.voting.merge import Missing
+from lightning_mvp.voting.merges import MERGES
+from lightning_mvp.voting.similarities import SIMILARITIES
+from lightning_mvp.zoo.entry_file import Storage
 
 from .conftest import TINY, TINY_COMPARE, TINY_ROUNDS, Run
 
@@ -25,7 +39,7 @@ COMPARE_ONLY = [
     ("vote.pruning_ratio=0.5", "Expected `vote.pruning_ratio` to be null, but got 0.5"),
     ("source_steps=1", "Expected a run of at least 2 optimizer steps"),
     ("steps=1", "Expected a run of at least 2 optimizer steps"),
-    ("pruning={pruning_ratio: 0.999, ratio_of: macs}", "Keeping 0.1% of the macs is out of reach: with 1 unit(s) left"),
+    ("pruning={pruning_ratio: 0.999, ratio_of: macs}", "Keeping 0.1% of the macs is out of reach: with 1 unit left"),
     ("backbone.weights=nowhere.safetensors", "No weights at nowhere.safetensors. `mvp-pretrain` writes such a file"),
 ]
 BOTH = [  # asked of one command; that the other reads the same configuration one of them shows
@@ -36,13 +50,19 @@ BOTH = [  # asked of one command; that the other reads the same configuration on
     ("data.name=glyphz", "but got 'glyphz'. Did you mean 'glyphs'?"),
     ("data.root=???", "Expected `data.root` to be given, but it has no default. Add data.root=… to the command."),
     ("split.classes_per_task=9", "Expected at least 9 seen classes for tasks of 9 classes, but got 8. Lower"),
-    ("pruning.pruning_ratio=80", "`pruning_ratio` to be a float in (0, 1), but got 80. It is the fraction that"),
-    ("pruning.pruning_ratio=0", "`pruning_ratio` to be a float in (0, 1), but got 0"),
+    (
+        "pruning.pruning_ratio=80",
+        "`pruning.pruning_ratio` to be a number in (0, 1), the fraction that is removed",
+    ),
+    ("pruning.pruning_ratio=0", "but got 0. Write pruning.pruning_ratio=0.7, or leave it out."),
     (
         "pruning.criterion=tailor",
-        "`criterion` to be one of ('taylor', 'magnitude', 'random'), or a Criterion",
+        "`pruning.criterion` to be one of 'taylor', 'magnitude', 'random' or {_target_: package.Class}",
     ),
-    ("optim.optimizer=adam", "`optimizer` to be one of 'sgd', 'adamw', but got 'adam'"),
+    (
+        "optim.optimizer=adam",
+        "`optim.optimizer` to be one of 'sgd', 'adamw' or {_target_: package.Class}, but got",
+    ),
     ("backbone.recipe.in_chans=1", "channel"),
 ]
 
@@ -74,7 +94,10 @@ def test_mvp_compare_refuses_before_any_process_starts(override: str, words: str
         (["split.classes=[latin-capital-a]"], "`classes` to be two or more class names, but got"),
         (["split.task=99"], "to be in [0, 3) for source tasks, but got 99"),
         (["split.task=first"], "Expected `split.task` to be the number of a source task, but got 'first'"),
-        (["split.kind=sauce"], "`kind` to be one of ('source', 'target', 'development', 'heldout'), but got 'sauce'"),
+        (
+            ["split.kind=sauce"],
+            "`split.kind` to be one of 'source', 'target', 'development', 'heldout', but got",
+        ),
         (["steps=1"], "Expected a run of at least 2 optimizer steps"),
         (["weights=nowhere"], "weights of the backbone at nowhere, but there is no such file. Make them with `mvp-pre"),
     ],
@@ -161,6 +184,7 @@ WRONG_BY_RULE = {
     "a list": (3,),
     "a mapping": ("abc", 3),
     "theta0": ("zoo",),
+    "one of": ("magic", 1, {"name": "sgd"}),
 }
 # Key, whether it may be null, and what else it must be.
 RULED = [(key.removesuffix("?"), key.endswith("?"), rule.what) for rule in values.RULES for key in rule.keys.split()]
@@ -251,3 +275,48 @@ def test_random_weights_are_said_to_be_random(tmp_path: Path, run: Run) -> None:
     assert f"backbone.weights={said}" in parent.line
     silent = run("pretrain", *TINY, "dry_run=true", home=tmp_path)
     assert "random" not in silent.line
+
+
+NAMES = {
+    "optim.optimizer": get_args(OptimizerName),
+    "optim.schedule": get_args(ScheduleName),
+    "pruning.criterion": CRITERIA.known,
+    "pruning.ratio_of": get_args(RatioOf),
+    "pruning.scope": get_args(Scope),
+    "vote.similarity": SIMILARITIES.known,
+    "vote.merge": MERGES.known,
+    "vote.missing": get_args(Missing),
+    "head_init": get_args(HeadInit),
+    "storage": get_args(Storage),
+    "growth.which": get_args(Which),
+}
+
+
+@pytest.mark.parametrize(("key", "names"), NAMES.items())
+def test_names_that_are_checked_early_are_those_that_there_are(key: str, names: Iterable[str]) -> None:
+    (rule,) = (rule for rule in values.RULES if rule.what.startswith("one of") and key in rule.keys.split())
+    assert set(re.findall(r"'(\w+)'", rule.what)) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("prune", "steps=abc", "Expected `steps` to be an integer"),
+        ("prune", "optim.optimizer=adam", "Expected `optim.optimizer` to be one of"),
+        ("prune", "weights=nowhere", "Expected weights of the backbone at nowhere"),
+        ("vote", "zoo=nowhere", "Expected a zoo at nowhere"),
+        ("export", "seed=1", "but got none of them"),
+        ("compare", "vote.missing=mean", "Expected `vote.missing` to be one of"),
+    ],
+)
+def test_a_mistake_is_answered_before_torch_is_imported(name: str, override: str, words: str, tmp_path: Path) -> None:
+    """Its import takes seconds, in which one thinks that all is well."""
+    script = (
+        f"import sys; sys.argv[1:] = [{override!r}]\nimport lightning_mvp.apps.{name} as app\n"
+        "try:\n    app.main()\nexcept SystemExit as end:\n"
+        "    print(end.code, sorted({'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "LIGHTNING_MVP_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert words in " ".join(done.stdout.split())
+    assert done.stdout.rstrip().endswith("1 []")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +21,11 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from lightning_mvp.apps import runtime
+from lightning_mvp.apps import runtime, values
 from lightning_mvp.apps.compare import build_settings
-from lightning_mvp.apps.runtime import threads_of, trainer_options
+from lightning_mvp.apps.runtime import threads_of, trainer_options, training_of
 from lightning_mvp.fitting.fit import make_trainer
+from lightning_mvp.training.optimizer import require_optim
 
 CONF = Path(str(files("lightning_mvp.conf")))
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "cifar100"
@@ -73,7 +76,7 @@ def own_keys(group: str, option: str) -> set[str]:
 
 def test_the_groups_are_those_of_the_design() -> None:
     expected = {"backbone", "data", "split", "pruning", "vote", "optim", "trainer", "strategy", "logger", "experiment"}
-    assert expected | {"paths", "launcher", "augment"} == set(GROUPS)
+    assert expected | {"paths", "launcher", "augment", "callbacks"} == set(GROUPS)
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -113,6 +116,7 @@ def test_help_shows_groups_and_an_example_without_importing_torch(root: str) -> 
     assert f"Example:  mvp-{root} " in done.stdout
     for group in USES[root] - {"experiment", "paths"}:
         assert f"{group}: {GROUPS[group][0]}" in done.stdout, group
+        assert root == "export" or re.search(rf"^  {group} {{2,}}\w", done.stdout, re.M), f"{group} in a line"
     assert done.stdout.rstrip().endswith("heavy imports: []")
 
 
@@ -121,6 +125,47 @@ def test_pre_training_has_a_learning_rate_of_its_optimizer() -> None:
     assert default == {**compose_for("prune")["optim"], "learning_rate": 0.2}
     assert adamw == compose_for("prune", "optim=adamw")["optim"]
     assert compose_for("compare", "optim=adamw")["pretrain"]["learning_rate"] is None
+
+
+SGD = {"learning_rate": 0.05, "optimizer": "sgd", "weight_decay": 5e-4, "schedule": "onecycle"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ((), SGD),
+        (("optim=sgd",), SGD),
+        (("optim=adamw",), {**SGD, "learning_rate": 1e-3, "optimizer": "adamw", "weight_decay": 0.05}),
+    ],
+)
+def test_what_an_id_says_of_a_training_stays(choices: tuple[str, ...], expected: dict[str, Any]) -> None:
+    rest = {"precision": "auto", "gradient_clip_val": 1.0, "batch_size": 32, "augment": "none", "head_init": "ridge"}
+    config = OmegaConf.create(compose_for("prune", *choices, "data.augment=none", "data.batch_size=32"))
+    assert training_of(config, 1) == {**expected, **rest}
+
+
+@pytest.mark.parametrize("optim", GROUPS["optim"])
+def test_each_ready_optimizer_and_schedule_can_be_made(optim: str) -> None:
+    require_optim(**compose_for("prune", f"optim={optim}")["optim"])
+
+
+def test_callbacks_of_a_group_are_made_and_told_by_the_id() -> None:
+    config = OmegaConf.create(
+        compose_for("prune", "callbacks=learning_rate", "callbacks.learning_rate.logging_interval=epoch")
+    )
+    (made,) = trainer_options(config)["callbacks"]
+    assert (type(made).__name__, made.logging_interval) == ("LearningRateMonitor", "epoch")
+    assert training_of(config, 1)["own_callbacks"][0]["logging_interval"] == "epoch"
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb", "mlflow"])
+def test_a_logger_without_its_package_says_what_to_install(logger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = compose_for("prune", f"logger={logger}")["logger"]
+    assert composed["_target_"].startswith("lightning.pytorch.loggers.")
+    monkeypatch.setattr(values, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=rf"pip install 'lightning-mvp\[{logger}\]', or take logger=csv"):
+        values.require_logger({"logger": logger})
+    values.require_logger({"logger": "csv"})
 
 
 @pytest.mark.slow
@@ -218,3 +263,16 @@ def test_a_single_job_on_the_cpu_uses_all_cores_unless_told_otherwise(
     monkeypatch.setattr(runtime, "cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS") if told is None else monkeypatch.setenv("OMP_NUM_THREADS", told)
     assert threads_of(OmegaConf.create({"threads": threads, "trainer": trainer}), single) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "said"),
+    [("cpu", []), ("auto", ["CUDA initialization: too old"]), ("gpu", ["CUDA initialization: too old"])],
+)
+def test_a_machine_without_gpu_is_not_told_so(accelerator: str, said: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        runtime.quiet_cuda(accelerator)
+        for what in ("Found no NVIDIA driver on your system.", "too old"):
+            warnings.warn(f"CUDA initialization: {what}", UserWarning)
+    assert [str(each.message) for each in heard] == said

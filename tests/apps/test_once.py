@@ -25,7 +25,7 @@ def test_it_fills_a_zoo_that_a_vote_takes_from(tmp_path: Path, run: Run) -> None
     save_weights(create_backbone(recipe("resnet_mini")), tmp_path / "theta0.safetensors")
     own = (f"weights={tmp_path / 'theta0.safetensors'}", f"zoo={tmp_path / 'zoo'}")
     planned = run("prune", *ONCE, *own, "dry_run=true", home=tmp_path)
-    assert planned.line == "would run mvp-prune in 1 process(es). Nothing was done"
+    assert planned.line == "would run mvp-prune in 1 process. Nothing was done"
     done = run("prune", "-m", *ONCE, *own, "split.task=0,1", home=tmp_path)
     assert done.code == 0, done.text
     # What is trained nowhere does not depend on how it would be.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lightning_mvp import ModelZoo
 from lightning_mvp.apps.prune import cutting_options
@@ -74,6 +76,43 @@ def test_what_starts_ranks_on_gpus_opens_no_cuda_context(
     done = run(app, *TINY, *overrides, *weights, "strategy=ddp", home=tmp_path)
     assert done.code == 0, done.text
     assert list(tmp_path.rglob("result.json"))
+
+
+WAITED = "RankZeroError: Rank 0, for which this rank waited, has failed. OSError: the disk is full"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (WAITED, "RankFailedError: rank 0 of 2: OSError: the disk is full"),
+        ("RuntimeError: a broken image", "RankFailedError: rank 1 of 2: RuntimeError: a broken image"),
+        (None, "RankFailedError: rank 1 of 2: Signal 9 (SIGKILL) received by PID 7"),
+    ],
+)
+def test_dead_ranks_end_in_one_line_with_the_cause_last(
+    said: str | None, told: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "error.json"
+    if said is not None:
+        about = {"message": said, "extraInfo": {"py_callstack": "Traceback: in a rank", "timestamp": "1"}}
+        file.write_text(json.dumps({"message": about}))
+    failed = ChildFailedError("prune", {1: ProcessFailure(1, 7, -9 if said is None else 1, str(file))})
+
+    def launch(*_: Any) -> Any:
+        def start(*_: Any) -> NoReturn:
+            raise failed
+
+        return start
+
+    monkeypatch.setattr("lightning_mvp.apps.ranks.elastic_launch", launch)
+    done = run("prune", *TINY, *TINY_ROUNDS, *TWO, "weights=null", home=tmp_path)
+    assert done.code == 1
+    assert done.line.endswith(told)
+    assert "Traceback" not in done.text
+    (log,) = tmp_path.glob("logs/prune/*/prune.log")
+    assert f"The rank's traceback is in {log}" in done.line
+    if said is not None:
+        assert "Traceback: in a rank" in log.read_text()
 
 
 def two(nursery: Nursery, folder: Path, *words: str) -> Ended:

@@ -181,7 +181,7 @@ def test_a_dry_run_plans_and_does_nothing(home: Path, swept: Outcome, run: Run):
     assert "one after the other, as measured here" in done.line
     assert modified(home / ZOO) == before
     alone = run("prune", *QUICK, "split.task=2", *TWO_BY_TWO[2:], "dry_run=true", home=home)
-    assert "would run mvp-prune in 2 process(es); training takes about" in alone.line
+    assert "would run mvp-prune in 2 processes; training takes about" in alone.line
     assert modified(home / ZOO) == before
 
 

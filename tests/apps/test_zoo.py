@@ -402,3 +402,12 @@ def test_what_others_were_grown_from_is_removed_only_by_a_word(tmp_path: Path, a
     gone = ask("remove", zoo.path, name_of("b"), "--descendants")
     assert gone.code == 0
     assert zoo.names == ()
+
+
+def test_show_takes_the_beginning_of_one_name_alone(zoo: ModelZoo, ask: Ask) -> None:
+    assert ask("show", zoo.path, "bet", "--json").json["name"] == name_of("beta")
+    several = ask("show", zoo.path, "alpha")
+    assert (several.code, "begins 2: " in several.err, "Write more of it" in several.err) == (1, True, True)
+    assert "has no 'delta'" in " ".join(ask("show", zoo.path, "delta").err.split())
+    assert ask("show", zoo.path, "").code == 1
+    assert "has no 'bet'" in " ".join(ask("remove", zoo.path, "bet").err.split()), "what is removed is named in full"

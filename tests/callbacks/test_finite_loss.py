@@ -44,7 +44,9 @@ def watched(losses: list[float], round_at: int | None = None, **options: Any) ->
 def test_a_loss_that_fails_right_after_a_round_is_told_from_others() -> None:
     nan = torch.nan
     after = watched([1.0, 1.1, 2.5, nan], round_at=2)
-    assert "not finite at step 4. Nothing was written. It began right after round 2 of pruning, 2 step(s)" in after
+    assert (
+        "not finite at step 4. Nothing was written. It began right after round 2 of pruning, 2 steps after it" in after
+    )
     assert "(2.5): look for an operation whose value or slope" in after
     cut = watched([1.0, 1.1, nan], round_at=2, zeroes=False)
     assert "right after round 2" in cut

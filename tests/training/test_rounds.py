@@ -239,5 +239,5 @@ def test_two_ranks_cut_alike_and_fail_alike(nursery: Nursery, tmp_path: Path) ->
     assert own is not None
     torch.testing.assert_close(torch.tensor(first["prototypes"]), own, rtol=1e-4, atol=1e-5)
     for said in (first, second):
-        assert "round 1 differ between ranks: rank(s) [1] disagree with rank 0" in said["problem"]
+        assert "round 1 differ between ranks: [1] disagree with rank 0" in said["problem"]
     assert len(ModelZoo(tmp_path / "zoo")) == 1

@@ -1,0 +1,105 @@
+"""The picture of a sweep: accuracy against each key that was swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from lightning_mvp.apps.sweep_records import Record, swept_values
+from lightning_mvp.words import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_PANELS = 4
+MOST_NAMES = 12  # values that are written below a panel; of more only some numbers are
+NUMBERED = ("task", "seed")  # numbers that say which, not how much: no line joins them
+# Two of the colours of study/report_plots.py, which would import torch.
+JOB, MEAN = "#0072B2", "#D55E00"
+
+
+def draw_sweep(path: Path, records: Sequence[Record]) -> bool:
+    """Draw validation accuracies of a sweep's jobs, a panel for each key that has several values; False if none has.
+
+    Each job is a dot. Where several jobs have the same value of a key their mean is drawn, too: it is over all other
+    keys. Of more than four keys those with most values are drawn.
+
+    Args:
+        path: of the picture.
+        records: of the jobs; those without a validation accuracy are left out.
+    """
+    jobs = [
+        (values, 100 * record["val_accuracy"])
+        for record, values in zip(records, swept_values(records), strict=True)
+        if record.get("val_accuracy") is not None
+    ]
+    points = {
+        key: [(values[key], accuracy) for values, accuracy in jobs if key in values]
+        for key in dict.fromkeys(key for values, _ in jobs for key in values)
+    }
+    counts = {key: len({value for value, _ in own}) for key, own in points.items()}
+    keys = sorted((key for key in points if counts[key] > 1), key=lambda key: -counts[key])[:MOST_PANELS]
+    if not keys:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, 4.2 * len(keys)), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for axes, key in zip(panels, keys, strict=True):
+        _draw(axes, key, points[key])
+    panels[0].set_ylabel("validation accuracy (%)")
+    title = f"Accuracy of {counted(len(jobs), 'job')}, each a dot, against what was swept"
+    figure.suptitle(title if len(keys) > 1 else title.replace(", against", "\nagainst"), fontsize=11)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _draw(axes: Axes, key: str, points: Sequence[tuple[str, float]]) -> None:
+    names = list(dict.fromkeys(value for value, _ in points))
+    numbers = [_number(name) for name in names]
+    numeric = None not in numbers
+    places: dict[str, Any] = dict(zip(names, numbers if numeric else range(len(names)), strict=True))
+    at = sorted(places.values())
+    several = len(points) > len(names)
+    axes.plot(
+        [places[value] for value, _ in points],
+        [accuracy for _, accuracy in points],
+        ls="",
+        marker="o",
+        ms=4.5,
+        alpha=0.4 if several else 0.9,
+        mew=0,
+        color=JOB,
+        clip_on=False,
+    )
+    if several:
+        means = {places[name]: fmean(accuracy for value, accuracy in points if value == name) for name in names}
+        heights = [means[place] for place in at]
+        joined = numeric and key.rpartition(".")[2] not in NUMBERED
+        axes.plot(at, heights, ls="-" if joined else "none", marker="D", ms=5, color=MEAN, lw=1.2)
+        axes.annotate(
+            "mean", (at[-1], heights[-1]), (6, 0), "data", "offset points", color=MEAN, va="center", fontsize=8
+        )
+    if numeric and at[0] > 0 and at[-1] >= 20 * at[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    if len(names) <= MOST_NAMES:
+        wide = sum(map(len, names)) > 45
+        shown = {places[name]: name if len(name) <= 24 else f"{name[:23]}…" for name in names}
+        axes.set_xticks(at, [shown[place] for place in at], rotation=30 * wide, ha="right" if wide else "center")
+    elif not numeric:
+        axes.set_xticks([])
+    axes.margins(x=0.08)
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel(key)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
