@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("benchmarks/**/*.md", "benchmarks/**/*.png", "benchmarks/**/*.svg", "benchmarks/**/*.json", "examples/*.*")
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", *OUTSIDE)
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", *OUTSIDE)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
 
 
