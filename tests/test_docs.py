@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import lightning_mvp
+from lightning_mvp.apps.zoo import main as look_after_a_zoo
 from lightning_mvp.apps.zoo import parser
 from lightning_mvp.zoo import ModelZoo
 from lightning_mvp.zoo.seen_by import preprocessing_of
 
+from .apps.conftest import TINY, TINY_ROUNDS
 from .apps.test_config import compose_for
+from .nursery import Nursery
 from .tasks.photographs import write_photographs
 from .voting.conftest import RECIPE, World, arrays, world
 
@@ -96,20 +101,15 @@ def test_every_command_is_one_that_its_configuration_knows(page: str) -> None:
 
 @pytest.fixture
 def given(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which the examples of a page run: `photos/` of some classes, and a `zoo/` of three entries."""
+    """The folder in which the examples of a page run: photographs of two classes each, and a zoo of three entries."""
     monkeypatch.chdir(tmp_path)
-    write_photographs(tmp_path / "photos", dict.fromkeys(("cat", "dog", "bird", "fish"), 20), (24, 24))
+    write_photographs(tmp_path / "photos", {"cat": 20, "dog": 20}, (24, 24))
+    write_photographs(tmp_path / "more-photos", {"bird": 20, "fish": 20}, (24, 24))
     seen = preprocessing_of(world.facts("one", "ab").to_dict())
     zoo = ModelZoo.create("zoo", RECIPE, arrays(world.backbone.state_dict()), world.groups.sizes, seen)
     for seed, (name, classes) in enumerate({"one": "ab", "two": "cd", "three": "ef"}.items()):
         zoo.add(world.entry(name, classes, seed))
     return tmp_path
-
-
-def photos_of_two_classes(folder: Path) -> None:
-    """What a page that reads the whole folder finds."""
-    for name in ("bird", "fish"):
-        shutil.rmtree(folder / "photos" / name)
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,65 @@ def photos_of_two_classes(folder: Path) -> None:
         if "```python" in text and page not in ("extend.md", "README.md", "start.md")
     ],
 )
-def test_the_examples_of_each_page_run_one_after_the_other(page: str, given: Path) -> None:
+def test_the_examples_of_each_page_run_one_after_the_other(
+    page: str, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As they stand, but for the number of steps."""
-    if page == "trainer.md":
-        photos_of_two_classes(given)
     names: dict[str, Any] = {"__name__": "__main__"}
     for language, code in BLOCK.findall(PAGES[page]):
-        code = re.sub(r"max_steps=\d+", "max_steps=20", code)
-        if language == "python" and page == "ddp.md":  # it starts itself again, so it has to be a file
+        code = re.sub(r"max_steps=\d+", "max_steps=16", code)
+        if language == "python" and page == "ddp.md":  # its ranks run the script again, so it has to be a file
             (given / "script.py").write_text(code)
             subprocess.run([sys.executable, "script.py"], check=True, timeout=240)
         elif language == "python":
             exec(compile(code, page, "exec"), names)
+        elif page == "zoo-care.md":
+            for command in map(shlex.split, code.splitlines()):
+                monkeypatch.setattr(sys, "argv", command)
+                with pytest.raises(SystemExit, match=r"^0$"):
+                    look_after_a_zoo()
+
+
+@pytest.mark.slow
+def test_the_first_five_minutes_work(nursery: Nursery, tmp_path: Path) -> None:
+    """On fewer characters, with fewer steps."""
+    few = (*TINY, "split.sources=8", "trainer.enable_progress_bar=false")
+    fewer = {"prune": (*few, *TINY_ROUNDS), "pretrain": few, "vote": few, "export": ("measure.seconds=0.05",)}
+    for code in (code for language, code in BLOCK.findall(PAGES["start.md"]) if language == "bash"):
+        command, *arguments = shlex.split(code)
+        name = command.removeprefix("mvp-")
+        ended = nursery.run("tests.nursery:run_command", name, *arguments, *fewer[name], cwd=tmp_path)
+        assert ended.well, ended.text
+    assert {"load.py", "model.onnx"} <= {path.name for path in (tmp_path / "deployed").iterdir()}
+
+
+# The site and what stands beside the code ---------------------------------------------------------------------------
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    shown = re.findall(r"^::: lightning_mvp\.(.+)$", pages, re.M)
+    public = set(lightning_mvp.__all__)
+    for module in iter_modules(lightning_mvp.__path__):
+        names = getattr(import_module(f"lightning_mvp.{module.name}"), "__all__", ()) if module.ispkg else ()
+        public |= {f"{module.name}.{name}" for name in names if name not in lightning_mvp.__all__}
+    assert sorted(shown) == sorted(public)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-d", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    pages = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "start.html", "CHANGELOG.html", "benchmarks/cifar100/report.html"} <= pages.keys()
+    for name, page in pages.items():
+        assert not re.findall(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]+', page), name
+    assert "<code>&gt;&gt;&gt;" not in pages["reference/trainer.html"]
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == lightning_mvp.__version__
+    assert f"\n## {lightning_mvp.__version__} " in (ROOT / "CHANGELOG.md").read_text()
