@@ -1,4 +1,4 @@
-"""What mkdocs.yml needs beside plugins: pages that stand outside of docs/, and examples that are shown as code."""
+"""What mkdocs.yml needs beside plugins: pages that stand outside of docs/, and docstrings as they are shown."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return LINK.sub(on_site, markdown)
 
 
-class ExamplesAreExamples(griffe.Extension):
-    """A docstring's "Example:" becomes the section that griffe calls "Examples:", which shows code as code."""
+class PlainDocstrings(griffe.Extension):
+    """Docstrings as griffe wants them: its name for a section of examples, and names as code without a role."""
 
     def on_object(self, *, obj: griffe.Object, **options: Any) -> None:
         """Called by griffe for each module, class and function."""
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
+            text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
+            obj.docstring.value = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text)
