@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +39,9 @@ def test_example_runs_and_says_what_it_did(example: Path, tmp_path: Path) -> Non
 
 
 def test_the_tour_runs_and_draws_its_three_pictures(tmp_path: Path) -> None:
+    import nbformat  # `make test` installs neither
+    from nbclient import NotebookClient
+
     tour = nbformat.read(EXAMPLES[0].with_name("tour.ipynb"), as_version=4)
     assert not any(cell.get("outputs") for cell in tour.cells), "it is kept without what it printed"
     NotebookClient(tour, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
