@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(COVERAGE)
 
-.PHONY: demo lint test test-more test-all format clean install install-demo install-test
+.PHONY: demo docs lint test test-more test-all format clean install install-demo install-docs install-test
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test       install, then lint, types, doctests and tests (under 10 minutes)"
 	@echo "make test-more  install, then the slow tests (under 30 minutes)"
 	@echo "make test-all   test and test-more, with coverage"
+	@echo "make docs       install, then the site, into site/"
 	@echo "VENV=/some/venv with any of them uses that environment"
 
 # What an environment was installed from, and for what; unchanged means nothing to do. Who has more has enough.
@@ -29,6 +30,8 @@ define install
 endef
 install-demo:
 	$(call install,.,demo|test|all)
+install-docs:
+	$(call install,.[docs],docs|all)
 install-test:
 	$(call install,.[test],test|all)
 install:
@@ -36,6 +39,9 @@ install:
 
 demo: install-demo
 	$(BIN)/mvp-compare experiment=demo
+
+docs: install-docs
+	$(BIN)/mkdocs build
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -57,4 +63,4 @@ format: install-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -36,3 +36,15 @@ def test_example_runs_and_says_what_it_did(example: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert SAYS[example.name] in done.stdout
+
+
+def test_the_tour_runs_and_draws_its_three_pictures(tmp_path: Path) -> None:
+    import nbformat  # `make test` installs neither
+    from nbclient import NotebookClient
+
+    tour = nbformat.read(EXAMPLES[0].with_name("tour.ipynb"), as_version=4)
+    assert not any(cell.get("outputs") for cell in tour.cells), "it is kept without what it printed"
+    NotebookClient(tour, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in tour.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert "parameters: " in "".join(output.get("text", "") for output in outputs)

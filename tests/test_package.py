@@ -64,6 +64,17 @@ def test_the_wheel_ships_every_module_every_config_and_the_type_marker(tmp_path:
     assert wanted | {"lightning_mvp/py.typed"} <= shipped
 
 
+@pytest.mark.slow
+def test_the_package_is_built_from_its_own_archive_and_would_be_taken(tmp_path: Path) -> None:
+    """As a release is made: the wheel comes from the source archive, and the index's own checks pass."""
+    files = ["conf", "lightning_mvp", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"]
+    subprocess.run(["cp", "-r", *files, tmp_path], cwd=ROOT, check=True)
+    for command in (["build", "--no-isolation"], ["twine", "check", "--strict", "dist/*"]):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.suffix for path in (tmp_path / "dist").iterdir()) == [".gz", ".whl"]
+
+
 def test_sources_hold_no_paths_of_one_machine() -> None:
     pattern = re.compile(r"(?<![\w.])/(work|home|root|tmp|Users|mnt)/")
     files = [path for folder in ("lightning_mvp", "conf") for path in (ROOT / folder).rglob("*")]
