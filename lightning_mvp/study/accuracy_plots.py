@@ -52,7 +52,8 @@ COLOURS = {
     "torch_pruning": SCRATCH,
     "dense": DENSE,
 }
-OTHERS = "#66788A"  # of methods that are drawn in rows, with their names
+OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+OTHERS = "#5F6B7A"  # of methods that are drawn in rows, with their names
 DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
 # Who is compared with whom: each is a group of rows.
 GROUPS = {
@@ -202,9 +203,8 @@ def _dots(axes: Axes, rows: Sequence[Row], steps: int) -> None:
         colour = COLOURS.get(method, OTHERS)
         means, half = _means([own])
         axes.errorbar(means, [place], xerr=half, color=colour, marker="o", lw=1.4, zorder=3)
-        axes.annotate(
-            f"{means[0]:.1f}", (means[0] + half[0], place), (5, 0), textcoords="offset points", va="center", color=colour
-        )
+        text: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": colour, "bbox": OVER_LINES}
+        axes.annotate(f"{means[0]:.1f}", (means[0] + half[0], place), (5, 0), **text)
         if method == "mvp":
             axes.axvline(means[0], color=colour, lw=0.8, alpha=0.5, zorder=1)
 
