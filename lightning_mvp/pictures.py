@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from itertools import pairwise
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import offset_copy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def chunks(items: Sequence[T], most: int = MOST_SERIES) -> Iterator[Sequence[T]]
     """
     parts = max(1, -(-len(items) // most))
     edges = [round(len(items) * part / parts) for part in range(parts + 1)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         yield items[first:last]
 
 
@@ -155,11 +155,21 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: 
     assert figure is not None
     figure.draw_without_rendering()  # only then the axes have their height
     low, high = axes.get_ylim()
-    height = 72 * axes.get_window_extent().height / figure.dpi
-    moved = apart([y for _, y, _, _ in ends], 1.3 * size / height * (high - low))
-    beside = offset_copy(axes.transData, figure, x=6, units="points")
-    for (x, _, name, colour), y in zip(ends, moved, strict=True):
-        axes.text(x, y, name, transform=beside, va="center", color=colour, fontsize=size)
+    points = 72 * axes.get_window_extent().height / figure.dpi / (high - low)  # of paper for one unit of the axis
+    moved = apart([points * y for _, y, _, _ in ends], 1.3 * size)
+    for (x, y, name, colour), place in zip(ends, moved, strict=True):
+        up = place - points * y
+        pointer = {"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
+        axes.annotate(
+            name,
+            (x, y),
+            (7, up),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=size,
+            arrowprops=pointer if abs(up) > size else None,
+        )
 
 
 def points_text(value: float, digits: int = 1) -> str:

@@ -57,7 +57,15 @@ OTHERS = "#5F6B7A"  # of methods that are drawn in rows, with their names
 DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
 # Who is compared with whom: each is a group of rows.
 GROUPS = {
-    "which models of the zoo vote": ("mvp", "mvp_refine", "grown", "all_vote", "random_vote", "farthest_vote", "nearest"),
+    "which models of the zoo vote": (
+        "mvp",
+        "mvp_refine",
+        "grown",
+        "all_vote",
+        "random_vote",
+        "farthest_vote",
+        "nearest",
+    ),
     "other masks, other weights": (
         "vote_theta0",
         "vote_nearest",

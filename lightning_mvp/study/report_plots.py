@@ -151,13 +151,13 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
         own = [row for row in rows if row.pruning_ratio == level]
         axes.plot([row.random for row in own], places, "|", ms=12, mew=1.6, color=QUIET, label="random masks")
         magnitude = [row.magnitude for row in own]
-        axes.plot(magnitude, places, "x", color=NEAREST, label="with the magnitude mask", clip_on=False)
+        axes.plot(magnitude, places, "x", color=NEAREST, label="with the magnitude mask", clip_on=False, zorder=4)
         means, deviations = [row.iou for row in own], [row.deviation for row in own]
         label = "two tasks' masks"
         axes.errorbar(means, places, xerr=deviations, fmt="o", color=VOTE, lw=1.2, label=label, clip_on=False)
         axes.set_title(f"{level:.0%} of units removed", fontsize=9)
         axes.set_xlabel("IoU")
-    panels[0].set_xlim(0, 1.04)
+    panels[0].set(xlim=(0, 1.04), xticks=(0, 0.5, 1))
     _rows_of(panels, groups)
     above.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside lower center", labelcolor="linecolor")
     found = below.subplots(1, len(measures), sharex=True, sharey=True, squeeze=False)[0]
