@@ -17,6 +17,7 @@ from lightning_mvp.pictures import (
     GENERIC,
     GROWN,
     INK,
+    MOST_SERIES,
     NEAREST,
     ONCE,
     PALETTE,
@@ -28,6 +29,7 @@ from lightning_mvp.pictures import (
     page,
     styled,
 )
+from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.results import Run, by_target, interval, target_of
 
@@ -55,6 +57,7 @@ COLOURS = {
 OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 OTHERS = "#5F6B7A"  # of methods that are drawn in rows, with their names
 DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
+GROWN_NAME = METHODS["grown"].short
 # Who is compared with whom: each is a group of rows.
 GROUPS = {
     "which models of the zoo vote": (
@@ -148,9 +151,8 @@ def _curves(runs: Runs) -> tuple[dict[str, dict[int, list[float]]], bool]:
     found: dict[str, dict[int, list[float]]] = {}
     for run in runs:
         found.setdefault(run["method"], {}).setdefault(run["steps"], []).append(run["accuracy"])
-    several = {method: dict(sorted(own.items())) for method, own in found.items() if len(own) > 1}
-    if several:
-        return several, True
+    if any(len(own) > 1 for own in found.values()):  # MVP is there with one number of steps, too
+        return {m: dict(sorted(own.items())) for m, own in found.items() if len(own) > 1 or m == "mvp"}, True
     while_training: dict[str, dict[int, list[float]]] = {}
     for run in runs:
         for step, accuracy in run["curve"]:
@@ -261,46 +263,76 @@ def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
 
 
 @styled
-def accuracy_against_entries(runs: Runs) -> Figure | None:
-    """Mean accuracy against the number of a grown zoo's entries, a panel for each number of steps on the target.
+def accuracy_against_entries(runs: Runs, growths: Mapping[str, Growth] | None = None) -> Figure | None:
+    """Mean accuracy against the number of a grown zoo's entries, panels for each number of steps on the target.
 
-    A line is a growth with or without mimicking; orders of one growth, whose names are single letters, are one line.
+    Orders of one growth are one line, which is drawn in every panel.
 
     Args:
         runs: of variants; those without ``vote.entries`` are left out, and targets that not all points have.
+        growths: name → how that zoo grew, the usual growth first; those that are not there are called by their names.
     """
     points: dict[int, dict[str, dict[int, dict[str, list[float]]]]] = {}
-    for run in runs:
-        changes = run["changes"]
-        if "vote.entries" in changes:
-            growth = changes.get("vote.growth", "")
-            name = "independent entries" if not growth else "grown by use" if len(growth) == 1 else growth
-            name += "" if changes.get("optim.mimic", 0) else ", no mimicking"
-            line = points.setdefault(run["steps"], {}).setdefault(name, {})
-            line.setdefault(changes["vote.entries"], {}).setdefault(run["task"], []).append(100 * run["accuracy"])
+    for run in (run for run in runs if "vote.entries" in run["changes"]):
+        line = points.setdefault(run["steps"], {}).setdefault(_line_name(run, growths or {}), {})
+        line.setdefault(run["changes"]["vote.entries"], {}).setdefault(run["task"], []).append(100 * run["accuracy"])
     if not points:
         return None
     found = [set(tasks) for lines in points.values() for line in lines.values() for tasks in line.values()]
     common = set.intersection(*found) or set.union(*found)
-    names = sorted({name for lines in points.values() for name in lines}, key=lambda name: (name[:5] != "grown", name))
-    colours = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)} | {"grown by use": GROWN}
-    panels = [(steps, part) for steps in sorted(points) for part in chunks([n for n in names if n in points[steps]])]
-    about = f"Test accuracy in %, mean over {len(common)} targets; a panel for each number of steps on the new task."
-    figure = page(2.1 * len(panels) + 0.9, "Does the vote get better as the zoo grows?", about)
+    means = {
+        (steps, name): {
+            entries: fmean(fmean(own) for task, own in tasks.items() if task in common)
+            for entries, tasks in sorted(line.items())
+        }
+        for steps, lines in points.items()
+        for name, line in lines.items()
+    }
+    names = sorted({name for _, name in means}, key=lambda name: (name != GROWN_NAME, name))
+    others = [colour for colour in PALETTE if colour != GROWN]
+    colours = {name: GROWN if name == GROWN_NAME else others[place % len(others)] for place, name in enumerate(names)}
+    panels: list[tuple[int, list[str]]] = []
+    for steps in sorted(points):
+        own = [name for name in names if (steps, name) in means]
+        main = own[: own[0] == GROWN_NAME]
+        panels += [(steps, [*main, *part]) for part in chunks(own[len(main) :], MOST_SERIES - 1)]
+    about = f"Test accuracy in %, mean over {len(common)} targets; all panels have the same scale."
+    figure = page(2.0 * len(panels) + 0.9, "Does the vote get better as the zoo grows?", about)
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    ends: list[list[tuple[float, float, str, str]]] = []
-    for axes, (steps, part) in zip(every, panels, strict=True):
-        axes.set_title(f"{steps:,} steps")
-        axes.set_ylabel("test accuracy, %")
-        ends.append([])
+    heights = [[value for name in part for value in means[steps, name].values()] for steps, part in panels]
+    span = 1.25 * max(max(own) - min(own) for own in heights) or 1.0
+    for axes, (steps, part), own_heights in zip(every, panels, heights, strict=True):
+        middle = (max(own_heights) + min(own_heights)) / 2
+        axes.set(title=f"after {steps:,} steps", ylabel="test accuracy, %", ylim=(middle - span / 2, middle + span / 2))
         for name in part:
-            line = dict(sorted(points[steps][name].items()))
-            means = [fmean(fmean(own) for task, own in tasks.items() if task in common) for tasks in line.values()]
-            axes.plot(list(line), means, color=colours[name], marker="o")
-            ends[-1].append((max(line), means[-1], name, colours[name]))
-        axes.margins(y=0.12)
-    every[-1].set_xticks(sorted({n for lines in points.values() for line in lines.values() for n in line}))
+            axes.plot(*zip(*means[steps, name].items(), strict=True), color=colours[name], marker="o")
+    every[-1].set_xticks(sorted({entries for line in means.values() for entries in line}))
     every[-1].set_xlabel("entries in the zoo")
-    for axes, own_ends in zip(every, ends, strict=True):
-        label_ends(axes, own_ends)
+    for axes, (steps, part) in zip(every, panels, strict=True):
+        label_ends(axes, [(*list(means[steps, name].items())[-1], name, colours[name]) for name in part])
     return figure
+
+
+def _line_name(run: Run, growths: Mapping[str, Growth]) -> str:
+    """What a variant of a zoo is called in a picture: how the zoo grew, and what else is not as usual."""
+    changes, growth = run["changes"], run["changes"].get("vote.growth")
+    words = [METHODS[run["method"]].short]
+    neighbours = None
+    if run["method"] == "mvp":
+        words = ["independent entries"]
+    elif growth in growths:
+        own, usual = growths[growth], next(iter(growths.values()))
+        neighbours = own.neighbours
+        words = ["one net, task after task" if own.neighbours == 1 else GROWN_NAME]
+        words += ["labels shuffled"] * own.shuffle + ["one task mislabelled"] * (own.poison is not None)
+        words += ["masks frozen"] * (own.first_wave == own.neighbours > 1)
+        for name in ("seeds", "steps", "mimic", "augment"):
+            if getattr(own, name) != getattr(usual, name):
+                words.append(f"{name} {getattr(own, name)}")
+    elif growth is not None and len(growth) > 1:  # a single letter is an order of growth
+        words = [growth]
+    if changes.get("vote.neighbours", neighbours) != neighbours:
+        words.append(f"{changes['vote.neighbours']} vote")
+    if not changes.get("optim.mimic"):
+        words.append("no mimicking")
+    return ", ".join(words)

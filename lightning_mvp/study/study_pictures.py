@@ -58,7 +58,8 @@ def draw_pictures(
         what = "Share of the labels' entropy that LEEP explains, 1 + LEEP / H(y)," if measure == "LEEP" else measure
         caption = f"{what} of each zoo task on each target against the number of classes they share."
         pictures.append(("leep.png", caption, report_plots.similarity_against_shared_classes(rankings, measure)))
-    if figure := accuracy_plots.accuracy_against_entries(varied):
+    growths = {name: settings.growth(name) for name in settings.growths}
+    if figure := accuracy_plots.accuracy_against_entries(varied, growths):
         pictures.append(("growth.png", "Test accuracy against the entries of a zoo that grows by use.", figure))
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."
