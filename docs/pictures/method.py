@@ -42,7 +42,9 @@ def winners(votes: np.ndarray) -> np.ndarray:
 
 def square(axes: Axes, x: float, y: float, side: float, colour: str | None) -> None:
     """A unit with its middle at a point; without a colour it was removed."""
-    look = {"facecolor": "white", "edgecolor": "#B4BEC8", "lw": 0.8} if colour is None else {"facecolor": colour, "lw": 0}
+    look = (
+        {"facecolor": "white", "edgecolor": "#B4BEC8", "lw": 0.8} if colour is None else {"facecolor": colour, "lw": 0}
+    )
     axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, **look))
 
 
