@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
@@ -128,47 +127,55 @@ def draw_relations(found: Relations, title: str) -> Figure:
         f"{len(found.names)} tasks, each pair once, similar tasks side by side. Correlation of overlap and similarity "
         f"over {len(iou):,} pair{'s' * (len(iou) > 1)}: {r}"
     )
-    figure = page(9.4, f"{title}: do similar tasks keep the same units?", about, width=16)
+    figure = page(7.8, f"{title}: do similar tasks keep the same units?", about, width=16)
     left, right = figure.subplots(1, 2)
     left.set_title(
         f"Overlap: IoU of the units kept, {_spread(iou, 2)}\nrandom masks of the same widths: {_spread(chance, 2)}"
     )
     right.set_title(
-        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\ntasks in the same order as on the left"
+        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\n"
+        "tasks in the same order as on the left"
     )
-    low = float(chance.mean())
-    bar = _triangle(left, found, found.iou, "IoU of the units kept", 2, low)
-    bar.ax.axhline(low, color=INK, lw=1)
-    bar.ax.text(1.15, low, " chance", transform=bar.ax.get_yaxis_transform(), va="center", ha="left", color=INK)
-    _triangle(right, found, found.similarity, MEASURES[found.measure], digits, None)
+    words = [_with_classes(task, classes) for task, classes in zip(found.tasks, found.classes, strict=True)]
+    _triangle(left, found.iou, words, found.tasks, 2, float(chance.mean()))
+    _triangle(right, found.similarity, list(map(_shortened, found.tasks)), found.tasks, digits, None)
     return figure
 
 
-def _triangle(axes: Axes, found: Relations, matrix: np.ndarray, label: str, digits: int, low: float | None) -> Colorbar:
-    """The pairs below the diagonal; colours begin at `low`, below which all are alike."""
-    count = len(found.tasks)
+def _triangle(
+    axes: Axes,
+    matrix: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    digits: int,
+    low: float | None,
+) -> None:
+    """The pairs below the diagonal. Colours begin at `low`, which is chance, and below it all are alike."""
+    count = len(rows)
     shown = np.where(np.tri(count, k=-1, dtype=bool), matrix, np.nan)[1:, :-1]
-    high = float(np.nanmax(shown))
-    bottom = float(np.nanmin(shown)) if low is None else min(low, high)
-    limits = {"vmin": bottom, "vmax": high if high > bottom else bottom + 1e-6}
-    image = axes.imshow(shown, cmap=SEQUENCE, interpolation="nearest", **limits)
+    high, least = float(np.nanmax(shown)), float(np.nanmin(shown))
+    bottom = least if low is None else min(low, high)
+    top = high if high > bottom else bottom + 1e-6
+    image = axes.imshow(shown, cmap=SEQUENCE, interpolation="nearest", vmin=bottom, vmax=top)
     axes.grid(False)
     axes.spines[:].set_visible(False)
+    axes.set_anchor("N")
     step = -(-(count - 1) // MOST_LABELS)
     ticks = list(range(0, count - 1, step))
-    size = min(10.0, 400 / len(ticks))  # points: a panel is some six inches wide
-    axes.set_xticks(ticks, [_shortened(found.tasks[tick]) for tick in ticks], rotation=90, fontsize=size)
-    names = [_with_classes(found.tasks[tick + 1], found.classes[tick + 1]) for tick in ticks]
-    axes.set_yticks(ticks, names, fontsize=size)
+    size = min(9.5, 360 / len(ticks))  # points: a panel is some five inches wide
+    axes.set_xticks(ticks, [_shortened(columns[tick]) for tick in ticks], rotation=90, fontsize=size)
+    axes.set_yticks(ticks, [rows[tick + 1] for tick in ticks], fontsize=size)
     axes.tick_params(length=0)
     if step > 1:
         axes.set_xlabel(f"every {_ordinal(step)} task is named", fontsize=9)
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, extend="min" if low is not None else "neither")
+    extend = "neither" if low is None or least >= low else "min"
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, shrink=0.8, anchor=(0, 1), extend=extend)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label(label)
+    if low is not None:
+        above = [tick for tick in bar.get_ticks() if bottom + 0.08 * (top - bottom) < tick <= top]
+        bar.set_ticks([bottom, *above], labels=[f"{bottom:.2f} chance", *(f"{tick:.2f}" for tick in above)])
     if count <= MOST_NUMBERS:
         _write_numbers(axes, shown, digits)
-    return bar
 
 
 def _with_classes(task: str, classes: Sequence[str], most: int = 34) -> str:
