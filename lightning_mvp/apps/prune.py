@@ -187,6 +187,7 @@ def run(config: DictConfig) -> float:
 def _zero(config: DictConfig) -> tuple[str, float, bool]:
     """In a Trainer: the entry's name, its accuracy, and whether this is the first rank."""
     from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.callbacks.run_picture import RunPicture
     from lightning_mvp.fitting.fit import EntryFacts, make_trainer
 
     backbone = backbone_of(config, config.weights)
@@ -200,10 +201,28 @@ def _zero(config: DictConfig) -> tuple[str, float, bool]:
     pruning.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
     # They come before callbacks that save checkpoints, so that a checkpoint has what a round has done.
     trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
+    if config.pictures:
+        trainer.callbacks.append(RunPicture())  # type: ignore[attr-defined]
     if trainer.world_size > 1:  # as fit would, a little later
         trainer.strategy.setup_environment()
     trainer.fit(module_of(config, backbone, data, trainer), datamodule=data)
+    if config.pictures and trainer.is_global_zero:
+        say_pictures(data, Path(trainer.default_root_dir))
     return plan.name, pruning.info["val_accuracy"], trainer.is_global_zero
+
+
+def say_pictures(data: TaskDataModule, folder: Path) -> None:
+    """Draw the task's images beside the job's log, and say where they and the run's picture are."""
+    from io import BytesIO
+
+    from lightning_mvp.files import write_whole
+    from lightning_mvp.tasks.samples_picture import draw_samples
+
+    drawn = BytesIO()
+    draw_samples(data).savefig(drawn, format="png", dpi=100)
+    write_whole(folder / "images.png", drawn.getvalue(), overwrite=True)
+    console.print(f"wrote {folder / 'pruning.png'}: units left and accuracy over steps", markup=False)
+    console.print(f"wrote {folder / 'images.png'}: images of the task", markup=False)
 
 
 def _cut(config: DictConfig) -> tuple[str, float, bool]:

@@ -14,9 +14,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from io import BytesIO, TextIOWrapper
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -32,9 +32,6 @@ from lightning_mvp.zoo.summary import SortBy, entry_size, summarise, validation_
 from lightning_mvp.zoo.tables import entries_tables, entry_page, generations_table, lineage_table
 from lightning_mvp.zoo.verify import check_zoo
 from lightning_mvp.zoo.zoo import ModelZoo
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NEAREST = 8
 EXAMPLES = """\
@@ -135,6 +132,7 @@ def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
 
 def draw_lineage_of(zoo: ModelZoo, arguments: argparse.Namespace) -> str:
     """Draw who was grown from whom in one family, the one with most entries unless another is named; its hash."""
+    from lightning_mvp.apps.pictures import save_picture
     from lightning_mvp.zoo.lineage_picture import draw_lineage
 
     config, others = chosen_config(zoo, arguments.config)
@@ -142,22 +140,6 @@ def draw_lineage_of(zoo: ModelZoo, arguments: argparse.Namespace) -> str:
     title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
     save_picture(arguments.picture, lambda: draw_lineage(members, title))
     return config
-
-
-def save_picture(output: Path, draw: Callable[[], Figure]) -> None:
-    """Write a picture in the format of its name; nothing is overwritten, and nothing half-written.
-
-    Raises:
-        FileExistsError: It is there already; then nothing is drawn.
-    """
-    from lightning_mvp.apps.runtime import refuse_existing
-    from lightning_mvp.files import write_whole
-    from lightning_mvp.pictures import DPI
-
-    refuse_existing(output)
-    drawn = BytesIO()
-    draw().savefig(drawn, format=output.suffix[1:] or "png", dpi=DPI)
-    write_whole(output, drawn.getvalue())
 
 
 def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -232,6 +214,7 @@ def migrate_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
 
 def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
     """Overlap and similarity of the tasks of one config, as one page."""
+    from lightning_mvp.apps.pictures import save_picture
     from lightning_mvp.apps.runtime import refuse_existing
     from lightning_mvp.zoo.picture import draw_relations, relations
 

@@ -42,7 +42,7 @@ def draw_lineage(members: Sequence[Member], title: str) -> Figure:
     figure = page(4.6, f"{title}: who was grown from whom?", about)
     axes = figure.subplots()
     # Thousands of lines would be a surface.
-    axes.add_collection(LineCollection(lines, colors=DENSE, lw=0.6, alpha=max(0.06, min(0.6, 40 / (len(lines) + 1)))))
+    axes.add_collection(LineCollection(lines, colors=DENSE, lw=0.6, alpha=max(0.12, min(0.6, 40 / (len(lines) + 1)))))
     for grown, colour, words in ((False, NEAREST, "seeds"), (True, GROWN, "grown")):
         own = [at[member.name] for member in members if (member.wave > 0) == grown]
         if own:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
@@ -133,12 +134,13 @@ def draw_relations(found: Relations, title: str) -> Figure:
         f"Overlap: IoU of the units kept, {_spread(iou, 2)}\nrandom masks of the same widths: {_spread(chance, 2)}"
     )
     right.set_title(
-        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\n"
-        "tasks in the same order as on the left"
+        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\ntasks in the same order as on the left"
     )
     words = [_with_classes(task, classes) for task, classes in zip(found.tasks, found.classes, strict=True)]
-    _triangle(left, found.iou, words, found.tasks, 2, float(chance.mean()))
-    _triangle(right, found.similarity, list(map(_shortened, found.tasks)), found.tasks, digits, None)
+    _triangle(left, found.iou, words, found.tasks, "IoU", 2, float(chance.mean()))
+    _triangle(
+        right, found.similarity, list(map(_shortened, found.tasks)), found.tasks, MEASURES[found.measure], digits, None
+    )
     return figure
 
 
@@ -147,6 +149,7 @@ def _triangle(
     matrix: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
+    label: str,
     digits: int,
     low: float | None,
 ) -> None:
@@ -168,12 +171,18 @@ def _triangle(
     axes.tick_params(length=0)
     if step > 1:
         axes.set_xlabel(f"every {_ordinal(step)} task is named", fontsize=9)
-    extend = "neither" if low is None or least >= low else "min"
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, shrink=0.8, anchor=(0, 1), extend=extend)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    if low is not None:
-        above = [tick for tick in bar.get_ticks() if bottom + 0.08 * (top - bottom) < tick <= top]
-        bar.set_ticks([bottom, *above], labels=[f"{bottom:.2f} chance", *(f"{tick:.2f}" for tick in above)])
+    if count > 2:  # in the empty half; a single cell says its number
+        inside = axes.inset_axes((0.56, 0.93, 0.4, 0.025))
+        extend = "neither" if low is None or least >= low else "min"
+        bar = axes.figure.colorbar(image, cax=inside, orientation="horizontal", extend=extend)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        above = [
+            tick for tick in MaxNLocator(4).tick_values(bottom, top) if bottom + 0.2 * (top - bottom) < tick <= top
+        ]
+        chance = "" if low is None else "\nchance"
+        labels = [f"{bottom:.{digits}f}{chance}", *(f"{tick:.{digits}f}" for tick in above)]
+        bar.set_ticks([bottom, *above], labels=labels)
+        inside.set_title(label, fontsize=8.5, fontweight="normal")
     if count <= MOST_NUMBERS:
         _write_numbers(axes, shown, digits)
 
