@@ -44,8 +44,8 @@ def export_model(
 
     The folder holds ``model.safetensors``, ``recipe.json`` (architecture, classes, preprocessing) and ``load.py``,
     which rebuilds the model from them with torch and timm; ``model.pt2`` (torch.export) and ``model.onnx``, for any
-    number of images; and ``report.json`` with ``before_after.png``. Each file is read again and compared with the model. The folder appears whole
-    or not at all.
+    number of images; ``report.json``, and its figures as a picture, ``before_after.png``. Each file is read again and
+    compared with the model. The folder appears whole or not at all.
 
     Args:
         model: A small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and

@@ -202,14 +202,16 @@ def _look(name: str, place: int) -> tuple[str, str]:
 def _limits(found: Sequence[Difference]) -> tuple[float, float]:
     """Points between which the axis goes: 0 and all differences, but for those that are far beyond the most."""
     far = FAR * float(np.quantile([abs(each.mean) for each in found], 0.9))
-    near, low, high = -1, -far, far
-    while near != (near := sum(low <= each.mean <= high for each in found)):  # what lies inside is drawn whole
-        own = [each for each in found if low <= each.mean <= high]
+    own = [each for each in found if abs(each.mean) <= far]
+    while True:
         ends = [0.0, *(float(np.nan_to_num(end, nan=each.mean)) for each in own for end in (each.low, each.high))]
         most = max(map(abs, ends)) or 0.01
         ends += [math.copysign(most / 2, each.mean) for each in found if each not in own]  # room for an arrow
         low, high = min(ends) - 0.1 * most, max(ends) + 0.1 * most
-    return 100 * low, 100 * high
+        inside = [each for each in found if each in own or low <= each.mean <= high]  # what has room is drawn whole
+        if len(inside) == len(own):
+            return 100 * low, 100 * high
+        own = inside
 
 
 def _frame(axes: Axes, rows: int, limits: tuple[float, float]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from lightning_mvp.pictures import INK, SEQUENCE, page, styled
+from lightning_mvp.pictures import SEQUENCE, page, styled
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.kinship import mask_overlap, similarities
 
