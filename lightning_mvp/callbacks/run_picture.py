@@ -108,13 +108,13 @@ def draw_run(
         for axes in panels:
             axes.axvline(step, color=LINES, lw=0.8, ls=":", zorder=1)
         units.plot(step, 100 * share, "o", color=VOTE, ms=4)
-        units.annotate(str(round_), (step, 100 * share), (0, 5), textcoords="offset points", ha="center", color=QUIET)
+        units.annotate(str(round_), (step, 100 * share), (5, 4), textcoords="offset points", color=QUIET)
     names = list(accuracy)[:MOST_SERIES]
     for name, colour in zip(names, PALETTE, strict=False):
         x, y = zip(*accuracy[name], strict=True)
         panels[-1].plot(x, [100 * value for value in y], color=colour, marker="o", ms=4)
     panels[-1].set_xlabel("optimizer steps; numbers: rounds")
-    panels[-1].set_xlim(0, steps)
+    panels[-1].set_xlim(0, 1.01 * steps)
     if names:
         panels[-1].set_ylabel("accuracy, %")
         panels[-1].margins(y=0.15)

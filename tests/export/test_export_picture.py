@@ -36,7 +36,7 @@ def test_bars_are_shares_of_the_dense_model_and_numbers_stand_beside_them() -> N
     assert names == ["size, parameters", "MACs of one image", "latency, batch 1", "memory, batch 32"]
     assert [bar.get_width() for bar in axes.patches[4:]] == pytest.approx([25, 25, 50, 50])
     words = [text.get_text() for text in axes.texts]
-    assert words[0] == "400 k → 100 k: 4.0 × less\n412.0 kB on disk"
+    assert words[0] == "400 k → 100 k: 4.0 × fewer\n412.0 kB on disk"
     assert words[2] == "4.00 → 2.00 ms: 2.0 × as fast"
     assert figure.texts[1].get_text().endswith("Accuracy after pruning: 78.0 % on test images.")
 
