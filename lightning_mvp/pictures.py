@@ -168,6 +168,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], size: 
             va="center",
             color=colour,
             fontsize=size,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.75},  # over lines
             arrowprops=pointer if abs(up) > size else None,
         )
 

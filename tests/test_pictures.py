@@ -74,6 +74,6 @@ def test_the_drawing_of_the_method_votes_as_the_method_does():
     axes = drawing["draw"]().axes[0]
     words = " ".join(text.get_text() for text in axes.texts)
     assert all(word in words for word in ("Zoo", "Neighbours", "Vote", "Small model"))
-    assert len(words.split()) < 60, "no more text than needed"
+    assert len(words.split()) <= 60, "no more text than needed"
     for name in ("method.svg", "method.png"):
         assert METHOD.with_name(name).stat().st_size > 10_000

@@ -51,7 +51,12 @@ def _rows(report: ExportReport) -> Iterator[tuple[str, float, str, float]]:
     memory, weights = report.peak_memory, report.files.get("model.safetensors")
     file = f"\n{decimal(weights)} on disk" if weights else ""
     for name, pair, more in (("size, parameters", report.parameters, file), ("MACs of one image", report.macs, "")):
-        yield name, 100 / pair.ratio, f"{_short(pair.dense)} → {_short(pair.small)}: {pair.ratio:.1f} × fewer{more}", 0.0
+        yield (
+            name,
+            100 / pair.ratio,
+            f"{_short(pair.dense)} → {_short(pair.small)}: {pair.ratio:.1f} × fewer{more}",
+            0.0,
+        )
     for found in report.latency:
         dense, small = (1000 * spread.median for spread in found.seconds.values())
         ratio = found.ratio

@@ -112,12 +112,13 @@ def accuracy_against_steps(runs: Runs) -> Figure:
 
     Above: a line for each method that was run with several numbers of steps, each point a training of its own; where
     there is none, accuracies while training, which rise at the end, where a schedule's rate is low. Below: all methods
-    that were run with as many steps as MVP's first run, a row each.
+    that were run with the steps that MVP shares with most of them, a row each.
     """
     runs = on_common_targets(runs)
     targets = len(set(map(target_of, runs)))
     curves, are_budgets = _curves(runs)
-    main = next((run["steps"] for run in runs if run["method"] == "mvp"), runs[0]["steps"])
+    methods = Counter(steps for _, steps in {(run["method"], run["steps"]) for run in runs})
+    main = max((run["steps"] for run in _only(runs, "mvp") or runs), key=lambda steps: methods[steps])
     after: dict[str, list[float]] = {}
     for run in runs:
         if run["steps"] == main:
@@ -181,6 +182,8 @@ def _line(axes: Axes, curve: Mapping[int, Sequence[float]], method: str) -> None
     means, half = _means(curve.values())
     colour, first = COLOURS.get(method, OTHERS), 3 if method == "mvp" else 2
     axes.fill_between(list(curve), means - half, means + half, color=colour, alpha=0.09, linewidth=0)
+    if len(curve) == 1:
+        axes.errorbar(list(curve), means, half, color=colour, lw=1.2, zorder=first)
     axes.plot(list(curve), means, DASHES.get(method, "-"), color=colour, marker="o", zorder=first)
 
 

@@ -36,6 +36,7 @@ def test_units_fall_in_steps_and_metrics_are_named_at_their_ends() -> None:
 
 
 def test_without_pruning_there_is_nothing_to_draw() -> None:
-    trainer = L.Trainer(callbacks=[RunPicture()], logger=False, enable_checkpointing=False, max_steps=1)
+    picture = RunPicture()
+    trainer = L.Trainer(callbacks=[picture], logger=False, enable_checkpointing=False, max_steps=1)
     with pytest.raises(ValueError, match="Expected an MVPCallback beside RunPicture"):
-        trainer.callbacks[-1].on_fit_start(trainer, UserModule())  # type: ignore[attr-defined]
+        picture.on_fit_start(trainer, UserModule())
