@@ -40,10 +40,11 @@ DPI = 150
 # More lines than this in one panel can't be told apart.
 MOST_SERIES = 6
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$"
     "axes.labelcolor": QUIET,
     "axes.labelsize": 9,
     "axes.edgecolor": LINES,
@@ -81,7 +82,8 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def drawn(*args: P.args, **options: P.kwargs) -> T:
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}):
+        plain: dict[Any, Any] = dict(matplotlib.rcParamsDefault)
+        with matplotlib.rc_context({**plain, **STYLE, "backend": matplotlib.rcParams["backend"]}):
             return draw(*args, **options)
 
     return drawn

@@ -130,7 +130,8 @@ def accuracy_against_steps(runs: Runs) -> Figure:
     heights = [3.1, *([0.205 * len(rows) + 0.45] if rows else [])]
     figure = page(sum(heights) + 0.9, "Accuracy against steps", about)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-    tops = [figure.add_subplot(cell) for cell in grid[0].subgridspec(1, len(parts))]
+    cells = grid[0].subgridspec(1, len(parts))
+    tops = [figure.add_subplot(cells[place]) for place in range(len(parts))]
     low, high = _room([values for curve in curves.values() for values in curve.values()])
     for axes, part in zip(tops, parts, strict=True):
         axes.set(ylim=(low, high), xlabel="optimizer steps on the new task")

@@ -144,7 +144,8 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
         f"Below: correlation over pairs with that IoU at {levels[-1]:.0%}, filled where p < 0.05 (Mantel's test)."
     )
     figure = page(0.42 * len(groups) + 2.9, "Do similar tasks keep the same units?", about)
-    above, below = figure.subfigures(2, 1)
+    halves: Any = figure.subfigures(2, 1)
+    above, below = halves
     panels = above.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
     places = np.arange(len(groups))
     for axes, level in zip(panels, levels, strict=True):

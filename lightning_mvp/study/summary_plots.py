@@ -126,17 +126,17 @@ def differences_of_choices(trials: Sequence[TrialResult]) -> Figure:
     figure = page(0.185 * len(rows) + 1.3, "One choice at a time", note)
     axes = figure.subplots()
     limits = _limits([trial.difference for trial in own])
-    for row, (_, trial) in enumerate(rows):
-        if trial is None:
+    for row, (_, answer) in enumerate(rows):
+        if answer is None:
             axes.axhline(row - 0.5, color=GRID, lw=0.8)
         else:
-            sure = trial.difference.low > 0 or trial.difference.high < 0
-            _difference(axes, trial.difference, row, (NEAREST, "o"), limits, written=True, filled=sure)
+            sure = answer.difference.low > 0 or answer.difference.high < 0
+            _difference(axes, answer.difference, row, (NEAREST, "o"), limits, written=True, filled=sure)
     _frame(axes, len(rows), limits)
     axes.grid(False, axis="y")
     axes.set_yticks(range(len(rows)), [words for words, _ in rows])
-    for (_, trial), label in zip(rows, axes.get_yticklabels(), strict=True):
-        if trial is None:
+    for (_, answer), label in zip(rows, axes.get_yticklabels(), strict=True):
+        if answer is None:
             label.set(color=INK, fontweight="bold", fontsize=8)
     axes.set_xlabel("points of validation accuracy")
     return figure

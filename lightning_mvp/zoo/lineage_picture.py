@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_mvp.pictures import DENSE, GROWN, LINES, NEAREST, QUIET, label_ends, page, styled
 from lightning_mvp.zoo.lineage import Member
@@ -53,7 +54,7 @@ def draw_lineage(members: Sequence[Member], title: str) -> Figure:
     axes.set(xlabel="wave in which an entry joined (0: seeds)", ylabel="validation accuracy, %")
     waves = max((member.wave for member in members), default=0)
     axes.set_xlim(-0.5 - 0.02 * waves, waves + 0.5 + 0.02 * waves)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.1)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, labelcolor="linecolor", handletextpad=0.1)
     if len(members) <= MOST_NAMES:

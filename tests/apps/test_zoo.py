@@ -402,3 +402,14 @@ def test_what_others_were_grown_from_is_removed_only_by_a_word(tmp_path: Path, a
     gone = ask("remove", zoo.path, name_of("b"), "--descendants")
     assert gone.code == 0
     assert zoo.names == ()
+
+
+def test_a_lineage_is_drawn_where_it_is_asked_and_never_overwrites(zoo: ModelZoo, tmp_path: Path, ask: Ask) -> None:
+    page = tmp_path / "lineage.png"
+    done = ask("lineage", zoo.path, "--picture", page)
+    assert done.code == 0, done.err
+    assert f"wrote {page}: who was grown from whom" in done.out
+    before = page.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    assert ask("lineage", zoo.path, "--picture", page).code == 1
+    assert page.read_bytes() == before
