@@ -22,6 +22,7 @@ from rich.console import Console
 from studies import growth_parser, study_settings
 
 from lightning_mvp.backbones.masks import Masks
+from lightning_mvp.pictures import DPI, GROWN, QUIET, SCRATCH, VOTE, label_ends, page, styled
 from lightning_mvp.pruning.settings import PruningSettings
 from lightning_mvp.study.finished_study import Study
 from lightning_mvp.study.growth import Growth
@@ -154,16 +155,24 @@ def break_even(before: Budget, ours: Budget, theirs: Budget) -> dict[str, float]
     return found
 
 
+@styled
 def served(before: Budget, entries: Budget, joined: int, ours: Budget, theirs: Budget, tasks: int = 60) -> Figure:
     """Cumulative MACs against tasks served: those that join the zoo are served, too."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    about = "Multiply-accumulates of all training, without that of the dense backbone, which all need."
+    figure = page(3.8, "What do many tasks cost?", about)
     axes = figure.subplots()
-    places = range(tasks + 1)
-    axes.plot(places, [theirs.macs * n for n in places], label="iterative Taylor, 1,000 steps, mimicking")
-    for name, each in (("grown, 100 steps", entries.times(1 / joined)), ("grown, 300 steps", ours)):
-        axes.plot(places, [before.macs + each.macs * n for n in places], label=f"{name}: parent and seeds first")
-    axes.set(xlabel="tasks served", ylabel="training, 10¹² multiply-accumulates", title="θ⁰, which all need, apart")
-    axes.legend(fontsize="small")
+    axes.set(xlabel="tasks served", ylabel="training, 10¹² multiply-accumulates", xlim=(0, tasks))
+    ends = []
+    for name, colour, first, each in (
+        ("iterative Taylor,\n1,000 steps", SCRATCH, 0.0, theirs.macs),
+        ("grown zoo, 300 steps", VOTE, before.macs, ours.macs),
+        ("grown zoo, 100 steps", GROWN, before.macs, entries.times(1 / joined).macs),
+    ):
+        axes.plot([0, tasks], [first, first + each * tasks], color=colour, clip_on=False)
+        ends.append((tasks, first + each * tasks, name, colour))
+    axes.annotate("the zoo's parent\nand seeds", (0, before.macs), (8, 10), textcoords="offset points", color=QUIET)
+    axes.set_ylim(0)
+    label_ends(axes, ends)
     return figure
 
 
@@ -219,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours = targets.get(f"grown-{given.entries}.A@300")
     theirs = targets.get("taylor-mimic@1000")
     if ours is not None and theirs is not None:
-        served(zoo, entries, joined, ours, theirs).savefig(given.out / "served.png", dpi=120)
+        served(zoo, entries, joined, ours, theirs).savefig(given.out / "served.png", dpi=DPI)
     return 0
 
 

@@ -46,6 +46,8 @@ def run(config: DictConfig) -> float:
     """Run those parts of the chosen stages that are not done yet, write the report, return MVP's mean accuracy."""
     from lightning_mvp.study.run_study import run_study
 
+    if config.redraw:
+        return redraw_reports(config)
     if config.reports:
         return page(config)
     refuse_other_devices(config)
@@ -85,6 +87,16 @@ def page(config: DictConfig) -> float:
     accuracy = write_page(out, reports, **words(config))
     list_files(out, "report.md")
     return accuracy
+
+
+def redraw_reports(config: DictConfig) -> float:
+    """Draw the pictures of finished reports anew; nothing is measured, so the answer is 0."""
+    from lightning_mvp.study.study_pictures import redraw
+
+    for folder in map(Path, config.redraw):
+        for name in redraw(folder):
+            console.print(f"wrote {folder / name}", markup=False)
+    return 0.0
 
 
 def words(config: DictConfig) -> dict[str, str]:

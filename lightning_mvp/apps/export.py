@@ -111,6 +111,7 @@ def run(config: DictConfig) -> None:
         ("model.pt2", "torch.export.load(path).module(), for any number of images"),
         ("model.onnx", "for ONNX runtimes, any number of images"),
         ("report.json", "sizes, memory, measured seconds"),
+        ("before_after.png", "the same as a picture"),
     ):
         if (output / name).exists():
             console.print(f"wrote {output / name}: {what}")

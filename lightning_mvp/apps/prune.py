@@ -228,6 +228,7 @@ def outcome_of(
 def _zero(config: DictConfig) -> tuple[Outcome, bool]:
     """In a Trainer: what came of it, and whether this is the first rank."""
     from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.callbacks.run_picture import RunPicture
     from lightning_mvp.fitting.fit import EntryFacts, make_trainer
 
     backbone = backbone_of(config, config.weights)
@@ -241,12 +242,30 @@ def _zero(config: DictConfig) -> tuple[Outcome, bool]:
     pruning.zoo.decided = True  # by `ready`, once; an entry that another job adds meanwhile stays, and is no failure
     # They come before callbacks that save checkpoints, so that a checkpoint has what a round has done.
     trainer.callbacks[1:1] = [EntryFacts(pruning, data), pruning]  # type: ignore[attr-defined]
+    if config.pictures:
+        trainer.callbacks.append(RunPicture())  # type: ignore[attr-defined]
     if trainer.world_size > 1:  # as fit would, a little later
         trainer.strategy.setup_environment()
     module = module_of(config, backbone, data, trainer)
     trainer.fit(module, datamodule=data)
+    if config.pictures and trainer.is_global_zero:
+        say_pictures(data, Path(trainer.default_root_dir))
     accuracy, cost = pruning.info["val_accuracy"], pruning.cost
     return outcome_of(config, plan, module, data, trainer, accuracy, cost, pruning.masks), trainer.is_global_zero
+
+
+def say_pictures(data: TaskDataModule, folder: Path) -> None:
+    """Draw the task's images beside the job's log, and say where they and the run's picture are."""
+    from io import BytesIO
+
+    from lightning_mvp.files import write_whole
+    from lightning_mvp.tasks.samples_picture import draw_samples
+
+    drawn = BytesIO()
+    draw_samples(data).savefig(drawn, format="png", dpi=100)
+    write_whole(folder / "images.png", drawn.getvalue(), overwrite=True)
+    console.print(f"wrote {folder / 'pruning.png'}: units left and accuracy over steps", markup=False)
+    console.print(f"wrote {folder / 'images.png'}: images of the task", markup=False)
 
 
 def _cut(config: DictConfig) -> tuple[Outcome, bool]:

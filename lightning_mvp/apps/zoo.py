@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from io import BytesIO, TextIOWrapper
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,7 +115,9 @@ def verify_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
 
 def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
     """From which entries each entry was grown, and how similar the masks of each generation are."""
-    found, tables = {}, families(zoo)
+    found, tables, drawn = {}, families(zoo), ""
+    if arguments.picture is not None:
+        drawn = draw_lineage_of(zoo, arguments)
     for family, names in tables.items():
         members = lineage(zoo, names)
         grown = generations(zoo, members)
@@ -123,7 +125,21 @@ def show_lineage(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tupl
         say(generations_table(grown))
         found[family] = {"members": [asdict(each) for each in members], "generations": [asdict(each) for each in grown]}
     say(f"{counted(len(zoo), 'entry', 'entries')}; † is no longer there; accuracy: on validation data")
-    return {"families": found}, 0
+    if drawn:
+        say(f"wrote {arguments.picture}: who was grown from whom, config {drawn}")
+    return {"families": found, **({"picture": str(arguments.picture)} if drawn else {})}, 0
+
+
+def draw_lineage_of(zoo: ModelZoo, arguments: argparse.Namespace) -> str:
+    """Draw who was grown from whom in one family, the one with most entries unless another is named; its hash."""
+    from lightning_mvp.apps.pictures import save_picture
+    from lightning_mvp.zoo.lineage_picture import draw_lineage
+
+    config, others = chosen_config(zoo, arguments.config)
+    members = lineage(zoo, families(zoo)[config])
+    title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
+    save_picture(arguments.picture, lambda: draw_lineage(members, title))
+    return config
 
 
 def remove_entries(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
@@ -198,19 +214,17 @@ def migrate_zoo(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple
 
 def draw_picture(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[dict[str, Any], int]:
     """Overlap and similarity of the tasks of one config, as one page."""
+    from lightning_mvp.apps.pictures import save_picture
     from lightning_mvp.apps.runtime import refuse_existing
-    from lightning_mvp.files import write_whole
     from lightning_mvp.zoo.picture import draw_relations, relations
 
     output = Path(arguments.output or zoo.path / "picture.png")
-    refuse_existing(output)
+    refuse_existing(output)  # before hundreds of entries are read
     config, others = chosen_config(zoo, arguments.config)
     entries, damaged = readable_entries(zoo, families(zoo).get(config, ()))
     found = relations(entries)
-    page = BytesIO()
     title = f"Zoo {zoo.path.resolve().name}" + (f", config {config}" if others else "")
-    draw_relations(found, title).savefig(page, format=output.suffix[1:] or "png", dpi=150)
-    write_whole(output, page.getvalue())
+    save_picture(output, lambda: draw_relations(found, title))
     if others:
         say(f"config {config}; --config draws another: {', '.join(others)}")
     _say_damaged(damaged, say)
@@ -313,7 +327,10 @@ def parser() -> argparse.ArgumentParser:
     add("verify", verify_zoo, "read everything and name what is damaged (exit code 1 then)")
     command = add("add", add_entries, "add entries that a run has kept elsewhere, because it could not write the zoo")
     command.add_argument("files", metavar="FILE", nargs="+", type=Path, help="entry files, named as their entries are")
-    add("lineage", show_lineage, "which entries each entry was grown from, and how similar each generation's masks are")
+    what = "which entries each entry was grown from, and how similar each generation's masks are"
+    command = add("lineage", show_lineage, what)
+    command.add_argument("--picture", metavar="FILE.png", type=Path, help="draw it, too; also .pdf or .svg")
+    command.add_argument("--config", metavar="HASH", help="whose entries to draw (default: that of most entries)")
     command = add("remove", remove_entries, "remove these entries without asking, or none if one is unknown")
     command.add_argument("entries", metavar="ENTRY", nargs="+", help="names, as `mvp-zoo list` shows them")
     command.add_argument("--yes", action="store_true", help="also if others were grown from them, which stay")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lightning_mvp.export.export_picture import draw_before_after
 from lightning_mvp.export.export_report import ExportReport, measure
 from lightning_mvp.export.formats import (
     Format,
@@ -21,9 +22,10 @@ from lightning_mvp.export.formats import (
 from lightning_mvp.export.source import Source
 from lightning_mvp.files import write_json
 from lightning_mvp.folders import put_in_place, require_free
+from lightning_mvp.pictures import DPI
 from lightning_mvp.tasks.facts import TaskFacts
 
-FILES = ("model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json")
+FILES = ("model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json", "before_after.png")
 
 
 def export_model(
@@ -42,8 +44,8 @@ def export_model(
 
     The folder holds ``model.safetensors``, ``recipe.json`` (architecture, classes, preprocessing) and ``load.py``,
     which rebuilds the model from them with torch and timm; ``model.pt2`` (torch.export) and ``model.onnx``, for any
-    number of images; and ``report.json``. Each file is read again and compared with the model. The folder appears whole
-    or not at all.
+    number of images; ``report.json``, and its figures as a picture, ``before_after.png``. Each file is read again and
+    compared with the model. The folder appears whole or not at all.
 
     Args:
         model: A small backbone, or a Sequential of one and its linear head, as ``MVPCallback.small_model()`` and
@@ -108,5 +110,6 @@ def export_model(
             device=device,
         )
         write_json(folder / "report.json", report.to_dict())
+        draw_before_after(report).savefig(folder / "before_after.png", dpi=DPI)
         put_in_place(folder, output, FILES, overwrite)
     return report

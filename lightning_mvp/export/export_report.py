@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class ExportReport:
         differences: The largest difference from the model by format, as a share of the model's largest output.
         latency: The seconds of the dense and the small model, one comparison for each batch size; its ratio is the
             speed-up.
+        accuracy: The small model's accuracy by name, such as ``test_accuracy``, where it is known from before.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ExportReport:
     files: dict[str, int]
     differences: dict[str, float]
     latency: tuple[Comparison, ...]
+    accuracy: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -93,6 +95,8 @@ class ExportReport:
             dense, small = found.throughput.values()
             table.add_row("  images a second", f"{dense:,.0f}", f"{small:,.0f}", "")
         table.add_section()
+        for name, value in self.accuracy.items():
+            table.add_row(name.replace("_", " "), "", f"{value:.1%}", "")
         for name, size in self.files.items():
             table.add_row(name, "", decimal(size), "")
         return table
@@ -146,4 +150,5 @@ def measure(
             compare({name: forward(model, images[:batch]) for name, model in models.items()}, batch, seconds, threads)
             for batch in batch_sizes
         ),
+        accuracy=source.accuracy,
     )

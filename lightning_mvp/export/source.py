@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.meta_vote import MetaVoteModule
 from lightning_mvp.training.task import TaskModule
 from lightning_mvp.zoo.rebuild import dense_backbone, rebuild
+from lightning_mvp.zoo.summary import validation_accuracy
 from lightning_mvp.zoo.zoo import ModelZoo
 
 
@@ -34,12 +36,14 @@ class Source:
         model: The backbone and, where there is one, its linear head; on the CPU, in eval mode.
         recipe: The backbone's recipe, widths included.
         facts: The facts of its task: classes and preprocessing.
+        accuracy: What was measured of it before, such as ``test_accuracy``; empty where nothing is known.
     """
 
     name: str
     model: nn.Sequential
     recipe: dict[str, Any]
     facts: TaskFacts
+    accuracy: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_backbone(cls, name: str, backbone: Any, head: nn.Linear | None, facts: TaskFacts) -> Source:
@@ -157,7 +161,17 @@ def from_folder(path: str | Path) -> Source:
     linear = None if head is None else nn.Linear(head[1], head[0], bias=bias)
     source = Source.from_backbone(path.resolve().name, create_backbone(recipe), linear, facts)
     load_weights(source.model, weights)
-    return source
+    return replace(source, accuracy=_accuracy_of(path / "report.json"))
+
+
+def _accuracy_of(report: Path) -> dict[str, float]:
+    """What a report says that was measured; nothing of a report that is missing or damaged, since it is only told."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(report.read_text())
+        found = found.get("accuracy", found) if isinstance(found, dict) else {}
+        names = ("val_accuracy", "test_accuracy")
+        return {name: float(found[name]) for name in names if isinstance(found.get(name), int | float)}
+    return {}
 
 
 def from_zoo(path: str | Path, entry: str | None) -> Source:
@@ -179,4 +193,8 @@ def from_zoo(path: str | Path, entry: str | None) -> Source:
     dense = dense_backbone(zoo)
     groups = find_groups(dense, torch.zeros(1, facts.channels, facts.input_size, facts.input_size))
     groups = groups.listed(zoo.group_sizes, str(path))
-    return Source.from_backbone(entry, *rebuild(found, dense, groups), facts)
+    source, measured = (
+        Source.from_backbone(entry, *rebuild(found, dense, groups), facts),
+        validation_accuracy(found.info),
+    )
+    return source if measured is None else replace(source, accuracy={"val_accuracy": measured})

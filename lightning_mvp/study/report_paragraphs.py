@@ -107,6 +107,13 @@ def _parents(studies: Sequence[Study]) -> Iterator[str]:
         )
 
 
+def words_of_targets(settings: StudySettings) -> str:
+    """What the targets of a study are, in a few words, a line for each fact."""
+    held_out = ",\nnever seen before" if settings.target_kind == "heldout" else ""
+    few = "" if settings.images_per_class is None else f",\n{settings.images_per_class} images of each"
+    return f"{settings.split['classes_per_task']} classes of {_data_name(settings)}{held_out}{few}"
+
+
 def kinds_of_targets(settings: Sequence[StudySettings]) -> Iterator[str]:
     """What the targets of each kind of study are, by its label."""
     lines = {}

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-from matplotlib.figure import Figure
 
 from lightning_mvp.files import write_json, write_whole
-from lightning_mvp.study import report_plots as plots
 from lightning_mvp.study.finished_study import Study, by_label, ratios, runs_at
 from lightning_mvp.study.markdown import indented, write_markdown
-from lightning_mvp.study.overlap import OverlapRow
 from lightning_mvp.study.report_paragraphs import about, operating_point, overlap, trials, variants, zoos
 from lightning_mvp.study.results import Row, hubs, summarise
+from lightning_mvp.study.study_pictures import draw_pictures, save_pictures
 from lightning_mvp.version import __version__
 
 
@@ -49,7 +46,14 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     tables = {section: summarise(runs) for section, runs in sections.items()}
     out.mkdir(parents=True, exist_ok=True)
     overlaps = {study.folder.name: found for study in studies if (found := study.overlap)}
-    pictures = _draw(out, studies, sections, overlaps)
+    pictures = draw_pictures(
+        sections,
+        rankings=[ranking for study in studies for ranking in study.rankings],
+        varied=[run for study in studies for run in study.varied],
+        overlaps=overlaps,
+        settings=studies[0].settings,
+    )
+    save_pictures(out, pictures)
     # Masks are long, and of no use outside their own study's folder.
     lean = ({key: value for key, value in run.items() if key != "masks"} for study in studies for run in study.all_runs)
     lines = "\n".join(json.dumps(run, sort_keys=True) for run in lean)
@@ -70,48 +74,10 @@ def write_report(out: Path, studies: Sequence[Study], *, note: str, command: str
     for (label, ratio), rows in tables.items():
         paragraphs += operating_point(ratio, rows, sections[label, ratio], label)
     paragraphs += [*zoos(studies), *overlap(overlaps), *variants(studies), *trials(studies)]
-    paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption in pictures)]
+    paragraphs += ["## Pictures", *(f"![{caption}]({name})\n\n{caption}" for name, caption, _ in pictures)]
     paragraphs.append(
         f"## Again\n\n{indented(command)}\n\nEvery run with its seed is in `results.jsonl`; written "
         f"{datetime.now(timezone.utc):%Y-%m-%d} by lightning-mvp {__version__}."
     )
     write_markdown(out / "report.md", "Meta-Vote Pruning against pruning from scratch", note, learned, paragraphs)
     return next(iter(tables.values()), [])
-
-
-def _draw(
-    out: Path,
-    studies: Sequence[Study],
-    sections: dict[tuple[str, float], list[dict[str, Any]]],
-    overlaps: dict[str, list[OverlapRow]],
-) -> list[tuple[str, str]]:
-    """Draw what the runs allow as PNG files; returns file names and captions."""
-    figures: list[tuple[str, str, Figure]] = []
-    first = next(iter(sections), ("", 0.0))[0]
-    by_ratio = {ratio: runs for (label, ratio), runs in sections.items() if label == first}
-    for ratio, runs in by_ratio.items():
-        own = [run for run in runs if not run["zoo"]]
-        name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
-        caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed."
-        figures.append((name, caption, plots.accuracy_against_steps(own)))
-    if len(by_ratio) > 1:
-        caption = "Test accuracy against size at the operating points."
-        figures.append(("sizes.png", caption, plots.accuracy_and_size(by_ratio, studies[0].settings.steps)))
-    similarity = studies[0].settings.vote.get("similarity", "leep")
-    measure = f"Similarity ({similarity})" if similarity == "prototypes" else "LEEP"
-    if rankings := [ranking for study in studies for ranking in study.rankings]:
-        what = "Share of the labels' entropy that LEEP explains, 1 + LEEP / H(y)," if measure == "LEEP" else measure
-        caption = f"{what} of each zoo task on each target against the number of classes they share."
-        figures.append(("leep.png", caption, plots.similarity_against_shared_classes(rankings, measure)))
-    if figure := plots.accuracy_against_entries([run for study in studies for run in study.varied]):
-        figures.append(("growth.png", "Test accuracy against the entries of a zoo that grows by use.", figure))
-    for number, (name, rows) in enumerate(overlaps.items()):
-        caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."
-        figures.append((f"overlap{f'-{number + 1}' if number else ''}.png", caption, plots.overlap_by_group(rows)))
-    runs = by_ratio[max(by_ratio)] if by_ratio else []
-    if any(run["method"] == "mvp" for run in runs):
-        caption = "Units per group: dense, iterative Taylor, voted."
-        figures.append(("widths.png", caption, plots.widths_per_group([run for run in runs if not run["zoo"]])))
-    for name, _, figure in figures:
-        figure.savefig(out / name, dpi=130)
-    return [(name, caption) for name, caption, _ in figures]

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_mvp.pictures import DPI
 from lightning_mvp.study import grown_page
 from lightning_mvp.study.finished_study import by_label, ratios, runs_at
 from lightning_mvp.study.markdown import indented, markdown_table, signed, write_markdown
-from lightning_mvp.study.report_paragraphs import kinds_of_targets
+from lightning_mvp.study.report_paragraphs import kinds_of_targets, words_of_targets
 from lightning_mvp.study.results import Difference, Row, format_points, summarise
 from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.study.summary_plots import differences_of_choices, differences_of_sections, trust
@@ -30,6 +31,21 @@ RIVALS = {
     "taylor": "Taylor, as many steps",
     "taylor@300": "Taylor, 300 steps",
     "taylor@1000": "Taylor, 1,000 steps",
+}
+# The same in the picture, for a reader who has not met them: other uses of the zoo, then pruning without one.
+IN_WORDS = {
+    "against other uses of a zoo": {
+        "nearest": "the nearest model alone",
+        "random_vote": "random neighbours' vote",
+        "all_vote": "all entries' vote",
+        "generic_parent": "one model for all (parent)",
+        "generic": "one model for all (dense)",
+    },
+    "against pruning from scratch": {
+        "taylor": "as many steps",
+        "taylor@300": "300 steps",
+        "taylor@1000": "1,000 steps",
+    },
 }
 
 
@@ -83,6 +99,12 @@ class Report:
         return any(run.get("variant") for run in self.runs)
 
     @property
+    def variants(self) -> list[dict[str, Any]]:
+        """The runs of variants on targets; older reports don't say that they are."""
+        own = [line for line in self.lines if "trial" in line and not line["task"].startswith("development")]
+        return [run for run in own if run.get("variant") or "pruning_ratio" not in run]
+
+    @property
     def trials(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["task"].startswith("development")]
 
@@ -91,6 +113,13 @@ class Report:
         """The settings of its studies."""
         found = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))["settings"]
         return [StudySettings.from_dict(settings) for settings in found.values()]
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The title of each kind of study → what its targets are, in a few words."""
+        words = {settings.label: words_of_targets(settings) for settings in reversed(self.settings)}
+        titles = {label: label or self.folder.name for label in words}
+        return {title: words[label] for label, title in titles.items()}
 
     def sections(self) -> Iterator[Section]:
         """A section for each kind of study and operating point in which MVP was run."""
@@ -135,24 +164,26 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
     choices = {report.folder.name: trials for report in found if (trials := find_choices(report.trials))}
     out.mkdir(parents=True, exist_ok=True)
     paragraphs: list[str] = []
+    about = {name: words for report in found for name, words in report.targets.items()}
     if kinds:
         differences = {kind.title: kind.differences for kind in kinds}
-        title = "vote of a grown zoo minus the rival, points of test accuracy (95 % interval)"
-        differences_of_sections(differences, grown_page.RIVALS, title).savefig(out / "grown.png", dpi=130)
+        title = "The vote of a grown zoo, minus what else could be done"
+        figure = differences_of_sections(differences, {"against": grown_page.RIVALS}, title, about)
+        figure.savefig(out / "grown.png", dpi=DPI)
         paragraphs += [*grown_page.grown_table(kinds), "![The vote of a grown zoo minus its rivals](grown.png)"]
     if sections:
         differences = {section.title: section.differences for section in sections}
-        title = "MVP minus the rival, points of test accuracy (95 % interval)"
-        differences_of_sections(differences, RIVALS, title).savefig(out / "differences.png", dpi=130)
+        figure = differences_of_sections(differences, IN_WORDS, "Meta-Vote Pruning minus its rivals", about)
+        figure.savefig(out / "differences.png", dpi=DPI)
         paragraphs += [*differences_table(sections), "![MVP minus its rivals](differences.png)"]
     titles = {*(section.title for section in sections), *(kind.title for kind in kinds)}
     shown = [settings for report in found for settings in report.settings if settings.label in titles]
     paragraphs += kinds_of_targets(shown)
     for name, trials in choices.items():
-        differences_of_choices(trials).savefig(out / f"{name}.png", dpi=130)
+        differences_of_choices(trials).savefig(out / f"{name}.png", dpi=DPI)
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
     if found_cases := cases_by_rival([run for report in found for run in report.runs]):
-        trust(found_cases).savefig(out / "trust.png", dpi=130)
+        trust(found_cases).savefig(out / "trust.png", dpi=DPI)
         paragraphs += [*when_to_trust(found_cases), "![When to trust the vote](trust.png)"]
     folders = [(report.folder.name, Path(os.path.relpath(report.folder, out)).as_posix()) for report in found]
     names = ", ".join(f"[{name}]({folder}/report.md)" for name, folder in folders)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from lightning_mvp.pictures import SEQUENCE, page, styled
 from lightning_mvp.zoo.entry import ZooEntry
 from lightning_mvp.zoo.kinship import mask_overlap, similarities
 
@@ -30,6 +32,7 @@ class Relations:
     Args:
         names: the names of the entries.
         tasks: the names of their tasks.
+        classes: the names of each task's classes.
         iou: IoU of their masks ``(n, n)``, see :func:`~lightning_mvp.zoo.kinship.mask_overlap`.
         random_iou: the IoU to be expected of random masks of the same widths ``(n, n)``.
         similarity: how alike the tasks are ``(n, n)``.
@@ -38,6 +41,7 @@ class Relations:
 
     names: tuple[str, ...]
     tasks: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
     iou: np.ndarray
     random_iou: np.ndarray
     similarity: np.ndarray
@@ -83,6 +87,7 @@ def relations(entries: Sequence[ZooEntry]) -> Relations:
     return Relations(
         tuple(entries[index].name for index in order),
         tuple(entries[index].facts["name"] for index in order),
+        tuple(tuple(map(str, entries[index].facts["classes"])) for index in order),
         iou[square],
         random_iou[square],
         similarity[square],
@@ -106,8 +111,11 @@ def clustered(similarity: np.ndarray) -> list[int]:
     return [int(leaf) for leaf in leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))]
 
 
+@styled
 def draw_relations(found: Relations, title: str) -> Figure:
-    """Two heat maps side by side, rows and columns in the same order: units in common, and similarity.
+    """Two maps of pairs side by side, in the same order: units in common, from chance on, and similarity.
+
+    Each pair is drawn once, below the diagonal. Rows say the classes of their tasks where there is room.
 
     Args:
         found: for two tasks or hundreds; names are thinned where they can't be read.
@@ -116,59 +124,86 @@ def draw_relations(found: Relations, title: str) -> Figure:
     iou, chance, similarity = (found.pairs(matrix) for matrix in (found.iou, found.random_iou, found.similarity))
     digits = 2 if found.measure == "prototypes" else 0
     r = "not defined" if found.correlation is None else f"r = {found.correlation:.2f}"
-    figure = Figure(figsize=(16, 8.4), layout="compressed")
-    left, right = figure.subplots(1, 2)
-    figure.suptitle(
-        f"{title}: do similar tasks keep the same units?\n"
-        f"{len(found.names)} tasks, correlation of overlap and similarity over all pairs ({len(iou):,}): {r}",
-        fontsize=14,
+    about = (
+        f"{len(found.names)} tasks, each pair once, similar tasks side by side. Correlation of overlap and similarity "
+        f"over {len(iou):,} pair{'s' * (len(iou) > 1)}: {r}"
     )
+    figure = page(7.8, f"{title}: do similar tasks keep the same units?", about, width=16)
+    left, right = figure.subplots(1, 2)
     left.set_title(
         f"Overlap: IoU of the units kept, {_spread(iou, 2)}\nrandom masks of the same widths: {_spread(chance, 2)}"
     )
     right.set_title(
-        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\n"
-        "tasks in the same order as on the left, similar ones side by side"
+        f"Similarity: {MEASURES[found.measure]}, {_spread(similarity, digits)}\ntasks in the same order as on the left"
     )
-    _heat_map(left, found.iou, found.tasks, "IoU of the units kept", 2)
-    _heat_map(right, found.similarity, found.tasks, MEASURES[found.measure], digits)
+    words = [_with_classes(task, classes) for task, classes in zip(found.tasks, found.classes, strict=True)]
+    _triangle(left, found.iou, words, found.tasks, "IoU", 2, float(chance.mean()))
+    _triangle(
+        right, found.similarity, list(map(_shortened, found.tasks)), found.tasks, MEASURES[found.measure], digits, None
+    )
     return figure
 
 
-def _heat_map(axes: Axes, matrix: np.ndarray, tasks: Sequence[str], label: str, digits: int) -> None:
-    count = len(tasks)
-    shown = np.where(np.eye(count, dtype=bool), np.nan, matrix)  # a task with itself would take all the contrast
-    image = axes.imshow(shown, cmap="viridis", interpolation="nearest")
-    axes.set_facecolor("#DDDDDD")
-    step = -(-count // MOST_LABELS)
-    ticks = list(range(0, count, step))
-    size = min(10.0, 400 / len(ticks))  # points: a panel is some six inches wide
-    names = [_shortened(tasks[tick]) for tick in ticks]
-    axes.set_xticks(ticks, names, rotation=90, fontsize=size)
-    axes.set_yticks(ticks, names, fontsize=size)
-    axes.tick_params(length=2)
+def _triangle(
+    axes: Axes,
+    matrix: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    digits: int,
+    low: float | None,
+) -> None:
+    """The pairs below the diagonal. Colours begin at `low`, which is chance, and below it all are alike."""
+    count = len(rows)
+    shown = np.where(np.tri(count, k=-1, dtype=bool), matrix, np.nan)[1:, :-1]
+    high, least = float(np.nanmax(shown)), float(np.nanmin(shown))
+    bottom = least if low is None else min(low, high)
+    top = high if high > bottom else bottom + 1e-6
+    image = axes.imshow(shown, cmap=SEQUENCE, interpolation="nearest", vmin=bottom, vmax=top)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("N")
+    step = -(-(count - 1) // MOST_LABELS)
+    ticks = list(range(0, count - 1, step))
+    size = min(9.5, 360 / len(ticks))  # points: a panel is some five inches wide
+    axes.set_xticks(ticks, [_shortened(columns[tick]) for tick in ticks], rotation=90, fontsize=size)
+    axes.set_yticks(ticks, [rows[tick + 1] for tick in ticks], fontsize=size)
+    axes.tick_params(length=0)
     if step > 1:
         axes.set_xlabel(f"every {_ordinal(step)} task is named", fontsize=9)
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
-    bar.set_label(label)
+    if count > 2:  # in the empty half; a single cell says its number
+        inside = axes.inset_axes((0.56, 0.93, 0.4, 0.025))
+        extend = "neither" if low is None or least >= low else "min"
+        bar = axes.figure.colorbar(image, cax=inside, orientation="horizontal", extend=extend)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        above = [
+            tick for tick in MaxNLocator(4).tick_values(bottom, top) if bottom + 0.2 * (top - bottom) < tick <= top
+        ]
+        chance = "" if low is None else "\nchance"
+        labels = [f"{bottom:.{digits}f}{chance}", *(f"{tick:.{digits}f}" for tick in above)]
+        bar.set_ticks([bottom, *above], labels=labels)
+        inside.set_title(label, fontsize=8.5, fontweight="normal")
     if count <= MOST_NUMBERS:
         _write_numbers(axes, shown, digits)
 
 
+def _with_classes(task: str, classes: Sequence[str], most: int = 34) -> str:
+    """A task with as many of its classes as there is room for."""
+    words = _shortened(task)
+    names = ", ".join(classes)
+    if not names:
+        return words
+    return f"{words}: {names if len(names) <= most else names[: most - 1].rstrip(', ') + '…'}"
+
+
 def _write_numbers(axes: Axes, shown: np.ndarray, digits: int) -> None:
-    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
+    image = axes.images[0]
+    low, high = image.get_clim()
     for (row, column), value in np.ndenumerate(shown):
         if not np.isnan(value):
-            colour = "white" if value < middle else "black"
-            axes.text(
-                column,
-                row,
-                f"{value:.{digits}f}",
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=min(9, 110 / len(shown)),
-            )
+            colour = "white" if value < (low + high) / 2 else "black"
+            size = min(9, 110 / len(shown))
+            axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=size)
 
 
 def _shortened(name: str, most: int = 24) -> str:

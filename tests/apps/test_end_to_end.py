@@ -23,7 +23,7 @@ from ..voting import own
 from .conftest import TINY, TINY_ROUNDS, Run, modified
 
 pytestmark = pytest.mark.xdist_group("end_to_end")  # one process makes what several tests look at
-OUTPUTS = {"model.ckpt", "model.safetensors", "recipe.json", "report.json"}
+OUTPUTS = {"model.ckpt", "model.safetensors", "recipe.json", "report.json", "neighbours.png"}
 
 
 @pytest.fixture(scope="module")

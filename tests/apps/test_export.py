@@ -45,7 +45,15 @@ def test_a_folder_of_mvp_vote_becomes_every_format(voted: Path, tmp_path: Path, 
     done = run("export", f"folder={voted}", *QUICK, home=tmp_path)
     assert done.code == 0, done.text
     folder = tmp_path / "exported" / "pets"
-    names = {"model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json"}
+    names = {
+        "model.safetensors",
+        "recipe.json",
+        "load.py",
+        "model.pt2",
+        "model.onnx",
+        "report.json",
+        "before_after.png",
+    }
     assert {path.name for path in folder.iterdir()} == names
     for name in names:
         assert f"wrote {folder / name}: " in done.text

@@ -411,3 +411,14 @@ def test_show_takes_the_beginning_of_one_name_alone(zoo: ModelZoo, ask: Ask) -> 
     assert "has no 'delta'" in " ".join(ask("show", zoo.path, "delta").err.split())
     assert ask("show", zoo.path, "").code == 1
     assert "has no 'bet'" in " ".join(ask("remove", zoo.path, "bet").err.split()), "what is removed is named in full"
+
+
+def test_a_lineage_is_drawn_where_it_is_asked_and_never_overwrites(zoo: ModelZoo, tmp_path: Path, ask: Ask) -> None:
+    page = tmp_path / "lineage.png"
+    done = ask("lineage", zoo.path, "--picture", page)
+    assert done.code == 0, done.err
+    assert f"wrote {page}: who was grown from whom" in done.out
+    before = page.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    assert ask("lineage", zoo.path, "--picture", page).code == 1
+    assert page.read_bytes() == before

@@ -27,7 +27,7 @@ from ..callbacks.user import FACTS, RECIPE, UserModule, callback, fit
 from .conftest import run_elsewhere
 
 BATCHES = (1, 2, 5)
-FILES = {"model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json"}
+FILES = {"model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json", "before_after.png"}
 ELSEWHERE = """
 import onnxruntime
 from safetensors.torch import load_file, save_file

@@ -84,7 +84,9 @@ def test_masks_that_follow_the_classes_are_found_to(origin: Origin) -> None:
         assert 0 <= row.magnitude <= 1
     last = rows[-1]
     assert (last.depth, last.units, last.kept) == (-1, sum(origin.groups.sizes.values()), 3 * len(origin.groups))
-    assert len(overlap_by_group(rows).axes) == 2
+    panels = overlap_by_group(rows).axes
+    assert [axes.get_title("left") for axes in panels[3:]] == ["LEEP", "shared classes", "shared superclasses"]
+    assert all(axes.get_title("left").endswith("% of units removed") for axes in panels[:3]), "one ratio a panel"
 
 
 def test_without_superclasses_nothing_is_said_of_them(origin: Origin) -> None:

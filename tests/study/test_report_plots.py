@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from lightning_mvp.study.report_plots import correlation, similarity_against_shared_classes
+from lightning_mvp.study.accuracy_plots import accuracy_against_entries, accuracy_against_steps
+from lightning_mvp.study.growth import Growth
+from lightning_mvp.study.methods import METHODS
+from lightning_mvp.study.report_plots import correlation, similarity_against_shared_classes, widths_per_group
+from lightning_mvp.study.study_pictures import redraw
 
 GENERAL = Path(__file__).parents[2] / "benchmarks" / "cifar100" / "general"
+
+
+def about(figure: Figure) -> str:
+    """What stands below the title."""
+    return figure.texts[1].get_text()
 
 
 def rankings_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -30,23 +40,100 @@ def test_targets_of_several_class_counts_give_the_correlation_that_each_has_alon
     pooled = [each for ranking in (few, many) for each in ranking["similarities"]]
     assert correlation([each["shared_classes"] for each in pooled], [each["score"] for each in pooled]) < -0.8
     alone = target(10, [-1.5, -1.5], [0, 0])
-    axes = similarity_against_shared_classes([few, many, alone]).axes[0]
-    assert axes.get_title().endswith("correlation within a target 1.00")
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        f"1 target of {count} classes" for count in (5, 10, 20)
-    ]
-    first = axes.collections[0].get_offsets()[0]
+    figure = similarity_against_shared_classes([few, many, alone])
+    assert about(figure).endswith("Correlation within a target 1.00")
+    assert [axes.get_title("left") for axes in figure.axes] == [f"1 target of {count} classes" for count in (5, 10, 20)]
+    first = figure.axes[0].collections[0].get_offsets()[0]
     assert first[1] == pytest.approx(1 - 1.0 / 1.6094379)
-    assert len(axes.lines) == 2, "a mean of targets that share nothing with anybody says nothing"
+    assert [len(axes.lines) for axes in figure.axes] == [1, 0, 1], "a mean of targets that share nothing says nothing"
 
 
 def test_a_measure_that_is_not_leep_is_drawn_as_it_is():
-    axes = similarity_against_shared_classes([target(5, [0.2, 0.4], [0, 0])], "Similarity (prototypes)").axes[0]
-    assert axes.get_title().endswith("within a target n/a")
-    assert axes.collections[0].get_offsets()[0][1] == pytest.approx(0.2)
+    figure = similarity_against_shared_classes([target(5, [0.2, 0.4], [0, 0])], "Similarity (prototypes)")
+    assert about(figure).endswith("within a target n/a")
+    assert figure.axes[0].collections[0].get_offsets()[0][1] == pytest.approx(0.2)
 
 
 def test_in_the_committed_runs_leep_goes_with_shared_classes_within_targets():
     runs = [json.loads(line) for line in (GENERAL / "results.jsonl").read_text().splitlines()]
-    axes = similarity_against_shared_classes(rankings_of(runs)).axes[0]
-    assert axes.get_title().endswith("within a target 0.69")
+    assert about(similarity_against_shared_classes(rankings_of(runs))).endswith("within a target 0.69")
+
+
+def run_of(method: str, steps: int = 100, task: str = "a", accuracy: float = 0.5, **more: Any) -> dict[str, Any]:
+    curve = [[0, 0.2], [steps, accuracy]]
+    base = {"method": method, "steps": steps, "task": task, "accuracy": accuracy, "curve": curve, "changes": {}}
+    return {**base, "macs": 10, **more}
+
+
+def test_numbers_of_steps_are_ticks_and_every_point_stands_at_its_own():
+    runs = [run_of("mvp", steps, task) for steps in (0, 10, 100) for task in "ab"]
+    runs += [run_of(method, 100, task) for method in ("nearest", "all_vote", "generic", "dense") for task in "ab"]
+    runs += [run_of("taylor", steps, task) for steps in (100, 1000) for task in "ab"]
+    lines, rows = accuracy_against_steps(runs).axes
+    assert [tick.get_text() for tick in lines.get_xticklabels()] == ["0", "10", "100", "1,000"]
+    assert [list(line.get_xdata()) for line in lines.lines] == [[0, 10, 100], [100, 1000]]
+    assert {text.get_text() for text in lines.texts} == {"Meta-Vote Pruning", "iterative Taylor"}
+    named = [label.get_text() for label in rows.get_yticklabels()]
+    assert {"Meta-Vote Pruning", "nearest model", "dense, not pruned", "not pruned"} < set(named)
+
+
+def test_a_panel_has_at_most_six_lines():
+    methods = [name for name in METHODS if name != "mvp"][:8]
+    runs = [run_of(method, steps, task) for method in ["mvp", *methods] for steps in (10, 100) for task in "ab"]
+    panels = accuracy_against_steps(runs).axes[:2]
+    assert sorted(len(axes.lines) for axes in panels) == [4, 5]
+    assert sum(len(axes.texts) for axes in panels) == 9
+
+
+def test_widths_that_are_equal_by_construction_are_not_drawn():
+    dense = run_of("dense", widths={"conv": 32, "mlp": 200})
+    narrow = {"conv": 22, "mlp": 140}
+    runs = [dense, run_of("mvp", widths=narrow), run_of("taylor", widths={"conv": 23, "mlp": 141})]
+    assert widths_per_group(runs) is None
+    figure = widths_per_group([*runs, run_of("taylor", task="b", widths={"conv": 10, "mlp": 160})])
+    assert figure is not None
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["conv  (32)", "mlp  (200)"]
+    assert [round(x) for x in axes.lines[1].get_xdata()] == [69, 70], "percent of the dense backbone"
+
+
+def test_zoos_that_grew_otherwise_are_lines_of_their_own_and_orders_are_one():
+    growths = {"A": Growth(), "B": Growth(order=1), "one": Growth(neighbours=1)}
+    runs = []
+    for growth, entries, accuracy, more in (
+        ("A", 8, 0.5, {}),
+        ("A", 50, 0.6, {}),
+        ("B", 50, 0.8, {}),
+        ("one", 50, 0.7, {"vote.neighbours": 1}),
+        ("one", 50, 0.4, {"vote.neighbours": 8}),
+        ("A", 50, 0.3, {"optim.mimic": 0}),
+    ):
+        changes = {"vote.growth": growth, "vote.entries": entries, "optim.mimic": 2, **more}
+        runs.append(run_of("grown", accuracy=accuracy, changes=changes))
+    runs.append(run_of("mvp", accuracy=0.45, changes={"vote.entries": 50, "optim.mimic": 2}))
+    figure = accuracy_against_entries(runs, growths)
+    assert figure is not None
+    (axes,) = figure.axes
+    found = dict(
+        zip([text.get_text() for text in axes.texts], [list(line.get_ydata()) for line in axes.lines], strict=True)
+    )
+    assert {name: [round(y) for y in line] for name, line in found.items()} == {
+        "grown by use": [50, 70],
+        "grown by use, no mimicking": [30],
+        "independent entries": [45],
+        "one net, task after task": [70],
+        "one net, task after task, 8 vote": [40],
+    }
+
+
+def test_a_finished_report_is_drawn_anew_from_its_own_files(tmp_path: Path):
+    for name in ("report.md", "results.json", "results.jsonl"):
+        (tmp_path / name).write_bytes((GENERAL.parent / "efficientnet" / name).read_bytes())
+    text = (tmp_path / "report.md").read_text()
+    with_widths = text.replace("## Again\n", "![Units.](widths.png)\n\nUnits.\n\n## Again\n")
+    (tmp_path / "report.md").write_text(with_widths)
+    (tmp_path / "widths.png").write_bytes(b"old")
+    assert redraw(tmp_path) == ["accuracy.png"]
+    assert (tmp_path / "report.md").read_text() == text, "the picture that says nothing is gone; all else is as it was"
+    assert not (tmp_path / "widths.png").exists()
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")

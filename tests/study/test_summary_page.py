@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from lightning_mvp.study.results import Difference
 from lightning_mvp.study.summary_page import Report, write_page
+from lightning_mvp.study.summary_plots import _limits, differences_of_sections
 
 from .small_study import settings
 
@@ -140,3 +142,21 @@ def test_runs_of_older_reports_have_no_label(tmp_path: Path) -> None:
     folder = write_runs(tmp_path / "cnn", [run_on("target-000", "mvp", 0.7), run_on("target-000", "nearest", 0.6)])
     (section,) = Report(folder).sections()
     assert section.title == "cnn"
+
+
+def test_a_difference_far_beyond_the_others_is_an_arrow_that_says_it_and_no_other_is_cut() -> None:
+    found = {
+        "near": Difference(0.01, 0.0, 0.02),
+        "wide": Difference(-0.02, -0.06, 0.03),
+        "far": Difference(0.38, 0.3, 0.5),
+    }
+    sections = {f"kind {n}": {"nearest": found["near"], "generic": found["wide"]} for n in range(6)}
+    sections["kind 5"] = {"nearest": found["far"]}
+    panels = {"against": {"nearest": "the nearest model", "generic": "one model"}, "nobody": {"taylor": "Taylor"}}
+    (axes,) = differences_of_sections(sections, panels, "Ours", {"kind 0": "10 classes"}).axes
+    assert [text.get_text() for text in axes.texts] == ["+38 →"]
+    low, high = axes.get_xlim()
+    assert low < -6 < 3 < high < 30
+    assert axes.get_yticklabels()[0].get_text() == "kind 0\n10 classes"
+    assert len(axes.patches) == 3, "every second band is shaded, so that groups are told apart"
+    assert _limits([Difference(0.0, float("nan"), float("nan"))] * 2)[0] < 0, "one target, and no difference"
