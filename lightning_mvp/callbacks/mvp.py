@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import holds_average, restart_averages
 from lightning_mvp.callbacks.companions import COMPANIONS, bring_companions
 from lightning_mvp.callbacks.finite_loss import loss_watches
-from lightning_mvp.callbacks.fit_prototypes import FitPrototypes, MakesPrototypes, require_loader
+from lightning_mvp.callbacks.fit_prototypes import FitPrototypes, require_loader
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
     refuse_hidden_input,
@@ -35,12 +34,11 @@ from lightning_mvp.callbacks.guards import (
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress
 from lightning_mvp.callbacks.random_state import KeepsRandomState
-from lightning_mvp.callbacks.resolve import check_head
+from lightning_mvp.callbacks.saving import SavesPruning
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
 from lightning_mvp.lightning_internals import require_lightning
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.engine import Pruner
-from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import Schedule, require_time_for, warn_of_low_rate
 from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
 from lightning_mvp.tasks.facts import TaskFacts
@@ -48,7 +46,7 @@ from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 
-class MVPCallback(MakesPrototypes, KeepsRandomState):
+class MVPCallback(SavesPruning, KeepsRandomState):
     """Prunes a LightningModule's backbone in rounds while it trains, and adds the result to a zoo.
 
     Scores are taken from gradients that exist anyway, in ``on_before_optimizer_step``, where they are averaged over
@@ -227,18 +225,6 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         assert self._hook is not None
         self._hook.remove()
 
-    def _bind(self, pl_module: L.LightningModule, backbone: nn.Module, example: tuple[Tensor, ...]) -> None:
-        """Find the groups and refuse what can't be pruned."""
-        head = self._head(pl_module)
-        if head is not None:
-            check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
-        contract = None if self.zoo is None else self.zoo.contract(pl_module.trainer)
-        keep_features = self.head_name is None
-        found = find_prunable(backbone, example, self.settings, keep_features=keep_features, contract=contract)
-        self._pruner = Pruner(found, example, self.settings)
-        if self._resumed is not None:
-            self._pruner.load_state_dict(self._resumed)
-
     def _begin(self, trainer: L.Trainer, backbone: nn.Module) -> None:
         """What is left to do once groups and optimizer are known."""
         assert self._optimizer is not None
@@ -350,45 +336,3 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
             assert made is not None, "there is a zoo"
             info = {"steps": self.step, "seed": self.settings.seed, **self.info}
             on_rank_zero(trainer, lambda: write_entry_of_fit(zoo, trainer, self.pruner, backbone, head, made, info))
-
-    # Checkpoints ------------------------------------------------------------------------------------------------------
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Called for each checkpoint."""
-        return {
-            "settings": self.settings.to_dict(),
-            "schedule": None if self.schedule is None else asdict(self.schedule),
-            "step": self.step,
-            "peak_rate": self._peak_rate,
-            "pruner": self._resumed if self._pruner is None else self._pruner.state_dict(),
-            "backbone": self.backbone_name,
-            "head": self.head_name,
-            "task": None if self.task is None else self.task.to_dict(),
-            "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
-            "prototypes": None if self._prototypes is None else self._prototypes.state_dict(),
-        }
-
-    @override
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Called after :meth:`setup`, when the weights of a checkpoint have been loaded."""
-        if not self._fitting:  # validate and test load checkpoints, too
-            return
-        if self._prototypes is not None and state_dict.get("prototypes") is not None:
-            self._prototypes.load_state_dict(state_dict["prototypes"])
-        if self._pruner is not None:  # a module that resumes may have rebuilt itself at the checkpoint's widths
-            assert self._module is not None
-            example = self._first_example(self._module)
-            assert example is not None, "groups were found with it"
-            self._bind(self._module, self._backbone(self._module), example)
-        if not state_dict["step"]:  # nothing to go on from; the learning-rate finder saves and restores such a state
-            return
-        self.settings.require_same(state_dict["settings"])
-        self.schedule = Schedule(**state_dict["schedule"])
-        self.step, self._peak_rate = state_dict["step"], state_dict["peak_rate"]
-        if self.zoo is not None:
-            assert self._module is not None
-            self.zoo.resume(self._module.trainer, state_dict.get("theta0") or state_dict.get("theta0_fingerprint"))
-        self._resumed = state_dict["pruner"]
-        if self._pruner is not None:
-            self._pruner.load_state_dict(state_dict["pruner"])
