@@ -173,14 +173,11 @@ def module_of(
 
 def run(config: DictConfig) -> float:
     """Prune one task, add the entry, return its accuracy on validation images."""
-    from lightning_mvp.zoo.zoo import ModelZoo
-
     if config.start == "vote":
         return growth_job.run(config)
     name, accuracy, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
     if first:
         console.print(f"{name}: {accuracy:.1%} on validation images")
-        console.print(f"wrote {name} to the zoo {config.zoo}, which has {len(ModelZoo(config.zoo))} entries now")
     return accuracy
 
 

@@ -32,7 +32,7 @@ from lightning_mvp.callbacks.guards import (
     warn_of_missing_rounds,
 )
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
-from lightning_mvp.callbacks.progress import log_progress
+from lightning_mvp.callbacks.progress import log_progress, say
 from lightning_mvp.callbacks.random_state import KeepsRandomState
 from lightning_mvp.callbacks.saving import SavesPruning
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
@@ -41,6 +41,7 @@ from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.schedule import Schedule, require_time_for, warn_of_low_rate
 from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
+from lightning_mvp.pruning.words import plan_words, round_words
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
@@ -84,7 +85,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
             backbone is given in training.
         storage: how the zoo keeps the entry: ``"float32"``, or ``"bfloat16"`` in half the bytes.
         companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
-            at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C.
+            at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C,
+            ``RoundInBar`` names the round in the progress bar.
 
     Attributes:
         info: what you put here until fit ends (accuracy, seconds, ...; plain JSON) is kept with the zoo entry.
@@ -156,6 +158,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         self._hook: RemovableHandle | None = None
         self._prototypes = None if self.zoo is None else FitPrototypes(self.zoo, self.prototype_loader)
         self._pending = 0  # optimizer steps in the present batch
+        self._steps = float("inf")  # of the run
+        self._logged = False
         self._step_of_round = 0  # the step after which the last round happened
         self._dev_run = False
         self._rate = self._peak_rate = 0.0
@@ -192,7 +196,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
             self._prepare(trainer, pl_module)
         backbone = self._backbone(pl_module)
         self._optimizer = find_optimizer(trainer, backbone)
-        steps = planned_steps(trainer)
+        self._steps = steps = planned_steps(trainer)
         if self.schedule is None:  # a resumed run goes on with its checkpoint's
             self.schedule = self.settings.schedule(steps)
         if not pl_module.automatic_optimization:
@@ -233,8 +237,14 @@ class MVPCallback(SavesPruning, KeepsRandomState):
             warn_of_dead_units(backbone, self.groups)
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
         self._tell_module()
-        if self.zoo is not None and not self._dev_run:
+        if self._dev_run:
+            return
+        if self.zoo is not None:
             self.zoo.open(trainer, backbone, self.pruner.prunable.every)
+        assert self.schedule is not None, "it is made before anything else"
+        found, of = self.pruner.prunable, self.settings.ratio_of
+        plan = self.schedule, self._steps, of, len(found.groups), found.whole, found.without_units, self.rounds_done
+        say(trainer, self.task, plan_words(*plan))
 
     # While it trains --------------------------------------------------------------------------------------------------
 
@@ -281,13 +291,15 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         if not self._pending:  # gradients are still being accumulated
             return
         assert self.schedule is not None
-        begins, self._pending, self.step = self.step == 0, 0, self.step + self._pending
+        self._pending, self.step = 0, self.step + self._pending
         due = self.settings.rounds if self._dev_run else self.schedule.rounds_due(self.step)
         if due > self.pruner.round and self._prune(trainer, pl_module, due):
-            begins = True
+            self._logged = False
+            say(trainer, self.task, round_words(due, self.settings.rounds, self.step, self.pruner.kept))
         else:
             self.pruner.zero_removed(self._backbone(pl_module))
-        if begins:
+        if not self._logged:
+            self._logged = True
             log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
 
     def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:

@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import timm
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mvp.agreement import on_rank_zero
@@ -90,10 +90,13 @@ def open_zoo(
     )
 
 
-def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> None:
+def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> bool:
     """Add an entry; where the zoo can't be written, keep it in ``folder``, because it took a training to make.
 
     The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays.
+
+    Returns:
+        Whether it is this entry that the zoo has now.
 
     Raises:
         OSError, ValueError: the entry is not in the zoo, or may be lost there; the message says where it is kept.
@@ -102,6 +105,7 @@ def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage =
         zoo.add(entry, storage=storage)
     except FileExistsError:
         rank_zero_warn(f"Another job has added {entry.name} to the zoo {zoo.path} meanwhile: its entry stays.")
+        return False
     except (OSError, ValueError) as error:
         try:
             entry = replace(entry, info={**entry.info, "zoo": zoo.fingerprint})  # whose it is
@@ -114,6 +118,7 @@ def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage =
         if isinstance(error, OSError):
             raise with_words(error, f"{error.strerror or error} {words}") from error
         raise ValueError(f"{error} {words}") from error
+    return True
 
 
 def entry_of(
@@ -281,4 +286,6 @@ class ZooTarget:
     def add(self, entry: ZooEntry, folder: Path) -> None:
         """Add an entry, or keep it in ``folder``: :func:`add_or_keep`."""
         assert self._zoo is not None, "it was opened before the first step"
-        add_or_keep(self._zoo, entry, folder, self.storage)
+        if add_or_keep(self._zoo, entry, folder, self.storage):
+            entries = "1 entry" if len(self._zoo) == 1 else f"{len(self._zoo)} entries"
+            rank_zero_info(f"wrote {entry.name} to the zoo {self.path}, which has {entries} now")
