@@ -31,6 +31,7 @@ from lightning_mvp.callbacks.guards import (
     warn_of_guessed_steps,
     warn_of_missing_rounds,
 )
+from lightning_mvp.callbacks.known_training import known_training
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
 from lightning_mvp.callbacks.progress import log_progress, say
 from lightning_mvp.callbacks.random_state import KeepsRandomState
@@ -79,7 +80,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         exclude: which groups to leave whole: patterns or kinds as for ``include``; ``"residual"`` spares the residual
             stages.
         training: what else tells this run from others (learning rate, batch size, ...; plain JSON): part of the zoo
-            entry's id and its config, so that entries of other trainings are others.
+            entry's id and its config, so that entries of other trainings are others. None: what the Trainer is known
+            to have, by :func:`~lightning_mvp.callbacks.known_training.known_training`; ``{}``: nothing.
         prototype_loader: images as the backbone takes them, or raw uint8 ones, with class indices, for the entry's
             prototypes, by which it is found in a large zoo; default: a `TaskDataModule`'s, else the first that the
             backbone is given in training.
@@ -87,6 +89,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
             at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C,
             ``RoundInBar`` names the round in the progress bar.
+        overwrite: whether an entry of the same id is replaced when fit ends, instead of being refused at its start.
 
     Attributes:
         info: what you put here until fit ends (accuracy, seconds, ...; plain JSON) is kept with the zoo entry.
@@ -130,6 +133,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         storage: Storage = "float32",
         companions: Sequence[type[L.Callback]] = COMPANIONS,
         prototype_loader: Iterable[Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.settings = PruningSettings.among(locals())
         self._fitting, self.companions, self.training = False, tuple(companions), training
@@ -142,7 +146,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         self.backbone_name, self.head_name = backbone, head
         self.example_input = None if example_input is None else as_inputs(example_input)
         self.task = task
-        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage)
+        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage, overwrite)
         self.prototype_loader = require_loader(prototype_loader)
         self._reset()
 
@@ -160,6 +164,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         self._pending = 0  # optimizer steps in the present batch
         self._steps = float("inf")  # of the run
         self._logged = False
+        self._known: Mapping[str, Any] = {}
         self._step_of_round = 0  # the step after which the last round happened
         self._dev_run = False
         self._rate = self._peak_rate = 0.0
@@ -208,6 +213,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
                 self.zoo.capture(trainer, backbone)
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
+            if self.training is None and self._resumed is None:  # a run that goes on knows it from its checkpoint
+                self._known = known_training(trainer, self._optimizer)
             config = {**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round}
             self.zoo.reserve(trainer, config)
         if self._pruner is None:

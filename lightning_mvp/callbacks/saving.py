@@ -52,6 +52,7 @@ class SavesPruning(MakesPrototypes):
             "head": self.head_name,
             "task": None if self.task is None else self.task.to_dict(),
             "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
+            "training": dict(self._known),
             "prototypes": None if self._prototypes is None else self._prototypes.state_dict(),
         }
 
@@ -75,6 +76,7 @@ class SavesPruning(MakesPrototypes):
         if self.zoo is not None:
             assert self._module is not None
             self.zoo.resume(self._module.trainer, state_dict.get("theta0") or state_dict.get("theta0_fingerprint"))
+        self._known = state_dict.get("training", {})  # older checkpoints are of runs whose ids have none
         self._resumed = state_dict["pruner"]
         if self._pruner is not None:
             self._pruner.load_state_dict(state_dict["pruner"])

@@ -35,6 +35,7 @@ class PruningState(L.Callback):
     head_name: str | None
     example_input: tuple[Tensor, ...] | None
     training: Mapping[str, Any] | None
+    _known: Mapping[str, Any]
     _module: L.LightningModule | None
     _pruner: Pruner | None
     _resumed: Mapping[str, Any] | None
@@ -178,10 +179,12 @@ class PruningState(L.Callback):
     def config(self, steps: int) -> dict[str, Any]:
         """The pruning configuration that a zoo entry's id is made of.
 
+        Where ``training`` was not given, it has what is known of the Trainer once a fit with ``zoo`` has begun.
+
         Args:
             steps: the run's optimizer steps.
         """
-        return entry_config(self.settings, steps, self.training)
+        return entry_config(self.settings, steps, self._known if self.training is None else self.training)
 
     def _head(self, module: nn.Module) -> nn.Module | None:
         return None if self.head_name is None else resolve_module(module, self.head_name, "head")
