@@ -95,7 +95,7 @@ def run(config: DictConfig) -> None:
     for name, what in (
         ("model.safetensors", "the weights"),
         ("recipe.json", "the architecture, the classes and the preprocessing"),
-        ("load.py", "rebuilds the model from these two with torch, timm and safetensors: load(folder)"),
+        ("load.py", "model, transform = load(folder) from these two, with torch, timm and safetensors"),
         ("model.pt2", "torch.export.load(path).module(), for any number of images"),
         ("model.onnx", "for ONNX runtimes, any number of images"),
         ("report.json", "sizes, memory, measured seconds"),

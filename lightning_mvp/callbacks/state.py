@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import rich
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.settings import PruningSettings, RoundPlan, entry_config, plan_rounds
-from lightning_mvp.pruning.table import pruning_table
+from lightning_mvp.pruning.table import plan_table, pruning_table
 from lightning_mvp.pruning.zeros import require_zeroed
 
 
@@ -156,7 +157,7 @@ class PruningState(L.Callback):
     def preview(
         self, module: L.LightningModule, example_input: Any = None, steps: int | None = None
     ) -> list[RoundPlan]:
-        """What each round will leave, before any training.
+        """What each round will leave, before any training; also printed as a table.
 
         Args:
             module: the LightningModule.
@@ -170,7 +171,9 @@ class PruningState(L.Callback):
         if example is None:
             raise ValueError("Expected argument `example_input` to be a batch of images, but got None.")
         found = find_prunable(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
-        return plan_rounds(self.settings, found.groups, found.cost, steps)
+        plans = plan_rounds(self.settings, found.groups, found.cost, steps)
+        rich.print(plan_table(plans, self.settings.ratio_of, found.groups, found.cost))
+        return plans
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""

@@ -267,8 +267,8 @@ def candidate_names(zoo: ModelZoo, config: Configs, exclude: Collection[str]) ->
         if left_out:
             warnings.warn(
                 f"The zoo holds entries of several pruning configs: the {len(found[chosen[0]])} of {chosen[0]} may "
-                f"vote, and left out are {', '.join(left_out)}. Choose one by `config`, several by a list of them, or take "
-                f"all by config={ALL!r}.",
+                f"vote, and left out are {', '.join(left_out)}. Choose one by `config`, several by a list of them, or "
+                f"take all by config={ALL!r}.",
                 stacklevel=3,
             )
     names = {name for key in chosen for name in found.get(key) or configs[key]}
