@@ -36,6 +36,7 @@ from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, re
 from lightning_mvp.callbacks.progress import log_progress, say
 from lightning_mvp.callbacks.random_state import KeepsRandomState
 from lightning_mvp.callbacks.saving import SavesPruning
+from lightning_mvp.callbacks.told_loggers import draw_round, log_settings, require_figures
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
 from lightning_mvp.lightning_internals import require_lightning
 from lightning_mvp.pruning.choose import RatioOf, Scope
@@ -89,6 +90,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
             at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C,
             ``RoundInBar`` names the round in the progress bar.
+        log_figures: whether loggers that take figures (TensorBoard, Weights & Biases) get, after each round, the kept
+            fraction of each group as a chart and the masks as an image. The settings are given to every logger.
         overwrite: whether an entry of the same id is replaced when fit ends, instead of being refused at its start.
 
     Attributes:
@@ -134,6 +137,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         companions: Sequence[type[L.Callback]] = COMPANIONS,
         prototype_loader: Iterable[Any] | None = None,
         overwrite: bool = False,
+        log_figures: bool = False,
     ) -> None:
         self.settings = PruningSettings.among(locals())
         self._fitting, self.companions, self.training = False, tuple(companions), training
@@ -145,7 +149,7 @@ class MVPCallback(SavesPruning, KeepsRandomState):
             )
         self.backbone_name, self.head_name = backbone, head
         self.example_input = None if example_input is None else as_inputs(example_input)
-        self.task = task
+        self.task, self.log_figures = task, log_figures
         self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage, overwrite)
         self.prototype_loader = require_loader(prototype_loader)
         self._reset()
@@ -252,6 +256,9 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         found, of = self.pruner.prunable, self.settings.ratio_of
         plan = self.schedule, self._steps, of, len(found.groups), found.whole, found.without_units, self.rounds_done
         say(trainer, self.task, plan_words(*plan))
+        log_settings(trainer, self.pruner, self.schedule)
+        if self.log_figures:
+            require_figures(trainer.loggers)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
@@ -303,6 +310,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         if due > self.pruner.round and self._prune(trainer, pl_module, due):
             self._logged = False
             say(trainer, self.task, round_words(due, self.settings.rounds, self.step, self.pruner.kept))
+            if self.log_figures:
+                draw_round(trainer, self.pruner)
         else:
             self.pruner.zero_removed(self._backbone(pl_module))
         if not self._logged:

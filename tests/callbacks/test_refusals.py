@@ -28,7 +28,7 @@ def refused(
 ) -> Exception:
     """Fit is refused, and no parameter has moved."""
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(error, match=match) as caught:
+    with pytest.raises(kind, match=match) as caught:
         fit(module, *callbacks, **options)
     changed = [name for name, tensor in module.named_parameters() if not torch.equal(tensor, before[name])]
     assert not changed

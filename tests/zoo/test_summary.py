@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_where_no_accuracy_is_found_the_table_says_what_was_looked_for() -> None
     known, unknown = (
         EntrySummary(f"one--{key}", key, 1, "one", 2, value, family=key) for key, value in (("aa", 0.5), ("bb", None))
     )
-    first, second = entries_tables([known, unknown])
+    first, second = entries_tables([replace(each, family=each.config) for each in (known, unknown)])
     assert first.caption is None
     assert "Looked for: an accuracy on validation data: val_accuracy, val/accuracy" in str(second.caption)
 
