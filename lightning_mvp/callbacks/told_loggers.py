@@ -19,9 +19,7 @@ def log_settings(trainer: L.Trainer, pruner: Pruner, schedule: Schedule) -> None
     """Give each logger the settings, beside the hyper-parameters of the module, as ``mvp/…``."""
     own = {**pruner.settings.to_dict(), "steps_per_round": schedule.steps_per_round}
     own |= {"last_round_at_step": schedule.last_step, "groups_left_whole": ", ".join(pruner.prunable.whole) or "none"}
-    settings = {
-        f"mvp/{name}": value if isinstance(value, (int, float, str)) else str(value) for name, value in own.items()
-    }
+    settings = {f"mvp/{name}": value if isinstance(value, (int, float)) else str(value) for name, value in own.items()}
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
 

@@ -37,9 +37,7 @@ def masks_figure(masks: Masks, round_: int, rounds: int) -> Figure:
     """
     names, widest = list(masks), max(masks.sizes.values())
     cells = np.stack([np.asarray(masks[name])[np.arange(widest) * len(masks[name]) // widest] for name in names])
-    figure, axes = _framed(
-        len(names), f"Masks after round {round_} of {rounds}: blue units are kept, grey ones removed"
-    )
+    figure, axes = _framed(len(names), f"After round {round_} of {rounds}: blue units are kept, grey ones are gone")
     axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=ListedColormap([GONE, KEPT]), vmin=0, vmax=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)

@@ -23,9 +23,7 @@ from lightning_mvp.callbacks.guards import refuse_lossy_sync_batch_norm, refuse_
 from .user import EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, content, fit, make_trainer
 
 
-def refused(
-    error: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any
-) -> Exception:
+def refused(kind: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any) -> Exception:
     """Fit is refused, and no parameter has moved."""
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(kind, match=match) as caught:

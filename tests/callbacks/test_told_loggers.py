@@ -39,9 +39,8 @@ def test_loggers_are_given_the_settings_and_figures_where_they_take_some(tmp_pat
     ]
     chart, masks = (figure for _, _, figure in logger.taken[-2:])
     (bars,) = chart.axes[0].containers
-    assert [bar.get_width() for bar in bars] == [
-        100 * kept / mvp.groups[name].size for name, kept in mvp.masks.kept.items()
-    ]
+    shares = [100 * kept / mvp.groups[name].size for name, kept in mvp.masks.kept.items()]
+    assert [bar.get_width() for bar in bars] == shares
     (image,) = masks.axes[0].images
     for row, mask in zip(image.get_array(), mvp.masks.values(), strict=True):
         assert row.mean() == pytest.approx(float(mask.float().mean()), abs=0.1)
