@@ -23,9 +23,12 @@ def source_of(config: DictConfig) -> Source:
     Raises:
         ValueError: none of them is given, or more than one.
     """
+    from lightning_mvp.backbones.targets import trust_backbone
     from lightning_mvp.export.source import from_checkpoint, from_folder, from_zoo
     from lightning_mvp.tasks.facts import TaskFacts
 
+    if config.backbone.target is not None:
+        trust_backbone(config.backbone.target)
     given = [name for name in ("checkpoint", "folder", "zoo") if config[name] is not None]
     if len(given) != 1:
         raise ValueError(
@@ -38,7 +41,7 @@ def source_of(config: DictConfig) -> Source:
         return from_checkpoint(config.checkpoint, module, facts)
     if config.folder is not None:
         return from_folder(config.folder)
-    return from_zoo(config.zoo, config.entry)
+    return from_zoo(config.zoo, config.entry, config.backbone.target)
 
 
 def module_of(named: str | DictConfig, checkpoint: str) -> L.LightningModule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,12 @@ def load(folder: str | Path) -> tuple[nn.Sequential, Callable[[Any], torch.Tenso
     # Cloned, because tensors in a file may begin at any byte. On aligned ones kernels are faster and always the same.
     state = {name: tensor.clone() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
     arguments = {"num_classes": 0, "in_chans": recipe.get("in_chans", 3), **(recipe.get("arguments") or {})}
-    backbone: Any = timm.create_model(recipe["model"], pretrained=False, **arguments)
+    module, _, function = recipe["model"].partition(":")
+    backbone: Any
+    if function:  # somebody's own, which must be importable here, too
+        backbone = getattr(import_module(module), function)(**(recipe.get("arguments") or {}))
+    else:
+        backbone = timm.create_model(recipe["model"], pretrained=False, **arguments)
     for name, spec in (recipe.get("replace") or {}).items():
         owner, _, attribute = name.rpartition(".")
         setattr(backbone.get_submodule(owner), attribute, replacement(spec))

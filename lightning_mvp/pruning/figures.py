@@ -26,6 +26,7 @@ def kept_figure(masks: Masks, round_: int, rounds: int) -> Figure:
     bars = axes.barh(names, shares, color=KEPT)
     axes.bar_label(bars, [f"{masks.kept[name]:,} of {sizes[name]:,}" for name in names], padding=3, fontsize=8)
     axes.set(xlim=(0, 130), xticks=(0, 25, 50, 75, 100), xlabel="units kept, %")
+    axes.spines["bottom"].set_bounds(0, 100)
     axes.invert_yaxis()
     return figure
 

@@ -95,12 +95,15 @@ def open_zoo(
 ) -> ModelZoo:
     """Create the zoo, with the preprocessing of this task, or refuse one whose backbone, θ⁰ or groups are others."""
     recipe = recipe_of(backbone)
-    if recipe is None:
+    if recipe is None and not (path / INDEX).exists():
         rank_zero_warn(
-            "This backbone can't be rebuilt from a timm name, so whoever votes from the zoo must pass it: "
-            "voted_backbone(..., backbone=...). Backbones made by lightning_mvp.create_backbone carry their recipe."
+            f"No name of timm's says how to build this {type(backbone).__name__}, so the zoo {path} can't: whoever "
+            "uses its entries gives the same dense backbone, in Python by voted_backbone(..., backbone=...), with "
+            "mvp-vote and mvp-export by backbone.target=package.module:function, a function that makes it. Backbones "
+            "of lightning_mvp.create_backbone carry their recipe."
         )
-    elif classifier_name(backbone) is not None:  # no part of θ⁰: tasks of different class counts share a zoo
+    elif recipe is not None and classifier_name(backbone) is not None:
+        # It is no part of θ⁰: tasks of different class counts share a zoo.
         recipe = {**recipe, "arguments": {**recipe.get("arguments", {}), "num_classes": 0}}
     return ModelZoo.create(
         path,

@@ -34,7 +34,7 @@ from lightning_mvp.zoo.entry_file import (
     shown,
     write_entry,
 )
-from lightning_mvp.zoo.index import INDEX, THETA0, Index, create_index, read_index, read_theta0
+from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0, require_same
 from lightning_mvp.zoo.leftovers import remove_leftovers
 from lightning_mvp.zoo.strict_json import JSON_LIMIT
 
@@ -96,20 +96,7 @@ class ModelZoo:
         """
         path = Path(path)
         index = Index.from_backbone(recipe, theta0, group_sizes, preprocessing)
-        found = create_index(path, index, theta0)
-        differing = index.differences(found)
-        if (index.recipe, index.groups) == (found.recipe, found.groups) and differing:
-            file = path / THETA0
-            raise ValueError(
-                f"The zoo at {path} begins with other weights than this backbone, and all of its tasks begin with the "
-                "same, θ⁰. Load them into the backbone before fit, by `from safetensors.torch import load_file; "
-                f"backbone.load_state_dict(load_file({str(file)!r}), strict=False)`, or in a command by "
-                f"weights={file}. For a zoo of your weights, name another folder."
-            )
-        if differing:
-            raise ValueError(
-                f"The zoo at {path} is of another backbone or θ⁰. " + "; ".join(differing) + ". Use another folder."
-            )
+        require_same(path, index, create_index(path, index, theta0))
         zoo = cls(path)
         zoo.theta0()
         return zoo
