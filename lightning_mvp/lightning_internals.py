@@ -93,7 +93,7 @@ def name_epochs(bar: RichProgressBar, words: Callable[[int], str] | None) -> Non
     if type(bar)._get_train_description is RichProgressBar._get_train_description:
         vars(bar).pop("_get_train_description", None)
         if words is not None:
-            bar._get_train_description = words  # type: ignore[method-assign]
+            bar._get_train_description = words  # type: ignore[assignment, method-assign]
 
 
 def prepared_batch(trainer: L.Trainer, batch: Any) -> Any:

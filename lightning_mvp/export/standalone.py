@@ -61,10 +61,10 @@ def load(folder: str | Path) -> tuple[nn.Sequential, Callable[[Any], torch.Tenso
     # Cloned, because tensors in a file may begin at any byte. On aligned ones kernels are faster and always the same.
     state = {name: tensor.clone() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
     arguments = {"num_classes": 0, "in_chans": recipe.get("in_chans", 3), **(recipe.get("arguments") or {})}
-    module, _, function = recipe["model"].partition(":")
+    package, _, function = recipe["model"].partition(":")
     backbone: Any
     if function:  # somebody's own, which must be importable here, too
-        backbone = getattr(import_module(module), function)(**(recipe.get("arguments") or {}))
+        backbone = getattr(import_module(package), function)(**(recipe.get("arguments") or {}))
     else:
         backbone = timm.create_model(recipe["model"], pretrained=False, **arguments)
     for name, spec in (recipe.get("replace") or {}).items():
