@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.backbones.pretrained import timm_preprocessing
     from lightning_mvp.backbones.reconstruct import reconstruct
     from lightning_mvp.backbones.surgery import shrink
+    from lightning_mvp.backbones.targets import trust_backbone
     from lightning_mvp.callbacks.checkpoint import PrunedCheckpoint
     from lightning_mvp.callbacks.early_stopping import PrunedEarlyStopping
     from lightning_mvp.callbacks.mask_export import MaskExport
@@ -61,6 +62,7 @@ _HOMES = {
     "backbones.pretrained": ("timm_preprocessing",),
     "backbones.reconstruct": ("reconstruct",),
     "backbones.surgery": ("shrink",),
+    "backbones.targets": ("trust_backbone",),
     "zoo.entry": ("ZooEntry",),
     "zoo.zoo": ("ModelZoo",),
     "voting.leep": ("leep",),
@@ -116,6 +118,7 @@ __all__ = [
     "shrink",
     "split_tasks",
     "timm_preprocessing",
+    "trust_backbone",
     "vote",
     "voted_backbone",
 ]

@@ -6,13 +6,13 @@ methods of ModelCheckpoint are checked whenever a PrunedCheckpoint is made, beca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from inspect import signature
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
@@ -86,6 +86,14 @@ def averaged_models(trainer: L.Trainer) -> Iterator[AveragedModel]:
 def logged_step(trainer: L.Trainer) -> int:
     """The x axis of what Lightning logs: batches that stepped, which ``global_step`` is not with several optimizers."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def name_epochs(bar: RichProgressBar, words: Callable[[int], str] | None) -> None:
+    """Let a Rich bar name epochs by ``words(epoch)``, or by its own again; one of a subclass that does so, does so."""
+    if type(bar)._get_train_description is RichProgressBar._get_train_description:
+        vars(bar).pop("_get_train_description", None)
+        if words is not None:
+            bar._get_train_description = words  # type: ignore[assignment, method-assign]
 
 
 def prepared_batch(trainer: L.Trainer, batch: Any) -> Any:

@@ -40,9 +40,12 @@ def source_of(config: DictConfig) -> Source:
     Raises:
         ValueError: none of them is given, or more than one.
     """
+    from lightning_mvp.backbones.targets import trust_backbone
     from lightning_mvp.export.source import from_checkpoint, from_folder, from_zoo
     from lightning_mvp.tasks.facts import TaskFacts
 
+    if config.backbone.target is not None:
+        trust_backbone(config.backbone.target)
     require_one_model(config)
     if config.checkpoint is not None:
         module = None if config.module is None else module_of(config.module, config.checkpoint)
@@ -50,7 +53,7 @@ def source_of(config: DictConfig) -> Source:
         return from_checkpoint(config.checkpoint, module, facts)
     if config.folder is not None:
         return from_folder(config.folder)
-    return from_zoo(config.zoo, config.entry)
+    return from_zoo(config.zoo, config.entry, config.backbone.target)
 
 
 def module_of(named: str | DictConfig, checkpoint: str) -> L.LightningModule:
@@ -107,7 +110,7 @@ def run(config: DictConfig) -> None:
     for name, what in (
         ("model.safetensors", "the weights"),
         ("recipe.json", "the architecture, the classes and the preprocessing"),
-        ("load.py", "rebuilds the model from these two with torch, timm and safetensors: load(folder)"),
+        ("load.py", "model, transform = load(folder) from these two, with torch, timm and safetensors"),
         ("model.pt2", "torch.export.load(path).module(), for any number of images"),
         ("model.onnx", "for ONNX runtimes, any number of images"),
         ("report.json", "sizes, memory, measured seconds"),

@@ -22,7 +22,6 @@ from lightning_mvp.apps.runtime import (
     without_auto,
 )
 from lightning_mvp.apps.task_choice import datamodule_of, task_of
-from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     import lightning as L
@@ -193,15 +192,11 @@ def module_of(
 
 def run(config: DictConfig) -> float:
     """Prune one task, add the entry, return its accuracy on validation images."""
-    from lightning_mvp.zoo.zoo import ModelZoo
-
     if config.start == "vote":
         return growth_job.run(config)
     made, first = (_cut if config.cut_between_rounds or config.once else _zero)(config)
     if first:
-        name, entries = made.facts["entry"], counted(len(ModelZoo(config.zoo)), "entry", "entries")
-        console.print(f"{name}: {made:.1%} on validation images")
-        console.print(f"wrote {name} to the zoo {config.zoo}, which has {entries} now")
+        console.print(f"{made.facts['entry']}: {made:.1%} on validation images")
     return made
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
@@ -225,6 +225,26 @@ def backbone_of(config: DictConfig, weights: str | None) -> nn.Module:
 def callbacks_of(config: DictConfig) -> list[dict[str, Any]]:
     """What the ``callbacks`` group describes, each by its ``_target_``; a name that is null is left out."""
     return [each for each in plain(config.get("callbacks") or OmegaConf.create()).values() if each]
+
+
+def own_backbone(config: DictConfig) -> nn.Module | None:
+    """The backbone that ``backbone.target`` makes, for a zoo without recipe; None where there is no target.
+
+    The configured recipe becomes that of this backbone, with the size of the zoo's images, where the zoo says it.
+    """
+    target = config.backbone.target
+    if target is None:
+        return None
+    from lightning_mvp.backbones.create import create_backbone
+    from lightning_mvp.backbones.targets import trust_backbone
+    from lightning_mvp.zoo.zoo import ModelZoo
+
+    seen, configured = ModelZoo(config.zoo).preprocessing or {}, config.backbone.recipe
+    size, channels = seen.get("input_size", configured.input_size), len(seen.get("mean", ())) or configured.in_chans
+    recipe = {"model": trust_backbone(target), "input_size": size, "in_chans": channels}
+    with open_dict(config):
+        config.backbone.recipe = recipe
+    return create_backbone(recipe)
 
 
 def trainer_options(config: DictConfig, logger: bool = True) -> dict[str, Any]:

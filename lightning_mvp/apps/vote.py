@@ -16,6 +16,7 @@ from lightning_mvp.apps.job import Done, command
 from lightning_mvp.apps.outcome import Outcome, facts_of_vote
 from lightning_mvp.apps.runtime import (
     console,
+    own_backbone,
     plain,
     training_of,
 )
@@ -90,6 +91,7 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
 
     require_optim(**plain(config.optim))
     zoo, settings = ModelZoo(config.zoo), settings_of(config, world_size)
+    own_backbone(config)
     done = growth_job.ready_to_add(config, world_size) if config.add else None
     if done is not None:
         return done
@@ -106,7 +108,8 @@ def ready(config: DictConfig, world_size: int) -> Done | None:
         config.made_before = None if report is None else report["val_accuracy"]
         config.zoo_recipe = zoo.recipe
         config.settings = settings  # of the zoo as it votes now, whoever adds to it meanwhile
-        config.from_scratch = scratch_words(config, zoo.recipe)
+        # Without a recipe of timm's no command prunes it.
+        config.from_scratch = None if config.backbone.target else scratch_words(config, zoo.recipe)
     return None
 
 
@@ -126,6 +129,7 @@ def run(config: DictConfig) -> float:
     from lightning_mvp.backbones.passes import Place
     from lightning_mvp.training.meta_vote import MetaVoteModule
 
+    backbone = own_backbone(config)
     datamodule = datamodule_of(config, task_of(config))
     trainer = growth_job.trainer_for(config)
     module = MetaVoteModule.from_zoo(
@@ -134,6 +138,7 @@ def run(config: DictConfig) -> float:
         **plain(config.vote),
         seed=config.seed,
         **growth_job.module_options(config),
+        backbone=backbone,
         device=Place.of(trainer),
     )
     if not module.waits:  # rank 0, which voted; before anything is trained

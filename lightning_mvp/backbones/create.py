@@ -17,6 +17,7 @@ from torch import nn
 from lightning_mvp.backbones.groups import find_groups
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.surgery import shrink
+from lightning_mvp.backbones.targets import is_target, made_by
 from lightning_mvp.fingerprint import fingerprint
 from lightning_mvp.words import counted
 
@@ -52,7 +53,7 @@ def _require_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
             f"Expected a recipe with the key 'model' and others of {', '.join(KEYS[1:])}, but got "
             + (f"the unknown key {unknown[0]!r}." if unknown else f"'model' = {recipe.get('model')!r}.")
         )
-    if not timm.is_model(recipe["model"]):
+    if not is_target(recipe["model"]) and not timm.is_model(recipe["model"]):
         close = difflib.get_close_matches(recipe["model"], timm.list_models(), n=5, cutoff=0.5)
         hint = f"Close names: {', '.join(close)}." if close else "`timm.list_models()` lists all."
         raise ValueError(
@@ -147,7 +148,9 @@ def create_backbone(
     """Build a backbone: a timm model without classifier, with some modules replaced.
 
     Args:
-        recipe: ``model`` (a timm name), ``arguments`` (for ``timm.create_model``; ``num_classes`` is 0 unless given),
+        recipe: ``model`` (a timm name, or a function that
+            :func:`~lightning_mvp.backbones.targets.trust_backbone` was told of),
+            ``arguments`` (for ``timm.create_model``; ``num_classes`` is 0 unless given),
             ``replace`` (dotted name → [torch.nn class name, its arguments], or a list of such for a chain; the name may
             be new), ``input_size``, ``in_chans``, and for a pruned backbone ``kept`` (group → number of units).
         pretrained: let timm download its weights.
@@ -175,9 +178,12 @@ def create_backbone(
             "False with a local file."
         )
     try:
-        backbone = timm.create_model(recipe["model"], pretrained=pretrained, in_chans=in_chans, **arguments)
+        if is_target(recipe["model"]):
+            backbone = made_by(recipe["model"], recipe.get("arguments") or {})
+        else:
+            backbone = timm.create_model(recipe["model"], pretrained=pretrained, in_chans=in_chans, **arguments)
     except TypeError as error:
-        raise ValueError(f"timm can't build {recipe['model']!r} with {arguments}: {error}.") from error
+        raise ValueError(f"{recipe['model']!r} can't be built with {arguments}: {error}.") from error
     for name, spec in (recipe.get("replace") or {}).items():
         _replace(backbone, name, spec)
 

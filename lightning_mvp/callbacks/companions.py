@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import lightning as L
 
+from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.interrupt import Interrupt
 from lightning_mvp.callbacks.time_limit import TimeLimit
 
-COMPANIONS: tuple[type[L.Callback], ...] = (FiniteLoss, TimeLimit, Interrupt)
+COMPANIONS: tuple[type[L.Callback], ...] = (FiniteLoss, TimeLimit, Interrupt, RoundInBar)
 
 
 def bring_companions(trainer: L.Trainer, pruning: L.Callback, kinds: Sequence[type[L.Callback]]) -> None:

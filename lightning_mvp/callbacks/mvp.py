@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from lightning_mvp.backbones.masks import apply_masks
 from lightning_mvp.callbacks.averaging import holds_average, restart_averages
 from lightning_mvp.callbacks.companions import COMPANIONS, bring_companions
 from lightning_mvp.callbacks.finite_loss import loss_watches
-from lightning_mvp.callbacks.fit_prototypes import FitPrototypes, MakesPrototypes, require_loader
+from lightning_mvp.callbacks.fit_prototypes import FitPrototypes, require_loader
 from lightning_mvp.callbacks.guards import (
     loaders_have_state,
     refuse_hidden_input,
@@ -32,23 +31,25 @@ from lightning_mvp.callbacks.guards import (
     warn_of_guessed_steps,
     warn_of_missing_rounds,
 )
+from lightning_mvp.callbacks.known_training import known_training
 from lightning_mvp.callbacks.optimizers import find_optimizer, planned_steps, require_owned
-from lightning_mvp.callbacks.progress import log_progress
+from lightning_mvp.callbacks.progress import log_progress, say
 from lightning_mvp.callbacks.random_state import KeepsRandomState
-from lightning_mvp.callbacks.resolve import check_head
+from lightning_mvp.callbacks.saving import SavesPruning
+from lightning_mvp.callbacks.told_loggers import draw_round, log_settings, require_figures
 from lightning_mvp.callbacks.zoo_writer import write_entry_of_fit
 from lightning_mvp.lightning_internals import require_lightning
 from lightning_mvp.pruning.choose import RatioOf, Scope
 from lightning_mvp.pruning.engine import Pruner
-from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import Schedule, require_time_for, warn_of_low_rate
 from lightning_mvp.pruning.settings import CriterionChoice, PruningSettings
+from lightning_mvp.pruning.words import plan_words, round_words
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.zoo.entry_file import Storage
 from lightning_mvp.zoo.new_entry import ZooTarget
 
 
-class MVPCallback(MakesPrototypes, KeepsRandomState):
+class MVPCallback(SavesPruning, KeepsRandomState):
     """Prunes a LightningModule's backbone in rounds while it trains, and adds the result to a zoo.
 
     Scores are taken from gradients that exist anyway, in ``on_before_optimizer_step``, where they are averaged over
@@ -80,13 +81,18 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         exclude: which groups to leave whole: patterns or kinds as for ``include``; ``"residual"`` spares the residual
             stages.
         training: what else tells this run from others (learning rate, batch size, ...; plain JSON): part of the zoo
-            entry's id and its config, so that entries of other trainings are others.
+            entry's id and its config, so that entries of other trainings are others. None: what the Trainer is known
+            to have, by :func:`~lightning_mvp.callbacks.known_training.known_training`; ``{}``: nothing.
         prototype_loader: images as the backbone takes them, or raw uint8 ones, with class indices, for the entry's
             prototypes, by which it is found in a large zoo; default: a `TaskDataModule`'s, else the first that the
             backbone is given in training.
         storage: how the zoo keeps the entry: ``"float32"``, or ``"bfloat16"`` in half the bytes.
         companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
-            at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C.
+            at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C,
+            ``RoundInBar`` names the round in the progress bar.
+        log_figures: whether loggers that take figures (TensorBoard, Weights & Biases) get, after each round, the kept
+            fraction of each group as a chart and the masks as an image. The settings are given to every logger.
+        overwrite: whether an entry of the same id is replaced when fit ends, instead of being refused at its start.
 
     Attributes:
         info: what you put here until fit ends (accuracy, seconds, ...; plain JSON) is kept with the zoo entry.
@@ -130,6 +136,8 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         storage: Storage = "float32",
         companions: Sequence[type[L.Callback]] = COMPANIONS,
         prototype_loader: Iterable[Any] | None = None,
+        overwrite: bool = False,
+        log_figures: bool = False,
     ) -> None:
         self.settings = PruningSettings.among(locals())
         self._fitting, self.companions, self.training = False, tuple(companions), training
@@ -141,8 +149,8 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
             )
         self.backbone_name, self.head_name = backbone, head
         self.example_input = None if example_input is None else as_inputs(example_input)
-        self.task = task
-        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage)
+        self.task, self.log_figures = task, log_figures
+        self.zoo = None if zoo is None or task is None else ZooTarget(Path(zoo), task, storage, overwrite)
         self.prototype_loader = require_loader(prototype_loader)
         self._reset()
 
@@ -158,6 +166,9 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         self._hook: RemovableHandle | None = None
         self._prototypes = None if self.zoo is None else FitPrototypes(self.zoo, self.prototype_loader)
         self._pending = 0  # optimizer steps in the present batch
+        self._steps = float("inf")  # of the run
+        self._logged = False
+        self._known: Mapping[str, Any] = {}
         self._step_of_round = 0  # the step after which the last round happened
         self._dev_run = False
         self._rate = self._peak_rate = 0.0
@@ -194,7 +205,7 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
             self._prepare(trainer, pl_module)
         backbone = self._backbone(pl_module)
         self._optimizer = find_optimizer(trainer, backbone)
-        steps = planned_steps(trainer)
+        self._steps = steps = planned_steps(trainer)
         if self.schedule is None:  # a resumed run goes on with its checkpoint's
             self.schedule = self.settings.schedule(steps)
         if not pl_module.automatic_optimization:
@@ -206,6 +217,8 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
                 self.zoo.capture(trainer, backbone)
             if steps == float("inf"):
                 raise ValueError("Expected max_steps or max_epochs to be set with `zoo`: an entry's id says its steps.")
+            if self.training is None and self._resumed is None:  # a run that goes on knows it from its checkpoint
+                self._known = known_training(trainer, self._optimizer)
             config = {**self.config(int(steps)), "steps_per_round": self.schedule.steps_per_round}
             self.zoo.reserve(trainer, config)
         if self._pruner is None:
@@ -227,18 +240,6 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         assert self._hook is not None
         self._hook.remove()
 
-    def _bind(self, pl_module: L.LightningModule, backbone: nn.Module, example: tuple[Tensor, ...]) -> None:
-        """Find the groups and refuse what can't be pruned."""
-        head = self._head(pl_module)
-        if head is not None:
-            check_head(pl_module, backbone, head, example, len(self.task.classes) if self.task else None)
-        contract = None if self.zoo is None else self.zoo.contract(pl_module.trainer)
-        keep_features = self.head_name is None
-        found = find_prunable(backbone, example, self.settings, keep_features=keep_features, contract=contract)
-        self._pruner = Pruner(found, example, self.settings)
-        if self._resumed is not None:
-            self._pruner.load_state_dict(self._resumed)
-
     def _begin(self, trainer: L.Trainer, backbone: nn.Module) -> None:
         """What is left to do once groups and optimizer are known."""
         assert self._optimizer is not None
@@ -247,8 +248,17 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
             warn_of_dead_units(backbone, self.groups)
         apply_masks(backbone, self.groups, self.masks)  # an interrupted round may have left some to zero
         self._tell_module()
-        if self.zoo is not None and not self._dev_run:
+        if self._dev_run:
+            return
+        if self.zoo is not None:
             self.zoo.open(trainer, backbone, self.pruner.prunable.every)
+        assert self.schedule is not None, "it is made before anything else"
+        found, of = self.pruner.prunable, self.settings.ratio_of
+        plan = self.schedule, self._steps, of, len(found.groups), found.whole, found.without_units, self.rounds_done
+        say(trainer, self.task, plan_words(*plan))
+        log_settings(trainer, self.pruner, self.schedule)
+        if self.log_figures:
+            require_figures(trainer.loggers)
 
     # While it trains --------------------------------------------------------------------------------------------------
 
@@ -295,13 +305,17 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
         if not self._pending:  # gradients are still being accumulated
             return
         assert self.schedule is not None
-        begins, self._pending, self.step = self.step == 0, 0, self.step + self._pending
+        self._pending, self.step = 0, self.step + self._pending
         due = self.settings.rounds if self._dev_run else self.schedule.rounds_due(self.step)
         if due > self.pruner.round and self._prune(trainer, pl_module, due):
-            begins = True
+            self._logged = False
+            say(trainer, self.task, round_words(due, self.settings.rounds, self.step, self.pruner.kept))
+            if self.log_figures:
+                draw_round(trainer, self.pruner)
         else:
             self.pruner.zero_removed(self._backbone(pl_module))
-        if begins:
+        if not self._logged:
+            self._logged = True
             log_progress(trainer, pl_module, self.pruner.round, self.pruner.kept)
 
     def _prune(self, trainer: L.Trainer, pl_module: L.LightningModule, round_: int) -> bool:
@@ -350,45 +364,3 @@ class MVPCallback(MakesPrototypes, KeepsRandomState):
             assert made is not None, "there is a zoo"
             info = {"steps": self.step, "seed": self.settings.seed, **self.info}
             on_rank_zero(trainer, lambda: write_entry_of_fit(zoo, trainer, self.pruner, backbone, head, made, info))
-
-    # Checkpoints ------------------------------------------------------------------------------------------------------
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Called for each checkpoint."""
-        return {
-            "settings": self.settings.to_dict(),
-            "schedule": None if self.schedule is None else asdict(self.schedule),
-            "step": self.step,
-            "peak_rate": self._peak_rate,
-            "pruner": self._resumed if self._pruner is None else self._pruner.state_dict(),
-            "backbone": self.backbone_name,
-            "head": self.head_name,
-            "task": None if self.task is None else self.task.to_dict(),
-            "theta0_fingerprint": None if self.zoo is None else self.zoo.theta0_fingerprint,
-            "prototypes": None if self._prototypes is None else self._prototypes.state_dict(),
-        }
-
-    @override
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Called after :meth:`setup`, when the weights of a checkpoint have been loaded."""
-        if not self._fitting:  # validate and test load checkpoints, too
-            return
-        if self._prototypes is not None and state_dict.get("prototypes") is not None:
-            self._prototypes.load_state_dict(state_dict["prototypes"])
-        if self._pruner is not None:  # a module that resumes may have rebuilt itself at the checkpoint's widths
-            assert self._module is not None
-            example = self._first_example(self._module)
-            assert example is not None, "groups were found with it"
-            self._bind(self._module, self._backbone(self._module), example)
-        if not state_dict["step"]:  # nothing to go on from; the learning-rate finder saves and restores such a state
-            return
-        self.settings.require_same(state_dict["settings"])
-        self.schedule = Schedule(**state_dict["schedule"])
-        self.step, self._peak_rate = state_dict["step"], state_dict["peak_rate"]
-        if self.zoo is not None:
-            assert self._module is not None
-            self.zoo.resume(self._module.trainer, state_dict.get("theta0") or state_dict.get("theta0_fingerprint"))
-        self._resumed = state_dict["pruner"]
-        if self._pruner is not None:
-            self._pruner.load_state_dict(state_dict["pruner"])

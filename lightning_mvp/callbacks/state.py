@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import rich
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import Schedule
 from lightning_mvp.pruning.settings import PruningSettings, RoundPlan, entry_config, plan_rounds
-from lightning_mvp.pruning.table import pruning_table
+from lightning_mvp.pruning.table import plan_table, pruning_table
 from lightning_mvp.pruning.zeros import require_zeroed
 
 
@@ -35,6 +36,7 @@ class PruningState(L.Callback):
     head_name: str | None
     example_input: tuple[Tensor, ...] | None
     training: Mapping[str, Any] | None
+    _known: Mapping[str, Any]
     _module: L.LightningModule | None
     _pruner: Pruner | None
     _resumed: Mapping[str, Any] | None
@@ -155,7 +157,7 @@ class PruningState(L.Callback):
     def preview(
         self, module: L.LightningModule, example_input: Any = None, steps: int | None = None
     ) -> list[RoundPlan]:
-        """What each round will leave, before any training.
+        """What each round will leave, before any training; also printed as a table.
 
         Args:
             module: the LightningModule.
@@ -169,7 +171,9 @@ class PruningState(L.Callback):
         if example is None:
             raise ValueError("Expected argument `example_input` to be a batch of images, but got None.")
         found = find_prunable(self._backbone(module), example, self.settings, keep_features=self.head_name is None)
-        return plan_rounds(self.settings, found.groups, found.cost, steps)
+        plans = plan_rounds(self.settings, found.groups, found.cost, steps)
+        rich.print(plan_table(plans, self.settings.ratio_of, found.groups, found.cost))
+        return plans
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""
@@ -178,10 +182,12 @@ class PruningState(L.Callback):
     def config(self, steps: int) -> dict[str, Any]:
         """The pruning configuration that a zoo entry's id is made of.
 
+        Where ``training`` was not given, it has what is known of the Trainer once a fit with ``zoo`` has begun.
+
         Args:
             steps: the run's optimizer steps.
         """
-        return entry_config(self.settings, steps, self.training)
+        return entry_config(self.settings, steps, self._known if self.training is None else self.training)
 
     def _head(self, module: nn.Module) -> nn.Module | None:
         return None if self.head_name is None else resolve_module(module, self.head_name, "head")

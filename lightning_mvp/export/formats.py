@@ -98,7 +98,7 @@ def write_safetensors(source: Source, folder: Path) -> float:
     versions = {"timm": timm.__version__, "torch": torch.__version__}
     write_json(folder / "recipe.json", {"recipe": source.recipe, "facts": source.facts.to_dict(), "versions": versions})
     shutil.copyfile(standalone.__file__, folder / "load.py")
-    return require_parity(source, standalone.load(folder), "what load.py loads", REBUILT_TOLERANCE)
+    return require_parity(source, standalone.load(folder)[0], "what load.py loads", REBUILT_TOLERANCE)
 
 
 def export_program(source: Source) -> torch.export.ExportedProgram:

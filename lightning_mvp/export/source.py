@@ -174,8 +174,14 @@ def _accuracy_of(report: Path) -> dict[str, float]:
     return {}
 
 
-def from_zoo(path: str | Path, entry: str | None) -> Source:
+def from_zoo(path: str | Path, entry: str | None, target: str | None = None) -> Source:
     """The model of a zoo's entry.
+
+    Args:
+        path: The zoo's folder.
+        entry: The name of the entry.
+        target: The function that makes the backbone of a zoo without recipe, as
+            :func:`~lightning_mvp.backbones.targets.trust_backbone` takes it.
 
     Raises:
         FileNotFoundError: There is no zoo.
@@ -190,7 +196,10 @@ def from_zoo(path: str | Path, entry: str | None) -> Source:
         )
     found = zoo[entry]
     facts = TaskFacts.from_dict(found.facts)
-    dense = dense_backbone(zoo)
+    made = None
+    if target is not None:
+        made = create_backbone({"model": target, "input_size": facts.input_size, "in_chans": facts.channels})
+    dense = dense_backbone(zoo, made)
     groups = find_groups(dense, torch.zeros(1, facts.channels, facts.input_size, facts.input_size))
     groups = groups.listed(zoo.group_sizes, str(path))
     source, measured = (

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.passes import Place
+from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.lightning_internals import set_timeout
@@ -29,12 +30,19 @@ def _matters(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or record.pathname.startswith(PACKAGE)
 
 
+def _is_file(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.FileHandler)
+
+
 def quiet_lightning() -> None:
     """Leave out, in this process, what Lightning says of itself: devices, tips, guesses at mistakes.
 
     Our own messages come through the same logger and stay, as do warnings of any other category.
     """
     logging.getLogger("lightning").propagate = False  # it has a handler of its own: Hydra's would show all twice
+    # The job's log file, which Hydra has opened, gets our messages, too; that of the job before is done with.
+    log, files = rank_zero_module.log, [each for each in logging.getLogger().handlers if _is_file(each)]
+    log.handlers = [*(handler for handler in log.handlers if not _is_file(handler)), *files]
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     rank_zero_module.log.setLevel(logging.INFO)
@@ -137,7 +145,8 @@ def make_trainer(
     """
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
     options["precision"] = resolve_precision(options.get("precision", "auto"), options["accelerator"], network)
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks], **options)
+    bar = [RoundInBar()] if options.get("enable_progress_bar", True) else []
+    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks, *bar], **options)
     if timeout is not None and isinstance(options.get("strategy", "auto"), str):
         set_timeout(trainer.strategy, timeout)
     return trainer

@@ -112,7 +112,7 @@ def grow(
         },
     }
     own = growth_config(family, members, rule)
-    require_new_entry(zoo.path, datamodule.facts, own)
+    require_new_entry(zoo.path, datamodule.facts, own, remedy="")
     voters = members if wave is None else wave_voters(zoo, own)
     module = start_of_growth(zoo, datamodule, voters, neighbours, which, among, seed=seed, **options)
     start = start_accuracy(module, datamodule, options.get("head_init", "ridge"))

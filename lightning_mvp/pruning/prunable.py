@@ -35,11 +35,15 @@ class Prunable(NamedTuple):
         every: all groups that were found, or that the zoo lists.
         groups: the groups that are pruned.
         cost: parameters and MACs of the backbone for any masks of ``groups``.
+        whole: the groups that are not pruned, each with the reason.
+        without_units: how many of the backbone's layers have no units that can be removed.
     """
 
     every: Groups
     groups: Groups
     cost: CostModel
+    whole: Mapping[str, str]
+    without_units: int
 
     def of_all_groups(self, masks: Masks, importance: Scores) -> tuple[Masks, Scores]:
         """Masks and importance of all groups: in one that is not pruned every unit is kept, with importance 1.
@@ -76,7 +80,7 @@ def find_prunable(
             weight is computed from others, or the pruning ratio is out of reach.
     """
     require_plain(backbone)
-    every = find_groups(backbone, example)
+    found = every = find_groups(backbone, example)
     # Groups of other sizes are of another backbone; the zoo refuses that by name when it is opened.
     if contract is not None and contract.sizes.items() <= {**contract.sizes, **every.sizes}.items():
         every = every.listed(contract.sizes, contract.zoo)
@@ -93,7 +97,17 @@ def find_prunable(
     # A ratio that is out of reach is refused now, and not in the round that can't reach it.
     scores = {name: mask.float() for name, mask in full.items()}
     settings.choose(scores, full, 1 - settings.pruning_ratio, groups, cost)
-    return Prunable(every, groups, cost)
+    why = {name: "not in the zoo" for name in found.names if name not in every}
+    for name in every.names:
+        if name not in groups:
+            why[name] = "the backbone's output, no `head`" if name in features else _left_out_by(name, found, settings)
+    return Prunable(every, groups, cost, why, len(found.skipped))
+
+
+def _left_out_by(name: str, found: Groups, settings: PruningSettings) -> str:
+    """Which setting leaves a group whole."""
+    included = settings.include is None or name in found.select(settings.include)
+    return "`exclude`" if included else "not in `include`"
 
 
 def require_plain(backbone: nn.Module) -> None:

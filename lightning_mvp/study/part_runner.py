@@ -149,7 +149,8 @@ class PartRunner(StudyContext):
         return module
 
     def pruner(self, **options: Any) -> MVPCallback:
-        return MVPCallback(**{**self.settings.pruning, "head": "head", "seed": self.settings.seed, **options})
+        own = {"head": "head", "seed": self.settings.seed, "training": {}}  # a study's settings say how it trains
+        return MVPCallback(**{**self.settings.pruning, **own, **options})
 
     def fit(self, module: TaskModule, data: TaskDataModule, steps: int, *callbacks: L.Callback, **options: Any) -> None:
         options = {"gradient_clip_val": self.settings.gradient_clip, **options}

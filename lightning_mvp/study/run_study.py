@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_mvp.backbones.create import create_backbone
 from lightning_mvp.backbones.layout import training_layout
@@ -25,6 +25,8 @@ from lightning_mvp.study.study_settings import STAGES, StudySettings
 from lightning_mvp.study.worker import run_part, start_worker
 from lightning_mvp.study.zoo_fingerprints import keep_fingerprints, zoo_fingerprints
 from lightning_mvp.words import counted
+
+TELL_EVERY = 60.0  # seconds between two lines about how far a study is, where its output is no terminal
 
 
 def run_study(
@@ -94,7 +96,8 @@ def _run_waves(
     )
     start, context = (str(folder), settings.to_dict()), multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=start)
-    with Progress(*columns, console=console, speed_estimate_period=300) as progress:
+    shown, told = console.is_terminal, time.monotonic()
+    with Progress(*columns, console=console, speed_estimate_period=300, disable=not shown) as progress:
         bar = progress.add_task("starting", total=cost, done=0, parts=left)
         done, zoos, before = 0, Path(settings.zoo_of or folder), None
         try:
@@ -102,8 +105,12 @@ def _run_waves(
                 if stage == "compare" and before is None:
                     before = zoo_fingerprints(zoos)
                 for part in _finish(pool, wave):
-                    done += 1
-                    progress.update(bar, advance=part.cost, description=part.name, done=done)
+                    if part is not None:
+                        done += 1
+                        progress.update(bar, advance=part.cost, description=part.name, done=done)
+                    if not shown and (time.monotonic() - told >= TELL_EVERY or done == left):
+                        told = time.monotonic()
+                        console.print(_how_far(stage, progress.tasks[bar], done, left))
         except BaseException:
             # Without this, parts that wait in the queue would still be run before the error is shown.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -111,6 +118,16 @@ def _run_waves(
     pool.shutdown()
     if before is not None:
         keep_fingerprints(folder, before, zoo_fingerprints(zoos))
+
+
+def _how_far(stage: str, task: Task, done: int, parts: int) -> str:
+    """A line for a log file, where no bar can move."""
+    elapsed, left = (
+        None if seconds is None else timedelta(seconds=round(seconds))
+        for seconds in (task.elapsed, task.time_remaining)
+    )
+    rest = "" if left is None or done == parts else f", about {left} left"
+    return f"{stage}: {done} of {parts} parts done ({task.percentage:.0f} %) after {elapsed}{rest}"
 
 
 def _require_forerunners(
@@ -179,11 +196,14 @@ def seconds_per_step(settings: StudySettings) -> float:
     return median(taken)
 
 
-def _finish(pool: ProcessPoolExecutor, stage: list[PlannedPart]) -> Iterator[PlannedPart]:
-    """Run a stage's parts, yielding each as it ends."""
+def _finish(pool: ProcessPoolExecutor, stage: list[PlannedPart]) -> Iterator[PlannedPart | None]:
+    """Run a stage's parts, yielding each as it ends, and None where none has ended for a while."""
     running: dict[Future[Any], PlannedPart] = {pool.submit(run_part, part.name): part for part in stage}
     while running:
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        ended = wait(running, timeout=TELL_EVERY, return_when=FIRST_COMPLETED).done
+        if not ended:
+            yield None
+        for future in ended:
             part = running.pop(future)
             try:
                 future.result()

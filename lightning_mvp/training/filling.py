@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_mvp.agreement import on_rank_zero, require_equal_on_all_ranks
@@ -16,6 +17,7 @@ from lightning_mvp.pruning.engine import fractions_kept
 from lightning_mvp.pruning.prunable import find_prunable
 from lightning_mvp.pruning.schedule import require_time_for, warn_of_low_rate
 from lightning_mvp.pruning.settings import PruningSettings, entry_config
+from lightning_mvp.pruning.words import plan_words, round_words
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.training.cut_run import CutRun
 from lightning_mvp.training.once import cut_once
@@ -74,7 +76,18 @@ def prune_into_zoo(
     cutter = OwnCutter(prunable.groups, prunable.cost, settings)
     start = time.perf_counter()
     if once is None:
-        small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric)
+        stay = prunable.whole, prunable.without_units
+        words = plan_words(schedule, steps, settings.ratio_of, len(prunable.groups), *stay)
+        rank_zero_info(f"{facts.name}: {words}")
+        told = 0
+
+        def tell(step: int, _: TaskModule) -> None:
+            nonlocal told
+            if cutter.round > told:
+                told, kept = cutter.round, fractions_kept(prunable.cost, cutter.masks)
+                rank_zero_info(f"{facts.name}: {round_words(told, settings.rounds, step, kept)}")
+
+        small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric, probe=tell)
     else:
         small = cut_once(module.to(fabric.device), data, cutter, once, place)
         require_equal_on_all_ranks(fabric, cutter.masks.fingerprint, 1)

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_mvp.backbones.create import as_json
 from lightning_mvp.backbones.passes import Place, Where
+from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.batches import BatchTo, LoadedTask, facts_for, task_of
@@ -191,14 +192,18 @@ class MetaVoteModule(TaskModule):
         return self.hparams["recipe"] is None
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Lightning calls it on all ranks before they need each other: wait until rank 0 has voted; adds no callback.
+        """Lightning calls it on all ranks before they need each other: wait until rank 0 has voted.
+
+        Returns:
+            What names epochs in a progress bar where ``max_steps`` ends the run, unless the Trainer has that already.
 
         Raises:
             RankZeroError: the vote has failed.
         """
         if self._to_share:
             wait_for_rank_zero(self.trainer.strategy)
-        return []
+        there = any(isinstance(other, RoundInBar) for other in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [RoundInBar()]
 
     def configure_model(self) -> None:
         """Lightning calls it on all ranks before weights are restored: give rank 0's decision to the others, once.

@@ -223,7 +223,10 @@ class TaskModule(Classifier):
         """
         recipe = recipe_of(backbone)
         if recipe is None:
-            raise ValueError("Expected a backbone from lightning_mvp.create_backbone, which carries its recipe.")
+            raise ValueError(
+                "Expected a backbone from lightning_mvp.create_backbone, which carries its recipe. One of your own: "
+                "create_backbone({'model': trust_backbone('package.module:function'), 'input_size': 224})."
+            )
         if classifier_name(backbone) is not None:
             raise ValueError("Expected a backbone without classifier: create it with num_classes=0.")
         return cls(recipe, facts.to_dict(), backbone=backbone, **options)

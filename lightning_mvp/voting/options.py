@@ -13,7 +13,7 @@ from lightning_mvp.pruning.choose import require_choice
 from lightning_mvp.pruning.schedule import require_ratio
 from lightning_mvp.voting.merge import Missing
 from lightning_mvp.voting.merges import MERGES, Mean, Merge
-from lightning_mvp.voting.ranking import SHORTLIST
+from lightning_mvp.voting.ranking import SHORTLIST, Configs
 from lightning_mvp.voting.similarities import SIMILARITIES, Leep, Similarity
 from lightning_mvp.voting.target import REESTIMATION_BATCHES
 from lightning_mvp.voting.vote import Ballots, require_temperature
@@ -32,7 +32,7 @@ class VoteKeywords(TypedDict, total=False):
     merge: AnyMerge
     missing: Missing
     ballots: Ballots
-    config: str | None
+    config: Configs
     seed: int
     scoring_images: int
     reestimate_batches: int
@@ -61,7 +61,8 @@ class VoteOptions:
             :func:`~lightning_mvp.voting.merge.merge`.
         ballots: a neighbour's vote for a unit that it kept is 1 with "masks", and the unit's stored importance with
             "importance", which changed nothing on CIFAR-100 (−0.4 points [−1.4, +0.6]).
-        config: hash of the pruning config whose entries may vote; None takes the one with most entries.
+        config: hash of the pruning config whose entries may vote; several hashes, or ``"all"``, for entries of several
+            trainings; None takes the one with most entries, and a warning says which are left out.
         seed: seeds every random choice.
         scoring_images: the most images, class-balanced, by which similarity is scored; two of each class if that is
             more.
@@ -89,7 +90,7 @@ class VoteOptions:
     merge: Merge = field(default_factory=Mean)
     missing: Missing = "theta0"
     ballots: Ballots = "masks"
-    config: str | None = None
+    config: Configs = None
     seed: int = 0
     scoring_images: int = 500
     reestimate_batches: int = REESTIMATION_BATCHES

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -20,13 +20,15 @@ from lightning_mvp.voting.similarities import SIMILARITIES, Similarity
 from lightning_mvp.voting.sources import TargetData, require_takes
 from lightning_mvp.voting.trust import Evidence
 from lightning_mvp.zoo.entry import DamagedEntryError, ZooEntry
-from lightning_mvp.zoo.families import families
+from lightning_mvp.zoo.families import config_of, families, told_apart
 from lightning_mvp.zoo.rebuild import require_fits
 from lightning_mvp.zoo.zoo import ModelZoo
 
 # Number of entries of a larger zoo that are scored by running their models. With 8 neighbours nearly all of LEEP's best
 # are among them (benchmarks/README.md).
 SHORTLIST = 24
+ALL = "all"  # as `config`: entries of every config
+Configs: TypeAlias = "str | Sequence[str] | None"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def rank_neighbours(
     groups: Groups,
     similarity: Similarity | str | Mapping[str, Any] = "leep",
     k: int | None = 8,
-    config: str | None = None,
+    config: Configs = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -92,8 +94,9 @@ def rank_neighbours(
             :class:`~lightning_mvp.voting.similarities.Similarity` of your own, as an object or as a mapping with
             ``_target_``.
         k: how many; None takes all. With fewer entries than k, all are taken, with a warning.
-        config: hash of the pruning config whose entries count, with those that were grown from them; None takes the
-            one with most entries, and says so if there are others. The hash of a grown entry's config takes that alone.
+        config: hash of the pruning config whose entries count, with those that were grown from them; several hashes, or
+            ``"all"``, for entries of several trainings. None takes the one with most entries, and says which are left
+            out. The hash of a grown entry's config takes that alone.
         classes: the target's class names, to report how many are shared.
         seed: of every random choice.
         batch_size: number of images in one forward pass.
@@ -237,21 +240,36 @@ def _score(measure: Similarity, entry: ZooEntry, target: TargetData) -> float | 
     return score
 
 
-def candidate_names(zoo: ModelZoo, config: str | None, exclude: Collection[str]) -> list[str]:
-    """The names of the entries that are compared: of one pruning config, and those that were grown from them."""
+def candidate_names(zoo: ModelZoo, config: Configs, exclude: Collection[str]) -> list[str]:
+    """The names of the entries that are compared: of the chosen pruning configs, and those that were grown from them.
+
+    Without a choice a warning says which entries are left out, and in what they differ.
+    """
     if not len(zoo):
         raise ValueError(f"The zoo at {zoo.path} is empty. Fill it with `mvp-prune`.")
     found, configs = families(zoo), zoo.configs
-    if config is not None:
-        if config not in found and config not in configs:
-            raise ValueError(f"Expected `config` to be one of {list(configs)}, but got {config!r}.")
-    elif len(found) > 1:
-        sizes = {key: len(names) for key, names in found.items()}
-        config = max(found, key=sizes.__getitem__)  # the first in order among equals
-        warnings.warn(
-            f"The zoo holds entries of several pruning configs ({sizes}); using {config}. Choose one by `config`.",
-            stacklevel=3,
-        )
-    names = next(iter(found.values())) if config is None else found.get(config) or configs[config]
-    excluded = set(exclude)
-    return [name for name in names if name not in excluded]
+    if config == ALL:
+        chosen = list(found)
+    elif config is not None:
+        chosen = [config] if isinstance(config, str) else list(config)
+        unknown = [key for key in chosen if key not in found and key not in configs]
+        if unknown or not chosen:
+            got = repr(config) if isinstance(config, str) or not unknown else ", ".join(map(repr, unknown))
+            raise ValueError(f"Expected `config` to be some of {list(configs)}, or {ALL!r}, but got {got}.")
+    else:
+        chosen = [max(found, key=lambda key: len(found[key]))]  # the first in order among equals
+        own = config_of(zoo, chosen[0]) if len(found) > 1 else {}
+        left_out = [
+            f"{len(names)} of {key} ({told_apart(config_of(zoo, key), own)})"
+            for key, names in found.items()
+            if key not in chosen
+        ]
+        if left_out:
+            warnings.warn(
+                f"The zoo holds entries of several pruning configs: the {len(found[chosen[0]])} of {chosen[0]} may "
+                f"vote, and left out are {', '.join(left_out)}. Choose one by `config`, several by a list of them, or "
+                f"take all by config={ALL!r}.",
+                stacklevel=3,
+            )
+    names = {name for key in chosen for name in found.get(key) or configs[key]}
+    return sorted(names - set(exclude))

@@ -46,6 +46,32 @@ def family_of(name: str, config: Mapping[str, Any]) -> str:
     return family if isinstance(family, str) else name.rpartition("--")[2]
 
 
+def config_of(zoo: ModelZoo, key: str) -> dict[str, Any]:
+    """The config of this hash, from the first of its entries whose header can be read; empty if there is none."""
+    for name in zoo.configs.get(key, ()):
+        try:
+            return dict(zoo.header(name)["config"])
+        except (DamagedEntryError, KeyError):
+            continue
+    return {}
+
+
+def told_apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """In which settings two configs differ, for people.
+
+    Example:
+        >>> told_apart({"seed": 0, "training": {"learning_rate": 0.1}}, {"seed": 0, "training": {"learning_rate": 0.2}})
+        'learning_rate 0.1, not 0.2'
+    """
+    flat = [
+        {**{name: value for name, value in each.items() if name != "training"}, **(each.get("training") or {})}
+        for each in (one, other)
+    ]
+    differing = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
+    few = [f"{name} {flat[0].get(name)}, not {flat[1].get(name)}" for name in differing[:3]]
+    return "; ".join(few + (["…"] if len(differing) > 3 else []))
+
+
 def _family(zoo: ModelZoo, key: str, names: Iterable[str]) -> str:
     """The family of entries of one config, from the first header that can be read: all of them say the same."""
     for name in names:

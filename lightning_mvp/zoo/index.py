@@ -187,6 +187,26 @@ def create_index(folder: Path, index: Index, theta0: Mapping[str, np.ndarray]) -
     return read_index(folder, expected=True)
 
 
+def require_same(folder: Path, own: Index, found: Index) -> None:
+    """Refuse a zoo that is there, and is of another backbone, other groups or another θ⁰.
+
+    Raises:
+        ValueError: The message says which, and where only the weights differ, how to load the zoo's.
+    """
+    differing, file = own.differences(found), folder / THETA0
+    if differing and (own.recipe, own.groups) == (found.recipe, found.groups):
+        raise ValueError(
+            f"The zoo at {folder} begins with other weights than this backbone, and all of its tasks begin with the "
+            "same, θ⁰. Load them into the backbone before fit, by `from safetensors.torch import load_file; "
+            f"backbone.load_state_dict(load_file({str(file)!r}), strict=False)`, or in a command by weights={file}. "
+            "For a zoo of your weights, name another folder."
+        )
+    if differing:
+        raise ValueError(
+            f"The zoo at {folder} is of another backbone or θ⁰. " + "; ".join(differing) + ". Use another folder."
+        )
+
+
 def _require_theta0(folder: Path, index: Index) -> None:
     """Another job's θ⁰, or one that an interrupted creation left behind: then no `zoo.json` must claim it as ours."""
     try:

@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import timm
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_mvp.agreement import on_rank_zero
@@ -32,6 +32,12 @@ from lightning_mvp.zoo.index import INDEX
 from lightning_mvp.zoo.rebuild import as_tensors
 from lightning_mvp.zoo.seen_by import as_seen_by, preprocessing_of
 from lightning_mvp.zoo.zoo import ModelZoo
+
+# For what a callback refuses; whoever calls a command or a function has other arguments.
+REPLACE = (
+    "MVPCallback(overwrite=True) replaces it when the fit has ended, and training={'what': 'is new'} makes another one "
+    "beside it. "
+)
 
 
 def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -55,18 +61,33 @@ def own_state(backbone: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def require_new_entry(path: Path, task: TaskFacts, config: Mapping[str, Any]) -> None:
+def require_new_entry(path: Path, task: TaskFacts, config: Mapping[str, Any], remedy: str = REPLACE) -> None:
     """Refuse an entry that the zoo has already, before any work.
 
+    Args:
+        path: the zoo's folder.
+        task: of the entry.
+        config: of the entry.
+        remedy: what the caller can do besides removing the entry or changing ``seed``; it ends with a space.
+
     Raises:
-        FileExistsError: the same task was pruned with the same configuration.
+        FileExistsError: the same task was pruned with the same configuration, which the message tells.
     """
     entry = entry_id(task.name, config)
     if (path / INDEX).exists() and entry in ModelZoo(path):
         raise FileExistsError(
-            f"The zoo {path} already has an entry {entry}: the same task pruned with the same configuration. "
-            "Nothing is overwritten; remove it with `mvp-zoo remove`, or change `seed`."
+            f"The zoo {path} already has an entry {entry}: of the same task {task.name!r}, made with the same "
+            f"{_told(config)}. An id knows nothing else, such as code or data. {remedy}`mvp-zoo remove {path} "
+            f"{entry}` removes it, and another `seed` makes another entry."
         )
+
+
+def _told(config: Mapping[str, Any]) -> str:
+    """Settings in a line, without those that say nothing."""
+    pairs = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    for name, value in config.items():
+        pairs |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {}
+    return ", ".join(f"{name}={value}" for name, value in pairs.items() if value is not None)
 
 
 def open_zoo(
@@ -74,12 +95,15 @@ def open_zoo(
 ) -> ModelZoo:
     """Create the zoo, with the preprocessing of this task, or refuse one whose backbone, θ⁰ or groups are others."""
     recipe = recipe_of(backbone)
-    if recipe is None:
+    if recipe is None and not (path / INDEX).exists():
         rank_zero_warn(
-            "This backbone can't be rebuilt from a timm name, so whoever votes from the zoo must pass it: "
-            "voted_backbone(..., backbone=...). Backbones made by lightning_mvp.create_backbone carry their recipe."
+            f"No name of timm's says how to build this {type(backbone).__name__}, so the zoo {path} can't: whoever "
+            "uses its entries gives the same dense backbone, in Python by voted_backbone(..., backbone=...), with "
+            "mvp-vote and mvp-export by backbone.target=package.module:function, a function that makes it. Backbones "
+            "of lightning_mvp.create_backbone carry their recipe."
         )
-    elif classifier_name(backbone) is not None:  # no part of θ⁰: tasks of different class counts share a zoo
+    elif recipe is not None and classifier_name(backbone) is not None:
+        # It is no part of θ⁰: tasks of different class counts share a zoo.
         recipe = {**recipe, "arguments": {**recipe.get("arguments", {}), "num_classes": 0}}
     return ModelZoo.create(
         path,
@@ -90,18 +114,25 @@ def open_zoo(
     )
 
 
-def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32") -> None:
+def add_or_keep(
+    zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage = "float32", overwrite: bool = False
+) -> bool:
     """Add an entry; where the zoo can't be written, keep it in ``folder``, because it took a training to make.
 
-    The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays.
+    The same work done twice is allowed: if another job has added such an entry meanwhile, that one stays, unless
+    ``overwrite`` is true.
+
+    Returns:
+        Whether it is this entry that the zoo has now.
 
     Raises:
         OSError, ValueError: the entry is not in the zoo, or may be lost there; the message says where it is kept.
     """
     try:
-        zoo.add(entry, storage=storage)
+        zoo.add(entry, overwrite, storage)
     except FileExistsError:
         rank_zero_warn(f"Another job has added {entry.name} to the zoo {zoo.path} meanwhile: its entry stays.")
+        return False
     except (OSError, ValueError) as error:
         try:
             entry = replace(entry, info={**entry.info, "zoo": zoo.fingerprint})  # whose it is
@@ -114,6 +145,7 @@ def add_or_keep(zoo: ModelZoo, entry: ZooEntry, folder: Path, storage: Storage =
         if isinstance(error, OSError):
             raise with_words(error, f"{error.strerror or error} {words}") from error
         raise ValueError(f"{error} {words}") from error
+    return True
 
 
 def entry_of(
@@ -179,14 +211,15 @@ class ZooTarget:
         path: the zoo's folder; made if there is none.
         task: what the model is pruned for.
         storage: ``"float32"``, or ``"bfloat16"`` for half the bytes; no part of the entry's id.
+        overwrite: whether an entry that is there is replaced.
 
     Raises:
         ValueError: another storage.
     """
 
-    def __init__(self, path: Path, task: TaskFacts, storage: Storage = "float32") -> None:
+    def __init__(self, path: Path, task: TaskFacts, storage: Storage = "float32", overwrite: bool = False) -> None:
         require_choice("storage", storage, Storage)
-        self.path, self.task, self.storage = path, task, storage
+        self.path, self.task, self.storage, self.overwrite = path, task, storage, overwrite
         self.config: dict[str, Any] = {}
         self.decided = False  # somebody has looked already whether the zoo has such an entry
         self.forget()
@@ -258,7 +291,7 @@ class ZooTarget:
             FileExistsError: the same task was pruned with the same configuration.
         """
         self.config = dict(config)
-        if not self.decided:
+        if not self.decided and not self.overwrite:
             on_rank_zero(trainer, lambda: require_new_entry(self.path, self.task, self.config))
 
     def open(self, trainer: L.Trainer | L.Fabric, backbone: nn.Module, groups: Groups) -> None:
@@ -281,4 +314,6 @@ class ZooTarget:
     def add(self, entry: ZooEntry, folder: Path) -> None:
         """Add an entry, or keep it in ``folder``: :func:`add_or_keep`."""
         assert self._zoo is not None, "it was opened before the first step"
-        add_or_keep(self._zoo, entry, folder, self.storage)
+        if add_or_keep(self._zoo, entry, folder, self.storage, self.overwrite):
+            entries = "1 entry" if len(self._zoo) == 1 else f"{len(self._zoo)} entries"
+            rank_zero_info(f"wrote {entry.name} to the zoo {self.path}, which has {entries} now")

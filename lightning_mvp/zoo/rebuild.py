@@ -32,7 +32,10 @@ def dense_backbone(zoo: ModelZoo, backbone: nn.Module | None = None) -> nn.Modul
     """
     if backbone is None:
         if zoo.recipe is None:
-            raise ValueError(f"The zoo at {zoo.path} has no backbone recipe. Pass its backbone as `backbone`.")
+            raise ValueError(
+                f"The zoo at {zoo.path} has no backbone recipe. Pass its backbone as "
+                "`backbone`; with mvp-vote and mvp-export give backbone.target=package.module:function."
+            )
         dense = create_backbone(zoo.recipe)
     else:
         dense = copy.deepcopy(backbone)

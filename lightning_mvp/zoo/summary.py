@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,13 @@ SortBy = Literal["name", "accuracy", "size"]
 
 # What a validation accuracy is called: by `TaskModule`, and by most LightningModules of other people.
 ACCURACIES = ("val_accuracy", "val/accuracy", "val_acc", "val/acc")
+# What else is taken for it: a name that says validation, and the first of these that any such name says.
+VALIDATION, MEASURES = ("val", "valid", "validation", "dev"), ("accuracy", "acc", "top1", "auroc", "auc", "f1", "map")
+START = "start_val_accuracy"  # of a vote, before it was trained
+LOOKED_FOR = (
+    f"an accuracy on validation data: {', '.join(ACCURACIES)}, or a name of {'/'.join(VALIDATION)} with one of "
+    f"{'/'.join(MEASURES)}, logged in the module or put into MVPCallback.info"
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,17 @@ def validation_accuracy(info: Mapping[str, Any]) -> float | None:
         (0.5, None)
         >>> validation_accuracy({"val_accuracy": 0.6, "metrics": {"val_accuracy": 0.5}})
         0.6
+        >>> validation_accuracy({"metrics": {"val_loss": 0.1, "valid/top1_epoch": 0.7}})
+        0.7
     """
     metrics = {**_numbers(info.get("metrics")), **_numbers(info)}
-    return next((metrics[name] for name in ACCURACIES if name in metrics), None)
+    exact = [name for name in ACCURACIES if name in metrics]
+    if exact:
+        return metrics[exact[0]]
+    words = {name: re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower() for name in metrics if name != START}
+    said = {name: {*re.split(r"[^a-z0-9]+", each)} for name, each in words.items()}
+    measured = {name: each for name, each in said.items() if each & {*VALIDATION}}
+    return next((metrics[name] for what in MEASURES for name in sorted(measured) if what in measured[name]), None)
 
 
 def kept_fractions(info: Mapping[str, Any]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from lightning_mvp.zoo.entry_file import shown
 from lightning_mvp.zoo.generations import Generation
 from lightning_mvp.zoo.kinship import Relative
 from lightning_mvp.zoo.lineage import Member
-from lightning_mvp.zoo.summary import EntrySummary, differing_settings, kept_fractions, validation_accuracy
+from lightning_mvp.zoo.summary import LOOKED_FOR, EntrySummary, differing_settings, kept_fractions, validation_accuracy
 
 UNKNOWN = "–"
 _TEXT = partial(Column, overflow="fold")
@@ -52,9 +52,11 @@ def entries_tables(summaries: Sequence[EntrySummary]) -> list[Table]:
         title = ", ".join([f"config {shown(family)}", *_pairs(differing.get(family, {}))])
         numbers = map(_NUMBER, ("classes", "accuracy", "units", "params", "MACs", "size"))
         table = Table(_TEXT("entry"), *numbers, title=title, **_PLAIN)
-        for each in summaries:
-            if each.family == family:
-                table.add_row(*_entry_row(each), style="red" if each.problem else None)
+        rows = [each for each in summaries if each.family == family]
+        for each in rows:
+            table.add_row(*_entry_row(each), style="red" if each.problem else None)
+        if all(each.accuracy is None for each in rows):
+            table.caption, table.caption_justify = f"No accuracy was found. Looked for: {LOOKED_FOR}.", "left"
         tables.append(table)
     return tables
 
@@ -95,7 +97,7 @@ def _facts(entry: ZooEntry, size: int) -> Table:
         counted(len(facts["classes"]), "class", "classes"): _first(list(map(str, facts["classes"]))),
         **{name.replace("_", " "): _short(value) for name, value in facts.items() if name not in ("name", "classes")},
         "pruning config": ", ".join(_pairs(entry.config)),
-        "validation accuracy": percent(validation_accuracy(info)),
+        "validation accuracy": _accuracy(info),
         "metrics": ", ".join(_pairs(metrics)),
         "kept": ", ".join(_pairs({name: percent(value) for name, value in kept_fractions(info).items()})),
         "parameters": f"{sum(np.size(value) for value in entry.weights.values()):,} numbers in the backbone"
@@ -112,6 +114,11 @@ def _facts(entry: ZooEntry, size: int) -> Table:
     for name, value in rows.items():
         table.add_row(name, str(value) or UNKNOWN)
     return table
+
+
+def _accuracy(info: Mapping[str, Any]) -> str:
+    found = validation_accuracy(info)
+    return f"none; looked for {LOOKED_FOR}" if found is None else percent(found)
 
 
 def _widths(entry: ZooEntry) -> Table:

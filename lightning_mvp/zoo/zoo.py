@@ -34,7 +34,7 @@ from lightning_mvp.zoo.entry_file import (
     shown,
     write_entry,
 )
-from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0
+from lightning_mvp.zoo.index import INDEX, Index, create_index, read_index, read_theta0, require_same
 from lightning_mvp.zoo.leftovers import remove_leftovers
 from lightning_mvp.zoo.strict_json import JSON_LIMIT
 
@@ -96,11 +96,7 @@ class ModelZoo:
         """
         path = Path(path)
         index = Index.from_backbone(recipe, theta0, group_sizes, preprocessing)
-        differing = index.differences(create_index(path, index, theta0))
-        if differing:
-            raise ValueError(
-                f"The zoo at {path} is of another backbone or θ⁰. " + "; ".join(differing) + ". Use another folder."
-            )
+        require_same(path, index, create_index(path, index, theta0))
         zoo = cls(path)
         zoo.theta0()
         return zoo

@@ -80,7 +80,7 @@ def test_companions_stand_beside_pruning_once_and_can_be_left_out() -> None:
     kinds = [type(each) for each in trainer.callbacks]  # type: ignore[attr-defined]
     at = kinds.index(MVPCallback)
     assert kinds[at - 1 : at + 3] == [FiniteLoss, MVPCallback, TimeLimit, Interrupt]
-    assert [kinds.count(kind) for kind in COMPANIONS] == [1, 1, 1]
+    assert [kinds.count(kind) for kind in COMPANIONS] == [1, 1, 1, 1]
     assert own in trainer.callbacks  # type: ignore[attr-defined]
     alone = callback(head="classifier", companions=())
     trainer = fit(UserModule(spoil_at=11), alone)

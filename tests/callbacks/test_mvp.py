@@ -167,10 +167,17 @@ def test_the_modules_example_input_array_serves_too():
     assert len(mvp.groups) == 6
 
 
-def test_the_preview_says_what_happens():
+def test_the_preview_says_what_happens(capsys: pytest.CaptureFixture[str]):
     mvp = callback(head="classifier", ratio_of="macs", warmup_steps=1)
     module = UserModule()
     plans = mvp.preview(module)
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    kept = [f"{100 * 0.5 ** (round_ / 3):.0f}" for round_ in (1, 2, 3)]
+    assert [row[:3] for row in rows if row[:1] in (["1"], ["2"], ["3"])] == [
+        ["1", "3", kept[0]],
+        ["2", "5", kept[1]],
+        ["3", "7", kept[2]],
+    ]
     watch = Watch(mvp)
     fit(module, mvp, watch)
     assert [plan.step for plan in plans] == [3, 5, 7]

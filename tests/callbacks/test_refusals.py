@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +23,14 @@ from lightning_mvp.callbacks.guards import refuse_lossy_sync_batch_norm, refuse_
 from .user import EXAMPLE, FACTS, RECIPE, VIT_RECIPE, UserModule, callback, content, fit, make_trainer
 
 
-def refused(error: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any) -> None:
+def refused(kind: type[Exception], match: str, module: UserModule, *callbacks: L.Callback, **options: Any) -> Exception:
     """Fit is refused, and no parameter has moved."""
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(error, match=match):
+    with pytest.raises(kind, match=match) as caught:
         fit(module, *callbacks, **options)
     changed = [name for name, tensor in module.named_parameters() if not torch.equal(tensor, before[name])]
     assert not changed
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -269,13 +271,18 @@ def test_a_foreign_zoo_is_refused_before_any_step(zoo: Path, entries: Callable[[
     moved = UserModule()
     with torch.no_grad():
         moved.net.conv1.weight[0, 0, 0, 0] += 1e-3
-    refused(ValueError, "another backbone or θ⁰.*fingerprint of θ⁰", moved, callback(**options, task=other_task))
+    error = refused(ValueError, "begins with other weights", moved, callback(**options, task=other_task))
 
     arguments = {**RECIPE["arguments"], "channels": [8, 12, 20]}
     wide = UserModule(create_backbone({**RECIPE, "arguments": arguments}))
     refused(ValueError, "another backbone or θ⁰.*backbone recipe", wide, callback(**options, task=other_task))
     assert content(zoo) == before
     assert entries() == 1
+
+    (remedy,) = re.findall(r"by `(from safetensors.*?)`", str(error))
+    exec(remedy, {"backbone": moved.net})
+    fit(moved, callback(**options, task=other_task))
+    assert entries() == 2
 
 
 def test_a_ratio_out_of_reach_is_refused_before_any_step():

@@ -229,9 +229,9 @@ def test_of_two_jobs_with_the_same_work_the_first_entry_stays(zoo: Path):
 
 def test_what_else_tells_trainings_apart_is_part_of_the_id(zoo: Path):
     ids = set()
-    for training in (None, {"learning_rate": 0.1}, {"learning_rate": 0.2}):
+    for training in ({}, {"learning_rate": 0.1}, {"learning_rate": 0.2}):
         mvp = callback(head="classifier", task=FACTS, zoo=zoo, training=training)
         fit(UserModule(), mvp)
         ids |= set(ModelZoo(zoo).names)
-        assert mvp.config(12).get("training") == training
+        assert mvp.config(12).get("training", {}) == training
     assert len(ids) == 3

@@ -37,7 +37,7 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 program = torch.export.load("model.pt2").module()
 with torch.no_grad():
     for batch, each in images.items():
-        found["safetensors/" + batch] = load(".")(each)
+        found["safetensors/" + batch] = load(".")[0](each)
         found["pt2/" + batch] = program(each)
         found["onnx/" + batch] = torch.from_numpy(session.run(["logits"], {"images": each.numpy()})[0])
 save_file({name: logits.contiguous() for name, logits in found.items()}, "logits")
@@ -194,7 +194,7 @@ def test_a_module_of_ones_own_is_exported_and_not_changed(tmp_path: Path) -> Non
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(load(tmp_path / "out")(images), small.eval()(images))
+        torch.testing.assert_close(load(tmp_path / "out")[0](images), small.eval()(images))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.transforms import v2
 
 from lightning_mvp.backbones import create_backbone, find_groups, random_masks, shrink
 from lightning_mvp.export.formats import write_safetensors
 from lightning_mvp.export.source import Source
-from lightning_mvp.export.standalone import load
+from lightning_mvp.export.standalone import load, transform_of
+from lightning_mvp.tasks.facts import TaskFacts
+from lightning_mvp.tasks.preprocessing import fitted, normalised
 
 from ..callbacks.user import FACTS, RECIPE
 from .conftest import RECIPES, run_elsewhere
@@ -29,7 +33,7 @@ for folder in map(Path, sys.argv[1:]):
     from load import load
     assert sys.modules["load"].__file__ == str(folder / "load.py")
     sys.path.pop(0)
-    model = load(folder)
+    model, transform = load(folder)
     assert not model.training
     with torch.no_grad():
         save_file({"logits": model(load_file(folder / "images")["images"])}, folder / "logits")
@@ -63,13 +67,27 @@ def test_another_process_computes_the_same_bits(
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_layers_say_their_own_sizes(kind: str, folders: dict[str, Path], source_of: Callable[[str], Source]) -> None:
-    ours, theirs = source_of(kind).model, load(folders[kind])
+    ours, theirs = source_of(kind).model, load(folders[kind])[0]
     assert repr(theirs) == repr(ours)
     for name, module in ours.named_modules():
         for attribute in ("num_heads", "attn_dim", "num_features", "head_hidden_size", "groups"):
             if isinstance(getattr(module, attribute, None), int):
                 got = getattr(theirs.get_submodule(name), attribute)
                 assert got == getattr(module, attribute), f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("how", ["nearest", "bilinear", "bicubic"])
+def test_the_transform_is_what_the_model_was_trained_with(how: str, channels: int) -> None:
+    facts = TaskFacts("pets", ("cat",), 24, (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.4)[:channels], how, 0.875)
+    transform, generator = transform_of(facts.to_dict()), torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (channels, 40, 30), dtype=torch.uint8, generator=generator)
+    expected = normalised(fitted(image, facts)[None], facts)
+    picture = v2.functional.to_pil_image(image)
+    for seen in (transform(image)[None], transform(image[None]), transform(picture.convert("RGBA"))[None]):
+        assert type(seen) is torch.Tensor
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-6)
+    pickle.dumps(transform)  # for the processes of a DataLoader
 
 
 def test_a_grouped_convolution_lost_conv_groups_and_a_depthwise_one_stayed_depthwise(
@@ -90,7 +108,7 @@ def test_the_rebuilt_model_trains_as_the_first_does(
     images, losses = source_of(kind).images(6), []
     write_safetensors(source_of(kind), tmp_path / "twin")
     for folder in (folders[kind], tmp_path / "twin"):
-        model = load(folder).train()
+        model = load(folder)[0].train()
         loss = torch.nn.functional.cross_entropy(model(images), torch.arange(6) % 3)
         loss.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -102,14 +120,14 @@ def test_weights_are_aligned_in_memory(folders: dict[str, Path]) -> None:
     from_file = load_file(folders["resnet"] / "model.safetensors")
     if all(tensor.data_ptr() % 64 == 0 for tensor in from_file.values()):
         pytest.skip("this safetensors aligns them itself")
-    assert all(parameter.data_ptr() % 64 == 0 for parameter in load(folders["resnet"]).parameters())
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in load(folders["resnet"])[0].parameters())
 
 
 def test_a_backbone_without_head_is_one_part(source_of: Callable[[str], Source], tmp_path: Path) -> None:
     with_head = source_of("vit")
     alone = Source(with_head.name, with_head.model[:1], with_head.recipe, with_head.facts)
     write_safetensors(alone, tmp_path)
-    model = load(tmp_path)
+    model, _ = load(tmp_path)
     assert len(model) == 1
     assert model(alone.images(2)).shape == (2, 24)
 
@@ -119,7 +137,7 @@ def test_a_timm_classifier_inside_the_backbone_goes_along(tmp_path: Path) -> Non
     groups = find_groups(backbone, torch.zeros(1, 3, 16, 16), check=False)
     source = Source.from_module(shrink(backbone, groups, random_masks(groups, 0.5, seed=0)), FACTS)
     write_safetensors(source, tmp_path)
-    model = load(tmp_path)
+    model, _ = load(tmp_path)
     with torch.no_grad():
         assert torch.equal(model(source.images(2)), source.model(source.images(2)))
     assert model[0].num_features == model[0].fc.in_features == 8

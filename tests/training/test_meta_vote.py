@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 
 from lightning_mvp import MetaVoteModule, ModelZoo, TaskDataModule, TaskFacts, create_backbone
 from lightning_mvp.backbones import count_macs, count_parameters
+from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.fitting.fit import fit_quietly, make_trainer
 from lightning_mvp.tasks.preprocessing import preprocess
 
@@ -62,6 +66,18 @@ def test_from_zoo_says_what_it_did(zoo_of: ZooOf, target: TaskDataModule, caplog
     assert len(names) == 2
     for word in (*names, "shared classes", "two or more", "parameters", "MACs", "units of layer1.residual"):
         assert word in caplog.text
+
+
+def test_a_bar_in_ones_own_trainer_counts_no_epochs_that_are_not_known(zoo_of: ZooOf, target: TaskDataModule):
+    module, text = MetaVoteModule.from_zoo(zoo_of("resnet"), target, neighbours=1), io.StringIO()
+    bar = RichProgressBar(console_kwargs={"file": text, "force_terminal": True})
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", callbacks=[bar], **quiet)
+    for _ in range(2):
+        trainer.fit(module, datamodule=target)
+    assert "Epoch 0" in text.getvalue()
+    assert "/-2" not in text.getvalue()
+    assert sum(isinstance(each, RoundInBar) for each in trainer.callbacks) == 1
 
 
 def test_options_reach_the_vote(zoo_of: ZooOf, target: TaskDataModule):

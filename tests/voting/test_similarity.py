@@ -251,7 +251,9 @@ def test_warnings_say_what_is_unusual(world: World, zoo, entries) -> None:
     with pytest.warns(UserWarning, match=r"have \[2, 3\] classes"):
         rank_neighbours(made, images, labels, k=1, **options)
     made.add(world.entry("gh", "gh", 6, ratio=0.3))
-    with pytest.warns(UserWarning, match="several pruning configs.*Choose one by `config`"):
+    with pytest.warns(
+        UserWarning, match="several pruning configs.*left out are 1 of .*Choose one by `config`.*config='all'"
+    ):
         ranked = rank_neighbours(made, images, labels, k=3, similarity="prototypes", **options)
     assert "gh" not in _tasks(ranked)
     (rare,) = (key for key, names in made.configs.items() if len(names) == 1)

@@ -1,0 +1,56 @@
+"""What loggers are given of pruning besides numbers: its settings, and pictures where they take some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from lightning_mvp.lightning_internals import logged_step
+from lightning_mvp.pruning.engine import Pruner
+from lightning_mvp.pruning.figures import kept_figure, masks_figure
+from lightning_mvp.pruning.schedule import Schedule
+
+
+def log_settings(trainer: L.Trainer, pruner: Pruner, schedule: Schedule) -> None:
+    """Give each logger the settings, beside the hyper-parameters of the module, as ``mvp/…``."""
+    own = {**pruner.settings.to_dict(), "steps_per_round": schedule.steps_per_round}
+    own |= {"last_round_at_step": schedule.last_step, "groups_left_whole": ", ".join(pruner.prunable.whole) or "none"}
+    settings = {f"mvp/{name}": value if isinstance(value, (int, float)) else str(value) for name, value in own.items()}
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
+
+
+def takes_figure(logger: Logger) -> Callable[[str, Any, int], None] | None:
+    """How a logger takes a figure of matplotlib under a name at a step; None if it takes none.
+
+    TensorBoard's has ``experiment.add_figure``; that of Weights & Biases, and others, ``log_image``.
+    """
+    if hasattr(logger, "log_image"):
+        return lambda name, figure, step: logger.log_image(name, [figure], step=step)  # type: ignore[attr-defined]
+    add = getattr(getattr(logger, "experiment", None), "add_figure", None)
+    return None if add is None else lambda name, figure, step: add(name, figure, step)
+
+
+@rank_zero_only
+def require_figures(loggers: Iterable[Logger]) -> None:
+    """Warn where no logger takes the figures that were asked for."""
+    if not any(map(takes_figure, loggers)):
+        rank_zero_warn(
+            "log_figures=True, but no logger of the Trainer takes figures: nothing is drawn. TensorBoardLogger and "
+            "WandbLogger do."
+        )
+
+
+@rank_zero_only
+def draw_round(trainer: L.Trainer, pruner: Pruner) -> None:
+    """Give each logger that takes figures the kept fractions by group, and the masks."""
+    for logger in trainer.loggers:
+        take = takes_figure(logger)
+        if take is not None:
+            told = pruner.masks, pruner.round, pruner.settings.rounds
+            take("mvp/kept_by_group", kept_figure(*told), logged_step(trainer))
+            take("mvp/masks", masks_figure(*told), logged_step(trainer))
