@@ -246,7 +246,9 @@ def write_page(zoo: ModelZoo, arguments: argparse.Namespace, say: Say) -> tuple[
     damaged = {entry["name"]: entry["problem"] for entry in data["entries"] if entry["problem"]}
     for problem in damaged.values():
         say(f"damaged, and shown as such: {problem}")
-    say(f"wrote {output}: {_count(len(data['entries']), 'entry', 'entries')}. Open it in a browser, without a network.")
+    say(
+        f"wrote {output}: {counted(len(data['entries']), 'entry', 'entries')}. Open it in a browser, without a network."
+    )
     return {"output": str(output), "entries": len(data["entries"]), "damaged": damaged}, 0
 
 

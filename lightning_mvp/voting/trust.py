@@ -82,9 +82,9 @@ class Rule:
         return float(1 / (1 + np.exp(-self.intercept - self.explained * evidence.explained)))
 
 
-# One rule for each rival of which LEEP tells anything: iterative Taylor pruning from scratch in so many times the vote's
-# steps. They were fitted on the study's targets with votes of 100 steps of 32 images (benchmarks/cifar100/plain/report.md);
-# tests/test_readme.py computes them again.
+# One rule for each rival of which LEEP tells anything: iterative Taylor pruning from scratch in so many times the
+# vote's steps. They were fitted on the study's targets with votes of 100 steps of 32 images
+# (benchmarks/cifar100/plain/report.md); tests/test_readme.py computes them again.
 RULES = {1: Rule(-1.518, 11.895)}
 
 
