@@ -129,7 +129,7 @@ def test_an_entry_is_the_one_that_a_fit_makes(make: Make, tmp_path: Path) -> Non
         options: dict[str, Any] = {"pruning_ratio": 0.7, "rounds": 2, "exclude": "layer1.*"}
         settings, target = PruningSettings(**options), ZooTarget(tmp_path / way, data.facts)
         if way == "zeroed":
-            pruning = MVPCallback(**options, head="head", task=data.facts, zoo=tmp_path / way)
+            pruning = MVPCallback(**options, head="head", task=data.facts, zoo=tmp_path / way, training={})
             callbacks = [EntryFacts(pruning, data), pruning]
             fit_quietly(module, data, STEPS, callbacks, precision="32-true", gradient_clip_val=1.0)
         else:
