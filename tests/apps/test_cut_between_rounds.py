@@ -64,7 +64,7 @@ def test_ranks_of_its_own_train_one_entry(weights: Path, tmp_path: Path, run: Ru
         ("+trainer.max_time=00:00:01:00", "Expected no trainer.max_time with cut_between_rounds=true"),
         ("logger=csv", "Expected logger=none with cut_between_rounds=true"),
         ("trainer.precision=16-mixed", "argument `precision` to be one of"),
-        ("storage=float16", "Expected argument `storage` to be one of 'float32', 'bfloat16', but got 'float16'."),
+        ("storage=float16", "Expected `storage` to be one of 'float32', 'bfloat16', but got 'float16'."),
     ],
 )
 def test_what_it_cannot_have_is_refused(override: str, words: str, tmp_path: Path, run: Run) -> None:
