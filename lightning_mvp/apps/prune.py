@@ -259,8 +259,7 @@ def say_pictures(data: TaskDataModule, folder: Path) -> None:
     drawn = BytesIO()
     draw_samples(data).savefig(drawn, format="png", dpi=100)
     write_whole(folder / "images.png", drawn.getvalue(), overwrite=True)
-    console.print(f"wrote {folder / 'pruning.png'}: units left and accuracy over steps", markup=False)
-    console.print(f"wrote {folder / 'images.png'}: images of the task", markup=False)
+    console.print(f"drew the run and the task's images: {folder / 'pruning.png'}, images.png", markup=False)
 
 
 def _cut(config: DictConfig) -> tuple[Outcome, bool]:

@@ -38,7 +38,7 @@ def draw_lineage(members: Sequence[Member], title: str) -> Figure:
     about = (
         f"{seeds} seeds, which began with the backbone, and {len(members) - seeds} entries that began with the vote of "
         f"earlier ones: {last} generation{'s' * (last != 1)}.\nA line leads from each entry that voted."
-        + (f" {len(gone)} voters are no longer there." if gone else "")
+        + (f" Voters that are no longer there: {len(gone)}." if gone else "")
     )
     figure = page(4.6, f"{title}: who was grown from whom?", about)
     axes = figure.subplots()

@@ -24,7 +24,7 @@ def test_each_entry_stands_at_its_wave_and_accuracy_with_lines_from_its_parents(
     assert min(seeds.get_ydata()) < 70, "one whose accuracy is not known stands below the others"
     (lines,) = (each for each in axes.collections if isinstance(each, LineCollection))
     assert len(lines.get_segments()) == 3, "a parent that is gone has no place"
-    assert "1 voters are no longer there" in figure.texts[1].get_text()
+    assert "Voters that are no longer there: 1." in figure.texts[1].get_text()
     assert {text.get_text() for text in axes.texts} >= {"cats", "dogs", "pets", "farm"}
 
 
