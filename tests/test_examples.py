@@ -44,7 +44,7 @@ def test_the_tour_runs_and_draws_its_three_pictures(tmp_path: Path) -> None:
 
     tour = nbformat.read(EXAMPLES[0].with_name("tour.ipynb"), as_version=4)
     assert not any(cell.get("outputs") for cell in tour.cells), "it is kept without what it printed"
-    NotebookClient(tour, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(tour, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in tour.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert "parameters: " in "".join(output.get("text", "") for output in outputs)
