@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -13,15 +14,24 @@ from lightning_mvp.lightning_internals import logged_step
 from lightning_mvp.pruning.engine import Pruner
 from lightning_mvp.pruning.figures import kept_figure, masks_figure
 from lightning_mvp.pruning.schedule import Schedule
+from lightning_mvp.pruning.settings import PruningSettings
 
 
 def log_settings(trainer: L.Trainer, pruner: Pruner, schedule: Schedule) -> None:
     """Give each logger the settings, beside the hyper-parameters of the module, as ``mvp/…``."""
-    own = {**pruner.settings.to_dict(), "steps_per_round": schedule.steps_per_round}
+    own = {**_told(pruner.settings), "steps_per_round": schedule.steps_per_round}
     own |= {"last_round_at_step": schedule.last_step, "groups_left_whole": ", ".join(pruner.prunable.whole) or "none"}
     settings = {f"mvp/{name}": value if isinstance(value, (int, float)) else str(value) for name, value in own.items()}
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
+
+
+def _told(settings: PruningSettings) -> dict[str, Any]:
+    """The settings as a zoo would store them; of a criterion that can't be stored the name of its class."""
+    try:
+        return settings.to_dict()
+    except ValueError:
+        return {**replace(settings, criterion="taylor").to_dict(), "criterion": type(settings.criterion).__name__}
 
 
 def takes_figure(logger: Logger) -> Callable[[str, Any, int], None] | None:

@@ -65,7 +65,7 @@ def test_unknown_model_names_close_ones():
     [
         ({"depth": 3}, "unknown key 'depth'"),
         ({"model": None}, "'model' = None"),
-        ({"arguments": {"no_such": 1}}, "can't build 'resnet18'.*no_such"),
+        ({"arguments": {"no_such": 1}}, "'resnet18' can't be built.*no_such"),
         ({"replace": {"conv1": "Identity"}}, r"`replace.conv1` to be \[torch.nn class name"),
         ({"replace": {"conv1": ["NoSuch", {}]}}, "name a class of torch.nn, but got 'NoSuch'"),
         ({"replace": {"conv1": ["Conv2d", {"wrong": 1}]}}, "does not fit"),

@@ -71,7 +71,7 @@ def test_the_order_of_the_images_does_not_matter_and_nothing_is_random():
     [
         (torch.zeros(4, 2, 2), torch.zeros(4, dtype=torch.int64), "shape"),
         (torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), "shape"),
-        (torch.zeros(4, 2), torch.tensor([0, 0, 2, 2]), r"class\(es\) \[1\]"),
+        (torch.zeros(4, 2), torch.tensor([0, 0, 2, 2]), r"none of \[1\]"),
         (torch.full((3, 2), torch.nan), torch.tensor([0, 1, 2]), "finite"),
     ],
 )
