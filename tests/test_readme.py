@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_mvp.apps.vote import MIMIC
 from lightning_mvp.study.finished_study import ratios, runs_at
+from lightning_mvp.study.grown_page import kinds_of_targets, negated
 from lightning_mvp.study.report_paragraphs import main_table, verdicts
 from lightning_mvp.study.results import format_points, paired_bootstrap, summarise
 from lightning_mvp.study.summary_page import (
@@ -50,6 +51,7 @@ def test_the_differences_that_the_readme_names_are_computed_from_them() -> None:
     page = (STUDY / "plain" / "report.md").read_text()
     sentences += [figure.replace(" [", " points [") for figure in re.findall(r"[+−][0-9.]+ \[[^]]+\]", page)]
     text = " ".join((ROOT / "README.md").read_text().split())
+    text = text[text.index("On a small net") :]
     named = re.findall(r"[+−][0-9.]+ points \[[^]]+\]", text)
     assert len(named) >= 3
     for figure in named:
@@ -107,6 +109,21 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
     told = re.findall(r"[0-9.]+ \[[^]]+\]", section) + re.findall(r"[0-9.]+ \[[0-9., ]+\]", plain(MIMIC))
     assert len(told) >= 8
     assert set(told) <= set(computed)
+
+
+def test_the_figures_of_the_efficientnet_study_are_computed_from_the_committed_runs() -> None:
+    folder = STUDY / "efficientnet_grown"
+    (kind,) = kinds_of_targets(Report(folder).runs)
+    one = {result.name: result for result in compare_trials(Report(folder).runs, kind.rivals["better Taylor"].name)}
+    differences = [kind.differences["better Taylor"], one["one-26@100"].difference]
+    readme, learned = (" ".join(path.read_text().split()) for path in (ROOT / "README.md", folder / "learned.md"))
+    for difference in differences:
+        assert format_points(difference, " points") in readme
+        assert format_points(difference) in learned.replace(" points", "")
+    assert format_points(negated(kind.differences["one@100"])) in learned
+    assert f"grown zoo's vote has {100 * kind.grown.start:.1f} %" in learned
+    assert kind.mimics
+    assert kind.rivals["better Taylor"].tasks == 4, "README says four targets"
 
 
 def test_what_grown_zoos_cost_and_survive_is_computed_from_the_committed_measurements() -> None:
