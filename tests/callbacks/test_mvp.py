@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import rich
 import timm
 import torch
 from rich.console import Console
@@ -167,11 +168,13 @@ def test_the_modules_example_input_array_serves_too():
     assert len(mvp.groups) == 6
 
 
-def test_the_preview_says_what_happens(capsys: pytest.CaptureFixture[str]):
+def test_the_preview_says_what_happens():
     mvp = callback(head="classifier", ratio_of="macs", warmup_steps=1)
     module = UserModule()
-    plans = mvp.preview(module)
-    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    rich.reconfigure(width=120, color_system=None)
+    with rich.get_console().capture() as printed:
+        plans = mvp.preview(module)
+    rows = [line.replace("│", " ").split() for line in printed.get().splitlines()]
     kept = [f"{100 * 0.5 ** (round_ / 3):.0f}" for round_ in (1, 2, 3)]
     assert [row[:3] for row in rows if row[:1] in (["1"], ["2"], ["3"])] == [
         ["1", "3", kept[0]],
