@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_mvp.apps.vote import MIMIC
 from lightning_mvp.study.finished_study import ratios, runs_at
-from lightning_mvp.study.grown_page import kinds_of_targets, negated
+from lightning_mvp.study.grown_page import grown_table, kinds_of_targets, negated
 from lightning_mvp.study.report_paragraphs import main_table, verdicts
 from lightning_mvp.study.results import format_points, paired_bootstrap, summarise
 from lightning_mvp.study.summary_page import (
@@ -124,6 +124,20 @@ def test_the_figures_of_the_efficientnet_study_are_computed_from_the_committed_r
     assert f"grown zoo's vote has {100 * kind.grown.start:.1f} %" in learned
     assert kind.mimics
     assert kind.rivals["better Taylor"].tasks == 4, "README says four targets"
+
+
+def test_the_page_of_grown_zoos_is_computed_from_the_committed_runs() -> None:
+    page, reports = (
+        (STUDY / "report.md").read_text(),
+        [Report(STUDY / name) for name in ("efficientnet_grown", "grown")],
+    )
+    kinds = [kind for report in reports for kind in kinds_of_targets(report.runs)]
+    for paragraph in grown_table(kinds):
+        assert paragraph in page
+    learned = " ".join((STUDY / "learned.md").read_text().split())
+    taylor = [f"{-100 * kind.differences['better Taylor'].mean:.1f}" for kind in kinds[1:]]
+    assert f"is {taylor[0]} points behind iterative Taylor" in learned
+    assert f"and {taylor[1]} behind on classes that nobody has seen" in learned
 
 
 def test_what_grown_zoos_cost_and_survive_is_computed_from_the_committed_measurements() -> None:

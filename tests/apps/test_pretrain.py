@@ -123,7 +123,7 @@ def test_the_same_command_goes_on_after_kills(kind: str, whole: Path, nursery: N
     for moment in ("half 1", "saved 5", "half 4", "saved 4", "weights", "clean"):
         done = nursery.run("tests.apps.test_pretrain:die_at", moment, *words, LIGHTNING_MVP_HOME=str(tmp_path))
         assert done.codes == [-signal.SIGKILL], done.text
-        told.append([line for line in done.text.splitlines() if line.startswith("Going on")])
+        told.append([line for line in done.text.splitlines() if line.startswith("Going on after step")])
     assert told == [
         [],
         [],
