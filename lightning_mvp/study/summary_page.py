@@ -183,8 +183,10 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
         differences_of_choices(trials).savefig(out / f"{name}.png", dpi=DPI)
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
     if found_cases := cases_by_rival([run for report in found for run in report.runs]):
-        trust(found_cases).savefig(out / "trust.png", dpi=DPI)
-        paragraphs += [*when_to_trust(found_cases), "![When to trust the vote](trust.png)"]
+        paragraphs += when_to_trust(found_cases)
+        if any(len({case.won for case in own}) > 1 for own in found_cases.values()):  # else nothing can be predicted
+            trust(found_cases).savefig(out / "trust.png", dpi=DPI)
+            paragraphs.append("![When to trust the vote](trust.png)")
     folders = [(report.folder.name, Path(os.path.relpath(report.folder, out)).as_posix()) for report in found]
     names = ", ".join(f"[{name}]({folder}/report.md)" for name, folder in folders)
     paragraphs.append(f"## Every run\n\nReports with their tables, pictures and runs: {names}. All of it again:")
