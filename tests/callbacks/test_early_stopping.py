@@ -22,6 +22,7 @@ FALLING = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 def stopped_at(stop: PrunedEarlyStopping, values: tuple[float, ...], **options: Any) -> int:
     """Validations after steps 2, 4, ... 12; the last round after step 6."""
+    options = {"enable_checkpointing": False, **options}  # else several processes write into one folder
     return fit(callback(head="classifier"), stop, module=Measured(values), **options).global_step
 
 
