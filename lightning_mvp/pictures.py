@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from lightning_mvp.files import write_whole
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -183,3 +187,19 @@ def points_text(value: float, digits: int = 1) -> str:
         ('−1.2', '+2.0')
     """
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def save_figure(path: Path, figure: Figure, *, overwrite: bool = True) -> None:
+    """Write a figure in the format of its file's name, whole or not at all.
+
+    Args:
+        path: of the picture; without an ending it is a PNG.
+        figure: what was drawn.
+        overwrite: whether a file that is there is replaced.
+
+    Raises:
+        FileExistsError: the file is there, and is not to be replaced.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:] or "png", dpi=DPI)
+    write_whole(path, drawn.getvalue(), overwrite=overwrite)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_mvp.apps.vote import MIMIC
 from lightning_mvp.study.finished_study import ratios, runs_at
-from lightning_mvp.study.grown_page import grown_table, kinds_of_targets, negated
+from lightning_mvp.study.grown_page import grown_kinds, grown_table, negated
 from lightning_mvp.study.report_paragraphs import main_table, verdicts
 from lightning_mvp.study.results import format_points, paired_bootstrap, summarise
 from lightning_mvp.study.summary_page import (
@@ -113,7 +113,7 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
 
 def test_the_figures_of_the_efficientnet_study_are_computed_from_the_committed_runs() -> None:
     folder = STUDY / "efficientnet_grown"
-    (kind,) = kinds_of_targets(Report(folder).runs)
+    (kind,) = grown_kinds(Report(folder).runs)
     one = {result.name: result for result in compare_trials(Report(folder).runs, kind.rivals["better Taylor"].name)}
     differences = [kind.differences["better Taylor"], one["one-26@100"].difference]
     readme, learned = (" ".join(path.read_text().split()) for path in (ROOT / "README.md", folder / "learned.md"))
@@ -124,6 +124,11 @@ def test_the_figures_of_the_efficientnet_study_are_computed_from_the_committed_r
     assert f"grown zoo's vote has {100 * kind.grown.start:.1f} %" in learned
     assert kind.mimics
     assert kind.rivals["better Taylor"].tasks == 4, "README says four targets"
+    tried = {result.name: 100 * result.accuracy.mean for result in compare_trials(Report(folder).trials)}
+    few = [f"{tried[f'taylor-rate-{rate}']:.0f}" for rate in ("0.0005", "0.001", "0.002", "0.004")]
+    many = [f"{tried[f'taylor-1000-rate-{rate}']:.1f}" for rate in ("0.002", "0.004", "0.008")]
+    assert f"{few[0]}, {few[1]}, {few[2]} and {few[3]} %" in learned
+    assert f"{many[0]}, {many[1]} and {many[2]} %" in learned
 
 
 def test_the_page_of_grown_zoos_is_computed_from_the_committed_runs() -> None:
@@ -131,7 +136,7 @@ def test_the_page_of_grown_zoos_is_computed_from_the_committed_runs() -> None:
         (STUDY / "report.md").read_text(),
         [Report(STUDY / name) for name in ("efficientnet_grown", "grown")],
     )
-    kinds = [kind for report in reports for kind in kinds_of_targets(report.runs)]
+    kinds = [kind for report in reports for kind in grown_kinds(report.runs)]
     for paragraph in grown_table(kinds):
         assert paragraph in page
     learned = " ".join((STUDY / "learned.md").read_text().split())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from lightning_mvp.apps.runtime import refuse_existing
-from lightning_mvp.files import write_whole
-from lightning_mvp.pictures import DPI
+from lightning_mvp.pictures import save_figure
 
 
 def save_picture(output: Path, draw: Callable[[], Figure]) -> None:
@@ -20,6 +18,4 @@ def save_picture(output: Path, draw: Callable[[], Figure]) -> None:
         FileExistsError: It is there already; then nothing is drawn.
     """
     refuse_existing(output)
-    drawn = BytesIO()
-    draw().savefig(drawn, format=output.suffix[1:] or "png", dpi=DPI)
-    write_whole(output, drawn.getvalue())
+    save_figure(output, draw(), overwrite=False)

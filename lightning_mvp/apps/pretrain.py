@@ -46,9 +46,9 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     sections = {name: plain(config[name]) for name in ("split", "backbone", "pruning", "optim", "trainer")}
     sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
-    mimic = {"mimic": config.mimic} if config.mimic else {}
-    mimic |= {"callbacks": callbacks_of(config)} if callbacks_of(config) else {}
-    return {**sections, **mimic, "steps": config.steps, "seed": config.seed, "world_size": world_size}
+    # What is not asked for is left out, so that a training that an earlier version began can go on.
+    asked = {name: value for name, value in (("mimic", config.mimic), ("callbacks", callbacks_of(config))) if value}
+    return {**sections, **asked, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 
 
 def training_folder(output: Path) -> Path:

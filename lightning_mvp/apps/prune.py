@@ -251,14 +251,10 @@ def _zero(config: DictConfig) -> tuple[Outcome, bool]:
 
 def say_pictures(data: TaskDataModule, folder: Path) -> None:
     """Draw the task's images beside the job's log, and say where they and the run's picture are."""
-    from io import BytesIO
-
-    from lightning_mvp.files import write_whole
+    from lightning_mvp.pictures import save_figure
     from lightning_mvp.tasks.samples_picture import draw_samples
 
-    drawn = BytesIO()
-    draw_samples(data).savefig(drawn, format="png", dpi=100)
-    write_whole(folder / "images.png", drawn.getvalue(), overwrite=True)
+    save_figure(folder / "images.png", draw_samples(data))
     console.print(f"drew the run and the task's images: {folder / 'pruning.png'}, images.png", markup=False)
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 MOST_PANELS = 4
 MOST_NAMES = 12  # values that are written below a panel; of more only some numbers are
 NUMBERED = ("task", "seed")  # numbers that say which, not how much: no line joins them
-# Two of the colours of study/report_plots.py, which would import torch.
-JOB, MEAN = "#0072B2", "#D55E00"
 
 
 def draw_sweep(path: Path, records: Sequence[Record]) -> bool:
@@ -43,7 +41,9 @@ def draw_sweep(path: Path, records: Sequence[Record]) -> bool:
     keys = sorted((key for key in points if counts[key] > 1), key=lambda key: -counts[key])[:MOST_PANELS]
     if not keys:
         return False
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not for commands that draw nothing
+
+    from lightning_mvp.pictures import save_figure
 
     figure = Figure(figsize=(max(5.0, 4.2 * len(keys)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
@@ -52,11 +52,13 @@ def draw_sweep(path: Path, records: Sequence[Record]) -> bool:
     panels[0].set_ylabel("validation accuracy (%)")
     title = f"Accuracy of {counted(len(jobs), 'job')}, each a dot, against what was swept"
     figure.suptitle(title if len(keys) > 1 else title.replace(", against", "\nagainst"), fontsize=11)
-    figure.savefig(path, dpi=150)
+    save_figure(path, figure)
     return True
 
 
 def _draw(axes: Axes, key: str, points: Sequence[tuple[str, float]]) -> None:
+    from lightning_mvp.pictures import NEAREST, VOTE
+
     names = list(dict.fromkeys(value for value, _ in points))
     numbers = [_number(name) for name in names]
     numeric = None not in numbers
@@ -71,16 +73,16 @@ def _draw(axes: Axes, key: str, points: Sequence[tuple[str, float]]) -> None:
         ms=4.5,
         alpha=0.4 if several else 0.9,
         mew=0,
-        color=JOB,
+        color=NEAREST,
         clip_on=False,
     )
     if several:
         means = {places[name]: fmean(accuracy for value, accuracy in points if value == name) for name in names}
         heights = [means[place] for place in at]
         joined = numeric and key.rpartition(".")[2] not in NUMBERED
-        axes.plot(at, heights, ls="-" if joined else "none", marker="D", ms=5, color=MEAN, lw=1.2)
+        axes.plot(at, heights, ls="-" if joined else "none", marker="D", ms=5, color=VOTE, lw=1.2)
         axes.annotate(
-            "mean", (at[-1], heights[-1]), (6, 0), "data", "offset points", color=MEAN, va="center", fontsize=8
+            "mean", (at[-1], heights[-1]), (6, 0), "data", "offset points", color=VOTE, va="center", fontsize=8
         )
     if numeric and at[0] > 0 and at[-1] >= 20 * at[0]:
         axes.set_xscale("log")

@@ -193,7 +193,7 @@ def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report
     """All files of a voted model in a folder that appears whole or not at all; called by all ranks."""
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.files import write_json
-    from lightning_mvp.pictures import DPI
+    from lightning_mvp.pictures import save_figure
     from lightning_mvp.voting.neighbours_picture import draw_neighbours
 
     output = Path(config.output)
@@ -206,7 +206,7 @@ def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report
         save_weights(module.to_torch(), partial / "model.safetensors")
         write_json(partial / "recipe.json", {"recipe": module.hparams["recipe"], "facts": module.facts.to_dict()})
         write_json(partial / "report.json", report)
-        draw_neighbours(report, module.facts.name).savefig(partial / "neighbours.png", dpi=DPI)
+        save_figure(partial / "neighbours.png", draw_neighbours(report, module.facts.name))
         put_in_place(partial, output, FILES, config.overwrite)
 
 

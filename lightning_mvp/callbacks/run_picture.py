@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from lightning_mvp.callbacks.state import PruningState
-from lightning_mvp.files import write_whole
-from lightning_mvp.pictures import DPI, LINES, MOST_SERIES, PALETTE, QUIET, VOTE, label_ends, page, styled
+from lightning_mvp.pictures import LINES, MOST_SERIES, PALETTE, QUIET, VOTE, label_ends, page, save_figure, styled
 
 
 class RunPicture(L.Callback):
@@ -80,10 +78,8 @@ class RunPicture(L.Callback):
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            drawn = io.BytesIO()
-            draw_run(self.kept, self.accuracy, trainer.global_step).savefig(drawn, format="png", dpi=DPI)
             path = Path(trainer.default_root_dir, "pruning.png") if self.path is None else Path(self.path)
-            write_whole(path, drawn.getvalue(), overwrite=True)
+            save_figure(path, draw_run(self.kept, self.accuracy, trainer.global_step))
 
 
 @styled

@@ -13,7 +13,7 @@ from lightning_mvp.pictures import DENSE, LINES, QUIET, VOTE, page, styled
 
 @styled
 def draw_before_after(report: ExportReport) -> Figure:
-    """A row for each measure: what the small model needs, in percent of the dense one, and both numbers.
+    """Bars of what the small model needs (size, MACs, latency, memory), in percent of what the dense one needs.
 
     Latency has the middle half of its rounds as an interval. The dense model has random weights, so that there is an
     accuracy of the small one alone, if it is known.

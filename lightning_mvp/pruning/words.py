@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightning_mvp.pruning.schedule import Schedule
+from lightning_mvp.words import counted
 
 SHOWN = 4  # so many names or steps stand in a sentence
 
@@ -58,7 +59,7 @@ stays whole (exclude); 2 layers have no units (`groups.skipped`).'
     at = [str(schedule.step_of(round_)) for round_ in range(1, schedule.rounds + 1)]
     named = ", ".join(at if len(at) <= SHOWN else [*at[:2], "…", at[-1]])
     unit = {"units": "units", "params": "parameters", "macs": "MACs"}[ratio_of]
-    rounds, after = ("1 round", "step") if len(at) == 1 else (f"{len(at)} rounds", "steps")
+    rounds, after = counted(len(at), "round"), "step" if len(at) == 1 else "steps"
     length = "" if steps == float("inf") else f" of {steps:.0f}"
     plan = f"pruning removes {percent(schedule.pruning_ratio)} of {unit} in {rounds}, after {after} {named}{length}."
     reasons = {why: [name for name, other in whole.items() if other == why] for why in dict.fromkeys(whole.values())}
@@ -66,7 +67,7 @@ stays whole (exclude); 2 layers have no units (`groups.skipped`).'
         f"{shortened(names)} {'stays' if len(names) == 1 else 'stay'} whole ({why})" for why, names in reasons.items()
     ]
     told = f"Of {groups + len(whole)} groups " + ", ".join(stay) if stay else f"All {groups} groups are pruned"
-    layers = "1 layer has" if without_units == 1 else f"{without_units} layers have"
+    layers = counted(without_units, "layer has", "layers have")
     others = f"; {layers} no units (`groups.skipped`)" if without_units else ""
     return " ".join([*([f"Going on after round {done}:"] if done else []), plan, f"{told}{others}."])
 

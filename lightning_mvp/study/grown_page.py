@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_mvp.study.finished_study import by_label
 from lightning_mvp.study.markdown import markdown_table
-from lightning_mvp.study.results import Difference, format_points
+from lightning_mvp.study.results import Difference, points_cell
 from lightning_mvp.study.trials import TrialResult, compare_trials, split_order
 
 GROWN = "grown@100"
@@ -53,7 +53,7 @@ def role_of(trial: str) -> str:
     return re.sub(r"-\d+(?=@)", "", split_order(trial)[0])
 
 
-def kinds_of_targets(runs: Sequence[dict[str, Any]]) -> Iterator[KindOfTarget]:
+def grown_kinds(runs: Sequence[dict[str, Any]]) -> Iterator[KindOfTarget]:
     """One for each label of studies that have a grown zoo.
 
     Of several numbers of entries the one that the study names first counts.
@@ -102,13 +102,9 @@ def grown_table(kinds: Sequence[KindOfTarget]) -> Iterator[str]:
         cells = [kind.title, str(kind.grown.tasks), f"{kind.grown.macs / 1e6:.1f} M"]
         cells += [f"{100 * kind.grown.start:.1f}", f"{100 * kind.grown.accuracy.mean:.1f}"]
         for role in shown:
-            rival = kind.rivals.get(role)
-            if rival is None:
-                cells.append("–")
-                continue
-            mimics = " *m*" if role == "better Taylor" and kind.mimics else ""
-            fewer = f" ({rival.tasks})" if rival.tasks < kind.grown.tasks else ""
-            cells.append(format_points(kind.differences[role]) + mimics + fewer)
+            rival, mimics = kind.rivals.get(role), " *m*" if role == "better Taylor" and kind.mimics else ""
+            tasks = rival.tasks if rival else 0
+            cells.append(points_cell(kind.differences.get(role), tasks, kind.grown.tasks, mimics))
         rows.append(cells)
     headings = ("targets of", "targets", "MACs", "before, %", "after, %", *(RIVALS[role] for role in shown))
     yield markdown_table(headings, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lightning_mvp.files import write_whole
-from lightning_mvp.pictures import DPI
+from lightning_mvp.pictures import save_figure
 from lightning_mvp.study import accuracy_plots, report_plots
 from lightning_mvp.study.finished_study import by_label, ratios, runs_at
 from lightning_mvp.study.overlap import OverlapRow
@@ -74,9 +73,7 @@ def draw_pictures(
 def save_pictures(out: Path, pictures: Sequence[Picture]) -> None:
     """Write them into a folder, each whole or not at all; they replace what is there."""
     for name, _, figure in pictures:
-        page = io.BytesIO()
-        figure.savefig(page, format="png", dpi=DPI)
-        write_whole(out / name, page.getvalue(), overwrite=True)
+        save_figure(out / name, figure)
 
 
 def redraw(folder: Path) -> list[str]:

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_mvp.pictures import DPI
+from lightning_mvp.pictures import save_figure
 from lightning_mvp.study import grown_page
 from lightning_mvp.study.finished_study import by_label, ratios, runs_at
 from lightning_mvp.study.markdown import indented, markdown_table, signed, write_markdown
 from lightning_mvp.study.report_paragraphs import kinds_of_targets, words_of_targets
-from lightning_mvp.study.results import Difference, Row, format_points, summarise
+from lightning_mvp.study.results import Difference, Row, format_points, points_cell, summarise
 from lightning_mvp.study.study_settings import StudySettings
 from lightning_mvp.study.summary_plots import differences_of_choices, differences_of_sections, trust
 from lightning_mvp.study.trials import TrialResult, compare_trials
@@ -158,7 +158,7 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
     """
     found = [Report(folder) for folder in reports]
     sections = [section for report in found if not report.has_grown for section in report.sections()]
-    kinds = [kind for report in found if report.has_grown for kind in grown_page.kinds_of_targets(report.runs)]
+    kinds = [kind for report in found if report.has_grown for kind in grown_page.grown_kinds(report.runs)]
     if not sections and not kinds:
         raise ValueError(f"Expected runs of MVP on targets in {', '.join(map(str, reports))}, but found none.")
     choices = {report.folder.name: trials for report in found if (trials := find_choices(report.trials))}
@@ -169,23 +169,23 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
         differences = {kind.title: kind.differences for kind in kinds}
         title = "The vote of a grown zoo, minus what else could be done"
         figure = differences_of_sections(differences, {"against": grown_page.RIVALS}, title, about)
-        figure.savefig(out / "grown.png", dpi=DPI)
+        save_figure(out / "grown.png", figure)
         paragraphs += [*grown_page.grown_table(kinds), "![The vote of a grown zoo minus its rivals](grown.png)"]
     if sections:
         differences = {section.title: section.differences for section in sections}
         figure = differences_of_sections(differences, IN_WORDS, "Meta-Vote Pruning minus its rivals", about)
-        figure.savefig(out / "differences.png", dpi=DPI)
+        save_figure(out / "differences.png", figure)
         paragraphs += [*differences_table(sections), "![MVP minus its rivals](differences.png)"]
     titles = {*(section.title for section in sections), *(kind.title for kind in kinds)}
     shown = [settings for report in found for settings in report.settings if settings.label in titles]
     paragraphs += kinds_of_targets(shown)
     for name, trials in choices.items():
-        differences_of_choices(trials).savefig(out / f"{name}.png", dpi=DPI)
+        save_figure(out / f"{name}.png", differences_of_choices(trials))
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
     if found_cases := cases_by_rival([run for report in found for run in report.runs]):
         paragraphs += when_to_trust(found_cases)
         if any(len({case.won for case in own}) > 1 for own in found_cases.values()):  # else nothing can be predicted
-            trust(found_cases).savefig(out / "trust.png", dpi=DPI)
+            save_figure(out / "trust.png", trust(found_cases))
             paragraphs.append("![When to trust the vote](trust.png)")
     folders = [(report.folder.name, Path(os.path.relpath(report.folder, out)).as_posix()) for report in found]
     names = ", ".join(f"[{name}]({folder}/report.md)" for name, folder in folders)
@@ -242,8 +242,8 @@ def differences_table(sections: Sequence[Section]) -> Iterator[str]:
         cells = [section.title, str(ours.targets), f"{ours.macs / 1e6:.1f} M", f"{100 * ours.accuracy.mean:.1f}"]
         differences = section.differences
         for name in shown:
-            fewer = f" ({row.targets})" if (row := section.rivals.get(name)) and row.targets < ours.targets else ""
-            cells.append(format_points(differences[name]) + fewer if name in differences else "–")
+            row = section.rivals.get(name)
+            cells.append(points_cell(differences.get(name), row.targets if row else 0, ours.targets))
         rows.append(cells)
     yield markdown_table(("targets of", "targets", "MACs", "MVP, %", *(RIVALS[name] for name in shown)), rows)
 

@@ -38,7 +38,7 @@ from lightning_mvp.study.trust_rules import Case, calibration, left_out_predicti
 MARKS = ("o", "s", "D", "^", "v", "P")
 # Beyond so many times what most differences are, a difference would take the room of all others: an arrow says it.
 FAR = 2.0
-# What the names of trials ask, for a reader who does not know the settings; others are written as they are.
+# The question that a group of trials answers. A group that is not listed here is called by its setting's name.
 QUESTIONS = {
     "neighbours": "How many neighbours vote?",
     "similarity": "How are neighbours found?",
@@ -200,7 +200,7 @@ def _look(name: str, place: int) -> tuple[str, str]:
 
 
 def _limits(found: Sequence[Difference]) -> tuple[float, float]:
-    """Points between which the axis goes: 0 and all differences, but for those that are far beyond the most."""
+    """The two ends of the axis, in points. It shows 0 and every difference, but no outliers: arrows stand for those."""
     far = FAR * float(np.quantile([abs(each.mean) for each in found], 0.9))
     own = [each for each in found if abs(each.mean) <= far]
     while True:

@@ -130,7 +130,7 @@ def _has_target(value: Any) -> bool:
 
 
 def _made(name: str, choice: Mapping[str, Any], base: type, *arguments: Any, **options: Any) -> Any:
-    """An object of the class in ``_target_``, which is refused before it is made if it is not of the base class."""
+    """An object of the class that ``_target_`` names. A class that is no subclass of ``base`` is never called."""
     require_optim_choice(name, choice, Literal[()])
     target = str(choice["_target_"])
     try:

@@ -26,6 +26,7 @@ from lightning_mvp.pruning.importance import Scores
 from lightning_mvp.pruning.prunable import Contract
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.version import __version__
+from lightning_mvp.words import counted
 from lightning_mvp.zoo.entry import ZooEntry, entry_id
 from lightning_mvp.zoo.entry_file import SUFFIX, Storage, write_entry
 from lightning_mvp.zoo.index import INDEX
@@ -315,5 +316,5 @@ class ZooTarget:
         """Add an entry, or keep it in ``folder``: :func:`add_or_keep`."""
         assert self._zoo is not None, "it was opened before the first step"
         if add_or_keep(self._zoo, entry, folder, self.storage, self.overwrite):
-            entries = "1 entry" if len(self._zoo) == 1 else f"{len(self._zoo)} entries"
+            entries = counted(len(self._zoo), "entry", "entries")
             rank_zero_info(f"wrote {entry.name} to the zoo {self.path}, which has {entries} now")

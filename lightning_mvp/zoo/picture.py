@@ -188,7 +188,7 @@ def _triangle(
 
 
 def _with_classes(task: str, classes: Sequence[str], most: int = 34) -> str:
-    """A task with as many of its classes as there is room for."""
+    """``"task: cat, dog, …"``, where the names of the classes are cut after ``most`` letters."""
     words = _shortened(task)
     names = ", ".join(classes)
     if not names:

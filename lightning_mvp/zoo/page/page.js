@@ -223,7 +223,8 @@ function showDetails() {
   at("details").hidden = !found;
   if (!found) return;
   const { entry, index } = found;
-  const close = element("button", { class: "close", type: "button", "aria-label": "Close", onclick: () => change({ chosen: "" }) }, "×");
+  const closeDetails = () => change({ chosen: "" });
+  const close = element("button", { class: "close", type: "button", "aria-label": "Close", onclick: closeDetails }, "×");
   const parts = [close, element("h2", {}, entry.task), element("p", { class: "id" }, entry.name)];
   if (entry.problem) {
     at("details").replaceChildren(...parts, ...heading("Damaged", element("p", {}, entry.problem)));
