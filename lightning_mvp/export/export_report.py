@@ -44,7 +44,7 @@ class ExportReport:
         macs: The multiply-accumulates of one image.
         peak_memory: The bytes of one forward pass, weights included.
         memory_is: How memory was measured, in words.
-        files: The bytes of each file by name.
+        files: The bytes of each file that holds the model or loads it, by name.
         differences: The largest difference from the model by format, as a share of the model's largest output.
         latency: The seconds of the dense and the small model, one comparison for each batch size; its ratio is the
             speed-up.
@@ -122,7 +122,7 @@ def measure(
 
     Args:
         source: The small model.
-        files: The bytes of each file by name.
+        files: The bytes of each file that holds the model or loads it, by name.
         differences: The largest difference by format.
         batch_sizes: The numbers of images for latency; memory is measured at the largest.
         seconds: The time to spend on each measurement.

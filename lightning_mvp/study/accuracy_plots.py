@@ -157,7 +157,7 @@ def _curves(runs: Runs) -> tuple[dict[str, dict[int, list[float]]], bool]:
         return {m: dict(sorted(own.items())) for m, own in found.items() if len(own) > 1 or m == "mvp"}, True
     while_training: dict[str, dict[int, list[float]]] = {}
     for run in runs:
-        for step, accuracy in run["curve"]:
+        for step, accuracy in run["curve"] or [(run["steps"], run["accuracy"])]:
             while_training.setdefault(run["method"], {}).setdefault(step, []).append(accuracy)
     return while_training, False
 
@@ -224,22 +224,22 @@ def _dots(axes: Axes, rows: Sequence[Row], steps: int) -> None:
 
 
 @styled
-def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure:
+def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure | None:
     """Mean accuracy against the MACs that are left, a line for each method and number of steps.
 
     All means are over the targets on which MVP was run with these steps at every operating point. A method that was
-    not run on all of them, at every point, is left out.
+    not run on all of them, at every point, is left out. None where no target has all these runs of MVP.
     """
     tables = [
         by_target([run for run in runs if not run.get("zoo")], lambda run: (run["method"], run["steps"]))
         for runs in by_ratio.values()
     ]
     common = set.intersection(*(set(table.get(("mvp", steps), {})) for table in tables))
+    if not common:
+        return None
     whole = max(run["macs"] for runs in by_ratio.values() for run in runs)
     lines = [
-        key
-        for key in tables[0]
-        if key[0] != "dense" and common and not any(common - set(table.get(key, {})) for table in tables)
+        key for key in tables[0] if key[0] != "dense" and not any(common - set(table.get(key, {})) for table in tables)
     ]
     about = f"Mean over the same {len(common)} targets at each operating point; shaded: the 95 % interval of the vote."
     parts = list(chunks(lines))

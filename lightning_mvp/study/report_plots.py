@@ -133,19 +133,22 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
 
     Above, a panel for each of three ratios: the mean over pairs (± one standard deviation), the IoU of random masks,
     and that of a task's mask with the backbone's own magnitude mask. Below, a panel for each measure of similarity: the
-    correlation over pairs with the IoU at the last ratio, filled where Mantel's p < 0.05.
+    correlation over pairs with the IoU at the last ratio, filled where Mantel's p < 0.05. Too few tasks have no
+    correlation: then only what is above is drawn.
     """
     levels = sorted({row.pruning_ratio for row in rows})
     groups = [row.group for row in rows if row.pruning_ratio == levels[0]]
     last = [row for row in rows if row.pruning_ratio == levels[-1]]
     measures = [name for name in MEASURES if not all(np.isnan(getattr(row, name)) for row in last)]
-    about = (
-        "Above: IoU of two tasks' masks, mean over pairs ± one standard deviation.\n"
-        f"Below: correlation over pairs with that IoU at {levels[-1]:.0%}, filled where p < 0.05 (Mantel's test)."
-    )
-    figure = page(0.42 * len(groups) + 2.9, "Do similar tasks keep the same units?", about)
-    halves: Any = figure.subfigures(2, 1)
-    above, below = halves
+    about = "Above: IoU of two tasks' masks, mean over pairs ± one standard deviation."
+    if measures:
+        about += (
+            f"\nBelow: correlation over pairs with that IoU at {levels[-1]:.0%}, filled where p < 0.05 (Mantel's test)."
+        )
+    parts = 1 + bool(measures)
+    figure = page(0.21 * parts * len(groups) + 0.9 * parts + 1.1, "Do similar tasks keep the same units?", about)
+    halves: Any = figure.subfigures(parts, 1, squeeze=False)
+    above = halves[0, 0]
     panels = above.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
     places = np.arange(len(groups))
     for axes, level in zip(panels, levels, strict=True):
@@ -161,7 +164,9 @@ def overlap_by_group(rows: Sequence[OverlapRow]) -> Figure:
     panels[0].set(xlim=(0, 1.04), xticks=(0, 0.5, 1))
     _rows_of(panels, groups)
     above.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="outside lower center", labelcolor="linecolor")
-    found = below.subplots(1, len(measures), sharex=True, sharey=True, squeeze=False)[0]
+    if not measures:
+        return figure
+    found = halves[1, 0].subplots(1, len(measures), sharex=True, sharey=True, squeeze=False)[0]
     for axes, measure in zip(found, measures, strict=True):
         values = np.array([getattr(row, measure) for row in last])
         sure = np.array([getattr(row, f"{measure}_p") < 0.05 for row in last])

@@ -44,13 +44,13 @@ def draw_pictures(
     first = next(iter(sections), ("", 0.0))[0]
     by_ratio = {ratio: runs for (label, ratio), runs in sections.items() if label == first}
     for ratio, runs in by_ratio.items():
-        own = [run for run in runs if not run["zoo"]]
+        if not (own := [run for run in runs if not run["zoo"]]):
+            continue
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
         caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed."
         pictures.append((name, caption, accuracy_plots.accuracy_against_steps(own)))
-    if len(by_ratio) > 1:
-        caption = "Test accuracy against size at the operating points."
-        pictures.append(("sizes.png", caption, accuracy_plots.accuracy_and_size(by_ratio, settings.steps)))
+    if len(by_ratio) > 1 and (figure := accuracy_plots.accuracy_and_size(by_ratio, settings.steps)):
+        pictures.append(("sizes.png", "Test accuracy against size at the operating points.", figure))
     similarity = settings.vote.get("similarity", "leep")
     measure = f"Similarity ({similarity})" if similarity == "prototypes" else "LEEP"
     if rankings:

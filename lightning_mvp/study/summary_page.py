@@ -93,10 +93,10 @@ class Report:
         """The runs of methods and variants on targets. Trials and entries of growing zoos have no ratio."""
         return [line for line in self.lines if "pruning_ratio" in line]
 
-    @property
-    def has_grown(self) -> bool:
-        """Whether it is about zoos that grew by use."""
-        return any(run.get("variant") for run in self.runs)
+    @cached_property
+    def grown_kinds(self) -> list[grown_page.KindOfTarget]:
+        """One for each kind of target with the vote of a zoo that grew by use."""
+        return list(grown_page.grown_kinds(self.runs))
 
     @property
     def variants(self) -> list[dict[str, Any]]:
@@ -157,8 +157,8 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
         ValueError: none of their runs is of MVP.
     """
     found = [Report(folder) for folder in reports]
-    sections = [section for report in found if not report.has_grown for section in report.sections()]
-    kinds = [kind for report in found if report.has_grown for kind in grown_page.grown_kinds(report.runs)]
+    sections = [section for report in found if not report.grown_kinds for section in report.sections()]
+    kinds = [kind for report in found for kind in report.grown_kinds]
     if not sections and not kinds:
         raise ValueError(f"Expected runs of MVP on targets in {', '.join(map(str, reports))}, but found none.")
     choices = {report.folder.name: trials for report in found if (trials := find_choices(report.trials))}

@@ -61,7 +61,8 @@ def test_a_folder_of_mvp_vote_becomes_every_format(voted: Path, tmp_path: Path, 
     assert f"{report['macs']['small']:,}" in done.text
     assert "latency, batch 1" in done.text
     assert "INFO" not in done.text, "the exporters' own log"
-    assert load(folder)(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    model, _ = load(folder)
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     before = modified(folder)
     again = run("export", f"folder={voted}", *QUICK, home=tmp_path)
     assert again.code == 1

@@ -90,7 +90,7 @@ def test_each_customers_folder_is_a_task(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "zoos").exists()
     done = run("prune", "-m", *own, *ROUND, *theta0, "split.task=cam*", "split.empty=skip", home=tmp_path)
     assert done.code == 0, done.text
-    assert "Leaving out 1 folders without two classes of images: cam-empty" in done.line
+    assert "Leaving out 1 folder without two classes of images: cam-empty" in done.line
     zoo = tmp_path / "zoos" / "imagefolder-resnet_mini"
     made = entries(zoo)
     assert {name: list(facts["classes"]) for name, facts in made.items()} == {

@@ -58,7 +58,7 @@ def test_efficientnet_lite0_still_names_the_photos_after_mild_pruning_and_export
     torch.save(images, tmp_path / "photos.pt")
     code = (
         "import sys, torch, json; sys.path.insert(0, 'export'); from load import load; "
-        "model = load('export').eval(); images = torch.load('photos.pt', weights_only=True); "
+        "model, _ = load('export'); images = torch.load('photos.pt', weights_only=True); "
         "print(json.dumps(model(images).argmax(1).tolist())); assert 'lightning_mvp' not in sys.modules"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_mvp.study.accuracy_plots import accuracy_against_entries, accuracy_against_steps
+from lightning_mvp.study.accuracy_plots import accuracy_against_entries, accuracy_against_steps, accuracy_and_size
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
-from lightning_mvp.study.report_plots import correlation, similarity_against_shared_classes, widths_per_group
+from lightning_mvp.study.overlap import OverlapRow
+from lightning_mvp.study.report_plots import (
+    correlation,
+    overlap_by_group,
+    similarity_against_shared_classes,
+    widths_per_group,
+)
 from lightning_mvp.study.study_pictures import redraw
 
 GENERAL = Path(__file__).parents[2] / "benchmarks" / "cifar100" / "general"
@@ -83,6 +90,17 @@ def test_a_panel_has_at_most_six_lines():
     panels = accuracy_against_steps(runs).axes[:2]
     assert sorted(len(axes.lines) for axes in panels) == [4, 5]
     assert sum(len(axes.texts) for axes in panels) == 9
+
+
+def test_the_smallest_study_has_its_pictures_too():
+    """Runs so short that they were never validated; two zoo tasks, whose one pair has no correlation."""
+    runs = [run_of(method, 4, curve=[]) for method in ("mvp", "dense")]
+    lines, _ = accuracy_against_steps(runs).axes
+    assert {int(x) for line in lines.lines for x in line.get_xdata()} == {4}
+    assert accuracy_and_size({0.5: runs[:1], 0.6: [run_of("mvp", 4, "b")]}, 4) is None
+    row = OverlapRow(0.5, "conv", 0, 32, 16.0, 0.6, math.nan, 0.3, 0.4, *[math.nan] * 4)
+    above = overlap_by_group([row]).axes
+    assert [axes.get_title(loc="left") for axes in above] == ["50% of units removed"]
 
 
 def test_widths_that_are_equal_by_construction_are_not_drawn():

@@ -130,6 +130,12 @@ def test_a_grown_zoo_is_set_against_the_better_taylor_and_its_orders_are_average
     assert (tmp_path / "out" / "grown.png").stat().st_size > 1000
 
 
+def test_variants_that_are_no_grown_zoo_leave_a_report_its_methods(tmp_path: Path) -> None:
+    runs = [run_on("a", "mvp", 0.7), run_on("a", "nearest", 0.6), grown_run("a", "grown@5", 0.6)]
+    write_page(tmp_path / "out", [write_runs(tmp_path / "out" / "smoke", runs)], note="", command="")
+    assert "| smoke | 1 |" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_folder_without_a_report_is_named_before_anything_is_written(reports: list[Path], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing-here, but found no results\.jsonl"):
         write_page(tmp_path / "page", [*reports, tmp_path / "nothing-here"], note="", command="")
