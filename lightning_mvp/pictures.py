@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import pairwise
@@ -203,3 +204,20 @@ def save_figure(path: Path, figure: Figure, *, overwrite: bool = True) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format=path.suffix[1:] or "png", dpi=DPI)
     write_whole(path, drawn.getvalue(), overwrite=overwrite)
+
+
+def save_beside(path: Path, draw: Callable[[], Figure]) -> None:
+    """Draw a picture that goes with a result, and write it; what goes wrong is a warning, for the result is whole.
+
+    Args:
+        path: of the picture; what is there is replaced.
+        draw: makes the figure.
+
+    Warns:
+        UserWarning: it could not be drawn or written; nothing is at ``path`` then that was not there before.
+    """
+    try:
+        save_figure(path, draw())
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        warnings.warn(f"The picture {path} could not be made ({what}). All else is done.", stacklevel=2)

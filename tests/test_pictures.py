@@ -8,11 +8,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lightning_mvp import pictures
-from lightning_mvp.pictures import apart, chunks, label_ends, page, styled
+from lightning_mvp.pictures import apart, chunks, label_ends, page, save_beside, styled
 
 METHOD = Path(__file__).parents[1] / "docs" / "pictures" / "method.py"
 
@@ -41,6 +42,17 @@ def test_parts_have_at_most_six_members_and_lose_none():
         parts = list(chunks(range(count)))
         assert [member for part in parts for member in part] == list(range(count))
         assert max(map(len, parts)) <= pictures.MOST_SERIES
+
+
+def test_a_picture_that_cannot_be_made_takes_no_result_with_it(tmp_path: Path):
+    picture = tmp_path / "run.png"
+    with pytest.warns(UserWarning, match=r"run\.png could not be made \(ZeroDivisionError"):
+        save_beside(picture, lambda: Figure(figsize=(1 / 0, 1)))
+    assert not list(tmp_path.iterdir())
+    save_beside(picture, lambda: Figure(figsize=(1, 1)))
+    with pytest.warns(UserWarning, match="All else is done"):
+        save_beside(picture / "inside.png", lambda: Figure(figsize=(1, 1)))
+    assert list(tmp_path.iterdir()) == [picture]
 
 
 def test_a_users_own_settings_neither_change_pictures_nor_are_changed():

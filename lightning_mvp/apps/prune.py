@@ -251,11 +251,12 @@ def _zero(config: DictConfig) -> tuple[Outcome, bool]:
 
 def say_pictures(data: TaskDataModule, folder: Path) -> None:
     """Draw the task's images beside the job's log, and say where they and the run's picture are."""
-    from lightning_mvp.pictures import save_figure
+    from lightning_mvp.pictures import save_beside
     from lightning_mvp.tasks.samples_picture import draw_samples
 
-    save_figure(folder / "images.png", draw_samples(data))
-    console.print(f"drew the run and the task's images: {folder / 'pruning.png'}, images.png", markup=False)
+    save_beside(folder / "images.png", lambda: draw_samples(data))
+    if drawn := [str(path) for name in ("pruning.png", "images.png") if (path := folder / name).exists()]:
+        console.print(f"drew the run and the task's images: {', '.join(drawn)}", markup=False)
 
 
 def _cut(config: DictConfig) -> tuple[Outcome, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from lightning_mvp.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_PANELS = 4
 MOST_NAMES = 12  # values that are written below a panel; of more only some numbers are
@@ -41,19 +42,23 @@ def draw_sweep(path: Path, records: Sequence[Record]) -> bool:
     keys = sorted((key for key in points if counts[key] > 1), key=lambda key: -counts[key])[:MOST_PANELS]
     if not keys:
         return False
-    from matplotlib.figure import Figure  # not for commands that draw nothing
+    from lightning_mvp.pictures import save_beside, styled  # not for commands that draw nothing
 
-    from lightning_mvp.pictures import save_figure
+    shown = {key: points[key] for key in keys}
+    save_beside(path, lambda: styled(_figure)(shown, len(jobs)))
+    return path.exists()
 
-    figure = Figure(figsize=(max(5.0, 4.2 * len(keys)), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
-    for axes, key in zip(panels, keys, strict=True):
-        _draw(axes, key, points[key])
-    panels[0].set_ylabel("validation accuracy (%)")
-    title = f"Accuracy of {counted(len(jobs), 'job')}, each a dot, against what was swept"
-    figure.suptitle(title if len(keys) > 1 else title.replace(", against", "\nagainst"), fontsize=11)
-    save_figure(path, figure)
-    return True
+
+def _figure(points: Mapping[str, Sequence[tuple[str, float]]], jobs: int) -> Figure:
+    from lightning_mvp.pictures import WIDTH, page
+
+    about = f"{counted(jobs, 'job')}, each a dot, against what was swept."
+    figure = page(3.9, "Accuracy on validation images", about, WIDTH if len(points) > 1 else 0.65 * WIDTH)
+    panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
+    for axes, (key, own) in zip(panels, points.items(), strict=True):
+        _draw(axes, key, own)
+    panels[0].set_ylabel("validation accuracy, %")
+    return figure
 
 
 def _draw(axes: Axes, key: str, points: Sequence[tuple[str, float]]) -> None:
@@ -94,10 +99,7 @@ def _draw(axes: Axes, key: str, points: Sequence[tuple[str, float]]) -> None:
     elif not numeric:
         axes.set_xticks([])
     axes.margins(x=0.08)
-    axes.tick_params(labelsize=8)
     axes.set_xlabel(key)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _number(text: str) -> float | None:

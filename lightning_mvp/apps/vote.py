@@ -165,7 +165,8 @@ def run(config: DictConfig) -> float:
     if trainer.is_global_zero:
         console.print(f"{test_accuracy:.1%} on test images of {datamodule.facts.name} after {config.steps} steps")
         for name, what in FILES.items():
-            console.print(f"wrote {Path(config.output) / name}: {what}")
+            if Path(config.output, name).exists():  # a picture that can't be drawn is left out
+                console.print(f"wrote {Path(config.output) / name}: {what}")
     if config.add:
         growth_job.add_trained(config, trainer, module, datamodule, start)
     entry = growth_job.added_entry(config, datamodule) if config.add else None
@@ -193,7 +194,7 @@ def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report
     """All files of a voted model in a folder that appears whole or not at all; called by all ranks."""
     from lightning_mvp.backbones.weights import save_weights
     from lightning_mvp.files import write_json
-    from lightning_mvp.pictures import save_figure
+    from lightning_mvp.pictures import save_beside
     from lightning_mvp.voting.neighbours_picture import draw_neighbours
 
     output = Path(config.output)
@@ -206,7 +207,7 @@ def write(config: DictConfig, trainer: L.Trainer, module: MetaVoteModule, report
         save_weights(module.to_torch(), partial / "model.safetensors")
         write_json(partial / "recipe.json", {"recipe": module.hparams["recipe"], "facts": module.facts.to_dict()})
         write_json(partial / "report.json", report)
-        save_figure(partial / "neighbours.png", draw_neighbours(report, module.facts.name))
+        save_beside(partial / "neighbours.png", lambda: draw_neighbours(report, module.facts.name))
         put_in_place(partial, output, FILES, config.overwrite)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from lightning_mvp.callbacks.state import PruningState
-from lightning_mvp.pictures import LINES, MOST_SERIES, PALETTE, QUIET, VOTE, label_ends, page, save_figure, styled
+from lightning_mvp.pictures import LINES, MOST_SERIES, PALETTE, QUIET, VOTE, label_ends, page, save_beside, styled
 
 
 class RunPicture(L.Callback):
@@ -79,7 +79,7 @@ class RunPicture(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir, "pruning.png") if self.path is None else Path(self.path)
-            save_figure(path, draw_run(self.kept, self.accuracy, trainer.global_step))
+            save_beside(path, lambda: draw_run(self.kept, self.accuracy, trainer.global_step))
 
 
 @styled

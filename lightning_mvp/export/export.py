@@ -22,7 +22,7 @@ from lightning_mvp.export.formats import (
 from lightning_mvp.export.source import Source
 from lightning_mvp.files import write_json
 from lightning_mvp.folders import put_in_place, require_free
-from lightning_mvp.pictures import save_figure
+from lightning_mvp.pictures import save_beside
 from lightning_mvp.tasks.facts import TaskFacts
 
 FILES = ("model.safetensors", "recipe.json", "load.py", "model.pt2", "model.onnx", "report.json", "before_after.png")
@@ -110,6 +110,6 @@ def export_model(
             device=device,
         )
         write_json(folder / "report.json", report.to_dict())
-        save_figure(folder / "before_after.png", draw_before_after(report))
+        save_beside(folder / "before_after.png", lambda: draw_before_after(report))
         put_in_place(folder, output, FILES, overwrite)
     return report
