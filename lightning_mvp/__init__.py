@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from lightning_mvp.callbacks.early_stopping import PrunedEarlyStopping
     from lightning_mvp.callbacks.mask_export import MaskExport
     from lightning_mvp.callbacks.mvp import MVPCallback
+    from lightning_mvp.callbacks.run_picture import RunPicture
     from lightning_mvp.export.export import export_model
     from lightning_mvp.fitting.growing import grow
     from lightning_mvp.tasks.data import ImageData, load_data
@@ -74,6 +75,7 @@ _HOMES = {
     "callbacks.mask_export": ("MaskExport",),
     "callbacks.checkpoint": ("PrunedCheckpoint",),
     "callbacks.early_stopping": ("PrunedEarlyStopping",),
+    "callbacks.run_picture": ("RunPicture",),
     "training.task": ("TaskModule",),
     "training.mimic": ("mimic_loss",),
     "training.meta_vote": ("MetaVoteModule",),
@@ -94,6 +96,7 @@ __all__ = [
     "ModelZoo",
     "PrunedCheckpoint",
     "PrunedEarlyStopping",
+    "RunPicture",
     "TaskDataModule",
     "TaskFacts",
     "TaskModule",

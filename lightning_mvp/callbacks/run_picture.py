@@ -24,7 +24,7 @@ class RunPicture(L.Callback):
         path: the PNG file; what is there is replaced. None: ``pruning.png`` in the Trainer's ``default_root_dir``.
 
     Example:
-        >>> from lightning_mvp import MVPCallback
+        >>> from lightning_mvp import MVPCallback, RunPicture
         >>> trainer = L.Trainer(callbacks=[MVPCallback(pruning_ratio=0.5), RunPicture("run.png")], logger=False)
     """
 

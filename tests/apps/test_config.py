@@ -219,10 +219,14 @@ def test_every_command_of_the_studys_scripts_is_a_study_or_a_report(script: str,
     subprocess.run(["sh", str(SCRIPTS / script), "cifar", "weights"], check=True, env=environment, cwd=tmp_path)
     commands = [json.loads(line) for line in called.read_text().splitlines()]
     assert len(commands) >= 3
+    studies = set()
     for overrides in commands:
-        config = compose_for("compare", *overrides)
+        config = OmegaConf.create(compose_for("compare", *overrides))
         if not config["reports"]:
-            build_settings(OmegaConf.create(config))
+            build_settings(config)
+            of_others = config["pool"] or config["stages"] != ["report"] or config["folder"] in studies
+            assert of_others, f"nothing to report in {config['folder']}"
+            studies.add(config["folder"])
 
 
 @pytest.mark.parametrize("several", [False, True])
