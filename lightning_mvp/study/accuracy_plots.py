@@ -270,7 +270,7 @@ def accuracy_and_size(by_ratio: Mapping[float, Runs], steps: int) -> Figure | No
 def accuracy_against_entries(runs: Runs, growths: Mapping[str, Growth] | None = None) -> Figure | None:
     """Mean accuracy against the number of a grown zoo's entries, panels for each number of steps on the target.
 
-    Orders of one growth are one line, which is drawn in every panel.
+    Orders of one growth are one line, which is drawn in every panel. None where no zoo was asked at several sizes.
 
     Args:
         runs: of variants; those without ``vote.entries`` are left out, and targets that not all points have.
@@ -280,7 +280,7 @@ def accuracy_against_entries(runs: Runs, growths: Mapping[str, Growth] | None = 
     for run in (run for run in runs if "vote.entries" in run["changes"]):
         line = points.setdefault(run["steps"], {}).setdefault(_line_name(run, growths or {}), {})
         line.setdefault(run["changes"]["vote.entries"], {}).setdefault(run["task"], []).append(100 * run["accuracy"])
-    if not points:
+    if not any(len(line) > 1 for lines in points.values() for line in lines.values()):
         return None
     found = [set(tasks) for lines in points.values() for line in lines.values() for tasks in line.values()]
     common = set.intersection(*found) or set.union(*found)

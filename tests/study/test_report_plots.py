@@ -129,6 +129,7 @@ def test_zoos_that_grew_otherwise_are_lines_of_their_own_and_orders_are_one():
         changes = {"vote.growth": growth, "vote.entries": entries, "optim.mimic": 2, **more}
         runs.append(run_of("grown", accuracy=accuracy, changes=changes))
     runs.append(run_of("mvp", accuracy=0.45, changes={"vote.entries": 50, "optim.mimic": 2}))
+    assert accuracy_against_entries(runs[1:], growths) is None, "one size only: nothing grows"
     figure = accuracy_against_entries(runs, growths)
     assert figure is not None
     (axes,) = figure.axes
