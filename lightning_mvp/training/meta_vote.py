@@ -12,7 +12,6 @@ from torch import nn
 
 from lightning_mvp.backbones.create import as_json
 from lightning_mvp.backbones.passes import Place, Where
-from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.tasks.datamodule import TaskDataModule
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.batches import BatchTo, LoadedTask, facts_for, task_of
@@ -195,15 +194,14 @@ class MetaVoteModule(TaskModule):
         """Lightning calls it on all ranks before they need each other: wait until rank 0 has voted.
 
         Returns:
-            What names epochs in a progress bar where ``max_steps`` ends the run, unless the Trainer has that already.
+            Those of any :class:`TaskModule`.
 
         Raises:
             RankZeroError: the vote has failed.
         """
         if self._to_share:
             wait_for_rank_zero(self.trainer.strategy)
-        there = any(isinstance(other, RoundInBar) for other in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if there else [RoundInBar()]
+        return super().configure_callbacks()
 
     def configure_model(self) -> None:
         """Lightning calls it on all ranks before weights are restored: give rank 0's decision to the others, once.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -18,6 +19,7 @@ from lightning_mvp.backbones.groups import Groups
 from lightning_mvp.backbones.layout import training_layout
 from lightning_mvp.backbones.masks import Masks
 from lightning_mvp.backbones.passes import Place, Where
+from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.tasks.facts import TaskFacts
 from lightning_mvp.training.batches import AnyTask, BatchTo, accuracies, loss_of
 from lightning_mvp.training.classifier import Classifier, name_of
@@ -332,6 +334,11 @@ class TaskModule(Classifier):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer at its peak rate; norms and biases have no weight decay."""
         return optimizer_of(self.parameters(), **{name: self.hparams[name] for name in OPTIMIZER})
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What names epochs in a progress bar where ``max_steps`` ends the run, unless the Trainer has that already."""
+        there = any(isinstance(other, RoundInBar) for other in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [RoundInBar()]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()

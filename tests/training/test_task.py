@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import lightning as L
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -93,6 +95,17 @@ def test_the_learning_rate_rises_over_a_tenth_and_falls_to_zero(target: TaskData
     assert rates.rates[:2] == pytest.approx((0.25, 0.5))
     assert list(rates.rates[1:]) == sorted(rates.rates[1:], reverse=True)
     assert one_cycle(19, 20) == one_cycle(25, 20) == 0
+
+
+@pytest.mark.parametrize("cls", [TaskModule, MetaVoteModule])
+def test_in_a_users_trainer_the_bar_names_no_epoch_that_is_none(cls: type[TaskModule], target: TaskDataModule):
+    terminal, extra = io.StringIO(), {"report": {}} if cls is MetaVoteModule else {}
+    bar = RichProgressBar(console_kwargs={"file": terminal, "force_terminal": True, "width": 150})
+    options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_steps=3, callbacks=[bar], **options)
+    trainer.fit(cls(RECIPE, target.facts.to_dict(), **extra), datamodule=target)
+    assert "Epoch 0" in terminal.getvalue()
+    assert "/-2" not in terminal.getvalue()
 
 
 def test_losses_and_accuracies_are_logged(target: TaskDataModule):
