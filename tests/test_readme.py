@@ -63,7 +63,8 @@ def cells(line: str) -> list[str]:
 def test_the_readmes_table_is_that_of_the_page() -> None:
     """The same rows; of the columns those that a first reader needs."""
     page, readme = ((folder / name).read_text() for folder, name in ((STUDY, "report.md"), (ROOT, "README.md")))
-    rows = {row[0]: row for row in map(cells, page.splitlines()) if len(row) == len(IN_README) + 3}
+    every = [row for row in map(cells, page.splitlines()) if len(row) == len(IN_README) + 3]
+    rows = {row[0]: row for row in every[2:]}  # below the headings and the line
     shown = [row for row in map(cells, readme.splitlines()) if row[0] in rows and len(row) == len(IN_README)]
     assert len(shown) == 4
     assert shown == [[rows[row[0]][column] for column in IN_README] for row in shown]
@@ -115,9 +116,8 @@ def test_the_figures_of_grown_zoos_are_computed_from_the_committed_runs() -> Non
     learned = unsigned((STUDY / "grown" / "learned.md").read_text())
     for figure in computed:
         assert figure in learned
-    told = re.findall(r"[0-9.]+ \[[0-9., ]+\]", unsigned(MIMIC))
-    assert told
-    assert set(told) <= set(computed)
+    (told,) = re.findall(r"[0-9.]+ \[[0-9., ]+\]", unsigned(MIMIC).replace(" more", ""))
+    assert told in computed
 
 
 @pytest.mark.parametrize("name", ["efficientnet_grown", "vit_grown"])
@@ -196,7 +196,8 @@ def test_the_page_is_computed_from_the_committed_runs() -> None:
 
 
 def test_what_a_vote_says_to_expect_is_fitted_on_the_committed_runs() -> None:
-    found = cases_by_rival([run for report in REPORTS for run in report.runs])
+    names = [path.parent.name for path in sorted(STUDY.glob("*/results.jsonl")) if path.parent.name != "efficientnet"]
+    found = cases_by_rival([run for name in names for run in Report(STUDY / name).runs])
     rules = {name: rule for name, cases in found.items() if (rule := believable(cases)) is not None}
     assert rules == {f"iterative Taylor, {100 * times:,} steps": rule for times, rule in RULES.items()}
 

@@ -184,7 +184,7 @@ def write_page(out: Path, reports: Sequence[Path], *, note: str, command: str, l
         paragraphs += [*one_choice_at_a_time(trials), f"![One choice at a time]({name}.png)"]
     if found_cases := cases_by_rival([run for report in found for run in report.runs]):
         paragraphs += when_to_trust(found_cases)
-        if any(len({case.won for case in own}) > 1 for own in found_cases.values()):  # else nothing can be predicted
+        if any(believable(own) for own in found_cases.values()):  # else nothing can be predicted
             save_figure(out / "trust.png", trust(found_cases))
             paragraphs.append("![When to trust the vote](trust.png)")
     folders = [(report.folder.name, Path(os.path.relpath(report.folder, out)).as_posix()) for report in found]
@@ -210,10 +210,11 @@ def when_to_trust(found: dict[str, list[Case]]) -> Iterator[str]:
         "Before anything is trained LEEP says how much of the labels' entropy the nearest entry explains, "
         "1 + LEEP/H(y), and how far it leads the zoo, in standard deviations. Logistic rules on these, fitted on all "
         "*other* kinds of target, predict whether the vote wins. Brier score: mean squared error of the probabilities; "
-        "a rule is worth something where it is below that of the share of wins among the other kinds."
+        "a rule is worth something where it is below that of the share of wins among the other kinds. `mvp-vote` tells "
+        "the rule of the targets of all studies together."
     )
     scores = ("Brier score by: share of wins", "explained", "explained and lead")
-    headings = ("the vote against", "targets", "won", *scores, "what `mvp-vote` says")
+    headings = ("the vote against", "targets", "won", *scores, "rule")
     yield markdown_table(headings, [_trust_cells(name, own) for name, own in found.items()], "lrrrrrl")
 
 
@@ -221,7 +222,7 @@ def _trust_cells(rival: str, own: Sequence[Case]) -> list[str]:
     won, rule = [case.won for case in own], believable(own)
     known: tuple[tuple[str, ...], ...] = ((), ("explained",), ("explained", "lead"))
     scores = [f"{brier(left_out_predictions(own, features), won):.3f}" for features in known]
-    words = "nothing"
+    words = "none"
     if rule is not None:
         words = f"log-odds {signed(rule.intercept, 2)} {signed(rule.explained, 2)} · explained"
     return [rival, str(len(own)), f"{sum(won) / len(won):.0%}", *scores, words]

@@ -113,11 +113,16 @@ def left_out_predictions(found: Sequence[Case], features: Sequence[str] = ("expl
 def believable(found: Sequence[Case]) -> Rule | None:
     """The rule by LEEP, or None where it does not predict kinds of target that it has not seen.
 
-    It predicts them where the Brier score of its left-out predictions is below that of left-out shares of wins.
+    It predicts them where the Brier score of its left-out predictions is below that of left-out shares of wins, and
+    where a nearer task makes a win more likely: the other way round is chance. Where the vote always won, or always
+    lost, there is nothing to tell.
     """
     won = [case.won for case in found]
+    if len(set(won)) < 2:
+        return None
     by_leep, by_share = (brier(left_out_predictions(found, features), won) for features in (("explained",), ()))
-    return fit(found) if by_leep < by_share else None
+    rule = fit(found)
+    return rule if by_leep < by_share and rule.explained > 0 else None
 
 
 @dataclass(frozen=True)
