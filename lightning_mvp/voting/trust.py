@@ -83,8 +83,9 @@ class Rule:
 
 
 # One rule for each rival of which LEEP tells anything: iterative Taylor pruning from scratch in so many times the
-# vote's steps. They were fitted on the targets of all studies in benchmarks/cifar100 with votes of 100 steps of 32 images,
-# but for the first one of EfficientNet, whose iterative Taylor had too low a rate; tests/test_readme.py computes them again.
+# vote's steps. They were fitted on the targets of all studies in benchmarks/cifar100, with votes of 100 steps of 32
+# images, but for the first study of EfficientNet, whose iterative Taylor had too low a rate. tests/test_readme.py
+# computes them again.
 RULES = {1: Rule(-1.817, 13.451)}
 
 
