@@ -206,12 +206,15 @@ def save_figure(path: Path, figure: Figure, *, overwrite: bool = True) -> None:
     write_whole(path, drawn.getvalue(), overwrite=overwrite)
 
 
-def save_beside(path: Path, draw: Callable[[], Figure]) -> None:
-    """Draw a picture that goes with a result, and write it; what goes wrong is a warning, for the result is whole.
+def save_beside(path: Path, draw: Callable[[], Figure]) -> bool:
+    """Draw a picture of a finished result and write it. A picture that fails is a warning, and never an error.
 
     Args:
         path: of the picture; what is there is replaced.
         draw: makes the figure.
+
+    Returns:
+        Whether the picture was written.
 
     Warns:
         UserWarning: it could not be drawn or written; nothing is at ``path`` then that was not there before.
@@ -221,3 +224,5 @@ def save_beside(path: Path, draw: Callable[[], Figure]) -> None:
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         warnings.warn(f"The picture {path} could not be made ({what}). All else is done.", stacklevel=2)
+        return False
+    return True

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Growth by use on EfficientNet-Lite0 with the weights of ImageNet, from the parent to the report. Stopped at any moment, it
 # goes on where it was. It expects cifar100_train.npz and cifar100_test.npz in the folder $1 (default: cifar), the weights as
-# safetensors in $2, and takes an hour and a half on two cores; the report goes to $3.
+# safetensors in $2, and takes several hours on two cores; the report goes to $3.
 set -e
 out=${LIGHTNING_MVP_HOME:-mvp-outputs}/cifar100
 here=$(dirname "$0")

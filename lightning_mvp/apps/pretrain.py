@@ -46,7 +46,8 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     sections = {name: plain(config[name]) for name in ("split", "backbone", "pruning", "optim", "trainer")}
     sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
-    # What is not asked for is left out, so that a training that an earlier version began can go on.
+    # Earlier versions did not store these two settings. Where they are not used they are not stored now either, so that
+    # a training that such a version began has equal settings, and goes on.
     asked = {name: value for name, value in (("mimic", config.mimic), ("callbacks", callbacks_of(config))) if value}
     return {**sections, **asked, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 

@@ -45,8 +45,7 @@ def draw_sweep(path: Path, records: Sequence[Record]) -> bool:
     from lightning_mvp.pictures import save_beside, styled  # not for commands that draw nothing
 
     shown = {key: points[key] for key in keys}
-    save_beside(path, lambda: styled(_figure)(shown, len(jobs)))
-    return path.exists()
+    return save_beside(path, lambda: styled(_figure)(shown, len(jobs)))
 
 
 def _figure(points: Mapping[str, Sequence[tuple[str, float]]], jobs: int) -> Figure:

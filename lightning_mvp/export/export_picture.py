@@ -13,7 +13,7 @@ from lightning_mvp.pictures import DENSE, LINES, QUIET, VOTE, page, styled
 
 @styled
 def draw_before_after(report: ExportReport) -> Figure:
-    """Bars of what the small model needs (size, MACs, latency, memory), in percent of what the dense one needs.
+    """Draw a bar for each measure (size, MACs, latency, memory): the small model in percent of the dense one.
 
     Latency has the middle half of its rounds as an interval. The dense model has random weights, so that there is an
     accuracy of the small one alone, if it is known.

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import Tensor, nn
 
 from lightning_mvp.backbones.passes import Place
-from lightning_mvp.callbacks.bar import RoundInBar
 from lightning_mvp.callbacks.finite_loss import FiniteLoss
 from lightning_mvp.callbacks.mvp import MVPCallback
 from lightning_mvp.lightning_internals import set_timeout
@@ -145,8 +144,7 @@ def make_trainer(
     """
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
     options["precision"] = resolve_precision(options.get("precision", "auto"), options["accelerator"], network)
-    bar = [RoundInBar()] if options.get("enable_progress_bar", True) else []
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks, *bar], **options)
+    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[FiniteLoss(), *callbacks], **options)
     if timeout is not None and isinstance(options.get("strategy", "auto"), str):
         set_timeout(trainer.strategy, timeout)
     return trainer

@@ -194,8 +194,14 @@ def format_points(difference: Difference, unit: str = "") -> str:
     return f"{_points(difference.mean)}{unit} [{_points(difference.low)}, {_points(difference.high)}]"
 
 
-def points_cell(difference: Difference | None, targets: int, most: int, note: str = "") -> str:
-    """A difference in a table, with the number of targets where these are fewer than others'; a dash for none.
+def points_cell(difference: Difference | None, targets: int, all_targets: int, note: str = "") -> str:
+    """A table's cell: a difference in points of accuracy, or a dash where there is none.
+
+    Args:
+        difference: as fractions.
+        targets: how many it is the mean over; written in parentheses where they are not all.
+        all_targets: how many targets the row has.
+        note: Markdown that is written after the interval.
 
     Example:
         >>> points_cell(Difference(0.012, 0.004, 0.021), 4, 6), points_cell(None, 0, 6)
@@ -203,7 +209,7 @@ def points_cell(difference: Difference | None, targets: int, most: int, note: st
     """
     if difference is None:
         return "–"
-    return format_points(difference) + note + (f" ({targets})" if targets < most else "")
+    return format_points(difference) + note + (f" ({targets})" if targets < all_targets else "")
 
 
 def _points(value: float) -> str:

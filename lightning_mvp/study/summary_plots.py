@@ -200,7 +200,7 @@ def _look(name: str, place: int) -> tuple[str, str]:
 
 
 def _limits(found: Sequence[Difference]) -> tuple[float, float]:
-    """The two ends of the axis, in points. It shows 0 and every difference, but no outliers: arrows stand for those."""
+    """Where the axis begins and ends, in points: it holds 0 and all differences, but for outliers, drawn as arrows."""
     far = FAR * float(np.quantile([abs(each.mean) for each in found], 0.9))
     own = [each for each in found if abs(each.mean) <= far]
     while True:

@@ -188,7 +188,7 @@ def _triangle(
 
 
 def _with_classes(task: str, classes: Sequence[str], most: int = 34) -> str:
-    """``"task: cat, dog, …"``, where the names of the classes are cut after ``most`` letters."""
+    """A task's name and its classes, such as ``"pets: cat, dog"``; a list longer than ``most`` characters is cut."""
     words = _shortened(task)
     names = ", ".join(classes)
     if not names:
