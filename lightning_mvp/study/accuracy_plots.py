@@ -29,9 +29,11 @@ from lightning_mvp.pictures import (
     page,
     styled,
 )
+from lightning_mvp.study.grown_page import role_of
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.results import Run, by_target, interval, target_of
+from lightning_mvp.study.trials import split_order
 
 Runs = Sequence[Run]
 
@@ -58,6 +60,15 @@ OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 OTHERS = "#5F6B7A"  # of methods that are drawn in rows, with their names
 DASHES = {"generic_parent": "--", "generic_zoo": ":", "dense": "--"}
 GROWN_NAME = METHODS["grown"].short
+# The lines of a grown zoo's picture: a variant's role without its steps → its name there, and its colour.
+SERIES = {
+    "grown": (GROWN_NAME, GROWN),
+    "one": ("one net, task after task", NEAREST),
+    "taylor-mimic": ("iterative Taylor, mimicking", SCRATCH),
+    "taylor": ("iterative Taylor", OTHERS),
+    "once-mimic": ("one-shot Taylor, mimicking", ONCE),
+    "dense": ("not pruned", DENSE),
+}
 # Who is compared with whom: each is a group of rows.
 GROUPS = {
     "which models of the zoo vote": (
@@ -137,7 +148,7 @@ def accuracy_against_steps(runs: Runs) -> Figure:
         axes.set(ylim=(low, high), xlabel="optimizer steps on the new task")
         _steps_axis(axes, sorted({step for method in part for step in curves[method]}), are_budgets)
         for method in part:
-            _line(axes, curves[method], method)
+            _line(axes, curves[method], COLOURS.get(method, OTHERS), DASHES.get(method, "-"), first=method == "mvp")
     tops[0].set_ylabel("test accuracy, %")
     if rows:
         _dots(figure.add_subplot(grid[1]), rows, main)
@@ -145,6 +156,66 @@ def accuracy_against_steps(runs: Runs) -> Figure:
         ends = [(max(curves[method]), _means([curves[method][max(curves[method])]])[0][0]) for method in part]
         names = [(METHODS[method].short, COLOURS.get(method, OTHERS)) for method in part]
         label_ends(axes, [(*end, *name) for end, name in zip(ends, names, strict=True)])
+    return figure
+
+
+@styled
+def grown_against_steps(runs: Runs) -> Figure | None:
+    """Test accuracy of a grown zoo's vote and of what else could be done, against steps on the new task.
+
+    The vote after 100 steps stands at its mean over all targets. Every other point stands at its paired difference
+    from that, since not all rivals were run on all targets. Each point but that at no steps is a training of its own.
+    None where no grown zoo voted.
+
+    Args:
+        runs: of variants with one label. Orders of growth count as one, with their mean; of several numbers of
+            entries the first counts.
+    """
+    curves: dict[str, dict[int, dict[str, list[float]]]] = {}
+    named = {role_of(run["trial"]): split_order(run["trial"])[0] for run in reversed(runs)}
+    for run in runs:
+        role, steps = role_of(run["trial"]), run["steps"]
+        series = role.split("@")[0]
+        if series not in SERIES or split_order(run["trial"])[0] != named[role]:
+            continue
+        points = {steps: run["accuracy"]}
+        if steps == 100 and METHODS[run["method"]].kind != "rounds":
+            points[0] = run["curve"][0][1]
+        for at, accuracy in points.items():
+            curves.setdefault(series, {}).setdefault(at, {}).setdefault(run["task"], []).append(accuracy)
+    vote = {task: fmean(own) for task, own in curves.get("grown", {}).get(100, {}).items()}
+    if not vote:
+        return None
+    whole = fmean(vote.values())
+    placed = {
+        series: {
+            steps: [whole + fmean(own) - vote[task] for task, own in on_task.items() if task in vote]
+            for steps, on_task in sorted(curves[series].items())
+        }
+        for series in SERIES
+        if series in curves
+    }
+    drawn = {  # the interval of two or three differences would only say how few they are
+        series: {steps: own if len(own) >= 4 else [fmean(own)] for steps, own in curve.items()}
+        for series, curve in placed.items()
+    }
+    about = (
+        f"Test accuracy in %: the vote's mean over {len(vote)} targets after 100 steps, all else at its paired "
+        "difference\nfrom that, with its 95 % interval. Each point is a training of its own. Open: on fewer targets."
+    )
+    figure = page(4.0, "Accuracy against steps", about)
+    axes = figure.subplots()
+    axes.set(ylim=_room([values for curve in drawn.values() for values in curve.values()]))
+    axes.set(xlabel="optimizer steps on the new task", ylabel="test accuracy, %")
+    _steps_axis(axes, sorted({steps for curve in drawn.values() for steps in curve}), are_budgets=True)
+    ends = []
+    for series, curve in drawn.items():
+        name, colour = SERIES[series]
+        _line(axes, curve, colour, "-", first=series == "grown")
+        fewer = [steps for steps, own in placed[series].items() if len(own) < len(vote)]
+        axes.plot(fewer, [100 * fmean(curve[steps]) for steps in fewer], "o", color=colour, mfc="white", zorder=4)
+        ends.append((max(curve), 100 * fmean(curve[max(curve)]), name, colour))
+    label_ends(axes, ends)
     return figure
 
 
@@ -179,13 +250,14 @@ def _steps_axis(axes: Axes, steps: Sequence[int], are_budgets: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
 
 
-def _line(axes: Axes, curve: Mapping[int, Sequence[float]], method: str) -> None:
+def _line(axes: Axes, curve: Mapping[int, Sequence[float]], colour: str, dashes: str, *, first: bool) -> None:
+    """A line with its interval; above the others if it is the first."""
     means, half = _means(curve.values())
-    colour, first = COLOURS.get(method, OTHERS), 3 if method == "mvp" else 2
+    above = 3 if first else 2
     axes.fill_between(list(curve), means - half, means + half, color=colour, alpha=0.09, linewidth=0)
     if len(curve) == 1:
-        axes.errorbar(list(curve), means, half, color=colour, lw=1.2, zorder=first)
-    axes.plot(list(curve), means, DASHES.get(method, "-"), color=colour, marker="o", zorder=first)
+        axes.errorbar(list(curve), means, half, color=colour, lw=1.2, zorder=above)
+    axes.plot(list(curve), means, dashes, color=colour, marker="o", zorder=above)
 
 
 Row = tuple[str, str, list[float]]

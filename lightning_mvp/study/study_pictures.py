@@ -48,7 +48,10 @@ def draw_pictures(
             continue
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
         caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed."
-        pictures.append((name, caption, accuracy_plots.accuracy_against_steps(own)))
+        figure = None
+        if len({run["method"] for run in own}) == 1:  # what is compared are variants
+            figure = accuracy_plots.grown_against_steps([run for run in varied if run["label"] == first])
+        pictures.append((name, caption, figure or accuracy_plots.accuracy_against_steps(own)))
     if len(by_ratio) > 1 and (figure := accuracy_plots.accuracy_and_size(by_ratio, settings.steps)):
         pictures.append(("sizes.png", "Test accuracy against size at the operating points.", figure))
     similarity = settings.vote.get("similarity", "leep")

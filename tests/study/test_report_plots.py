@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_mvp.study.accuracy_plots import accuracy_against_entries, accuracy_against_steps, accuracy_and_size
+from lightning_mvp.study.accuracy_plots import (
+    accuracy_against_entries,
+    accuracy_against_steps,
+    accuracy_and_size,
+    grown_against_steps,
+)
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import OverlapRow
@@ -82,6 +87,21 @@ def test_numbers_of_steps_are_ticks_and_every_point_stands_at_its_own():
     assert {text.get_text() for text in lines.texts} == {"Meta-Vote Pruning", "iterative Taylor"}
     named = [label.get_text() for label in rows.get_yticklabels()]
     assert {"Meta-Vote Pruning", "nearest model", "dense, not pruned", "not pruned"} < set(named)
+
+
+def test_a_grown_zoo_and_its_rivals_stand_at_paired_differences():
+    """The rival was run on the easier target only; its own mean would put it above the vote."""
+    vote = {"a": 0.5, "b": 0.9}
+    runs = [run_of("grown", 100, task, accuracy, trial="grown-9.A@100") for task, accuracy in vote.items()]
+    runs += [run_of("grown", 100, task, 0.99, trial="grown-20@100") for task in "ab"]  # another size of the zoo
+    runs += [run_of("taylor", 1000, "b", 0.8, trial="taylor-mimic@1000")]
+    (axes,) = grown_against_steps(runs).axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    ends = {text.get_text(): line for text, line in zip(axes.texts, dots[::2], strict=True)}
+    assert ends["grown by use"].get_xydata().tolist() == [[0, pytest.approx(20)], [100, pytest.approx(70)]]
+    assert ends["iterative Taylor, mimicking"].get_xydata().tolist() == [[1000, pytest.approx(60)]]
+    assert [line.get_xdata().tolist() for line in dots[1::2]] == [[], [1000]], "open: fewer targets"
+    assert grown_against_steps(runs[-1:]) is None
 
 
 def test_a_panel_has_at_most_six_lines():
