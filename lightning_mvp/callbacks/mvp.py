@@ -90,8 +90,8 @@ class MVPCallback(SavesPruning, KeepsRandomState):
         companions: classes of callbacks that come along unless the Trainer has one of that class: ``FiniteLoss`` stops
             at a loss that is not finite, ``TimeLimit`` checks ``max_time``, ``Interrupt`` saves at Ctrl-C,
             ``RoundInBar`` names the round in the progress bar.
-        log_figures: whether loggers that take figures (TensorBoard, Weights & Biases) get, after each round, the kept
-            fraction of each group as a chart and the masks as an image. The settings are given to every logger.
+        log_figures: whether loggers that take figures (TensorBoard, Weights & Biases, MLflow) get, after each round,
+            the kept fraction of each group as a chart and the masks as an image. Every logger gets the settings.
         overwrite: whether an entry of the same id is replaced when fit ends, instead of being refused at its start.
 
     Attributes:

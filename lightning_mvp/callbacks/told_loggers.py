@@ -37,12 +37,18 @@ def _told(settings: PruningSettings) -> dict[str, Any]:
 def takes_figure(logger: Logger) -> Callable[[str, Any, int], None] | None:
     """How a logger takes a figure of matplotlib under a name at a step; None if it takes none.
 
-    TensorBoard's has ``experiment.add_figure``; that of Weights & Biases, and others, ``log_image``.
+    TensorBoard's has ``experiment.add_figure``; that of Weights & Biases, and others, ``log_image``; MLflow's has
+    ``experiment.log_figure``, which names a file.
     """
     if hasattr(logger, "log_image"):
         return lambda name, figure, step: logger.log_image(name, [figure], step=step)  # type: ignore[attr-defined]
-    add = getattr(getattr(logger, "experiment", None), "add_figure", None)
-    return None if add is None else lambda name, figure, step: add(name, figure, step)
+    experiment = getattr(logger, "experiment", None)
+    if add := getattr(experiment, "add_figure", None):
+        return lambda name, figure, step: add(name, figure, step)
+    if log := getattr(experiment, "log_figure", None):
+        run = getattr(logger, "run_id", None)
+        return lambda name, figure, step: log(run, figure, f"{name}/step-{step:06d}.png")
+    return None
 
 
 @rank_zero_only
@@ -50,8 +56,8 @@ def require_figures(loggers: Iterable[Logger]) -> None:
     """Warn where no logger takes the figures that were asked for."""
     if not any(map(takes_figure, loggers)):
         rank_zero_warn(
-            "log_figures=True, but no logger of the Trainer takes figures: nothing is drawn. TensorBoardLogger and "
-            "WandbLogger do."
+            "log_figures=True, but no logger of the Trainer takes figures: nothing is drawn. TensorBoardLogger, "
+            "WandbLogger and MLFlowLogger do."
         )
 
 

@@ -11,6 +11,8 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 
+from lightning_mvp.callbacks.told_loggers import takes_figure
+
 from .user import UserModule, callback, fit
 
 
@@ -44,6 +46,14 @@ def test_loggers_are_given_the_settings_and_figures_where_they_take_some(tmp_pat
     (image,) = masks.axes[0].images
     for row, mask in zip(image.get_array(), mvp.masks.values(), strict=True):
         assert row.mean() == pytest.approx(float(mask.float().mean()), abs=0.1)
+
+
+def test_mlflow_is_given_a_file_for_each_step():
+    taken: list[tuple[Any, ...]] = []
+    logger = SimpleNamespace(experiment=SimpleNamespace(log_figure=lambda *given: taken.append(given)), run_id="7")
+    figure = Figure()
+    takes_figure(logger)("mvp/masks", figure, 30)
+    assert taken == [("7", figure, "mvp/masks/step-000030.png")]
 
 
 def test_without_a_logger_that_takes_figures_this_is_said(tmp_path: Path):
