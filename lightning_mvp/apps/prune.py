@@ -256,13 +256,15 @@ def say_pictures(data: TaskDataModule, folder: Path) -> None:
 
     save_beside(folder / "images.png", lambda: draw_samples(data))
     if drawn := [str(path) for name in ("pruning.png", "images.png") if (path := folder / name).exists()]:
-        console.print(f"drew the run and the task's images: {', '.join(drawn)}", markup=False)
+        console.print(f"drew {' and '.join(drawn)}", markup=False)
 
 
 def _cut(config: DictConfig) -> tuple[Outcome, bool]:
     """Likewise, without a Trainer."""
     import rich
 
+    from lightning_mvp.callbacks.run_picture import draw_run
+    from lightning_mvp.pictures import save_beside
     from lightning_mvp.pruning.settings import PruningSettings
     from lightning_mvp.training.filling import prune_into_zoo
     from lightning_mvp.training.rounds import make_fabric
@@ -290,6 +292,11 @@ def _cut(config: DictConfig) -> tuple[Outcome, bool]:
     if fabric.is_global_zero and config.trainer.enable_progress_bar:
         rich.print(cut.table())
     accuracy = cut.val_accuracy
+    if fabric.is_global_zero and config.pictures:
+        folder = Path(config.trainer.get("default_root_dir", "."))
+        if cut.rounds:  # accuracy is measured at the end only, which makes no line
+            save_beside(folder / "pruning.png", lambda: draw_run(cut.rounds, {}, config.steps))
+        say_pictures(data, folder)
     return outcome_of(config, plan, cut.module, data, fabric, accuracy, cut.cost, cut.masks), fabric.is_global_zero
 
 

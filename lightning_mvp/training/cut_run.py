@@ -24,6 +24,7 @@ class CutRun:
         seconds: of training, rounds included; or of what is done in its place.
         groups: those that were pruned.
         cost: of the backbone before.
+        rounds: step, round and fraction of units left at the start and after each round; empty without training.
     """
 
     module: TaskModule
@@ -32,6 +33,7 @@ class CutRun:
     seconds: float
     groups: Groups
     cost: CostModel
+    rounds: tuple[tuple[int, int, float], ...] = ()
 
     def table(self) -> Table:
         """Units, parameters and MACs before and after, for ``rich.print``."""

@@ -74,18 +74,19 @@ def prune_into_zoo(
 
     own = module.training_options
     cutter = OwnCutter(prunable.groups, prunable.cost, settings)
+    rounds: list[tuple[int, int, float]] = []
     start = time.perf_counter()
     if once is None:
         stay = prunable.whole, prunable.without_units
         words = plan_words(schedule, steps, settings.ratio_of, len(prunable.groups), *stay)
         rank_zero_info(f"{facts.name}: {words}")
-        told = 0
+        rounds.append((0, 0, 1.0))
 
         def tell(step: int, _: TaskModule) -> None:
-            nonlocal told
-            if cutter.round > told:
-                told, kept = cutter.round, fractions_kept(prunable.cost, cutter.masks)
-                rank_zero_info(f"{facts.name}: {round_words(told, settings.rounds, step, kept)}")
+            if cutter.round > rounds[-1][1]:
+                kept = fractions_kept(prunable.cost, cutter.masks)
+                rounds.append((step, cutter.round, kept["units"]))
+                rank_zero_info(f"{facts.name}: {round_words(cutter.round, settings.rounds, step, kept)}")
 
         small = prune_and_cut(module, data, cutter, settings, steps, clip=clip, fabric=fabric, probe=tell)
     else:
@@ -123,4 +124,4 @@ def prune_into_zoo(
         zoo.add(entry, folder)
 
     on_rank_zero(fabric, write)
-    return CutRun(small, cutter.masks, accuracy, seconds, prunable.groups, prunable.cost)
+    return CutRun(small, cutter.masks, accuracy, seconds, prunable.groups, prunable.cost, tuple(rounds))

@@ -33,6 +33,8 @@ def test_it_fills_the_same_zoo_and_a_vote_takes_from_it(weights: Path, tmp_path:
     assert run("prune", "-m", *CUT, *own, "split.task=0,1", "storage=bfloat16", home=tmp_path).code == 0
     logs = sorted(text for log in tmp_path.rglob("prune.log") if "round 2 of 2" in (text := log.read_text()))
     assert [[text.count(f"source-00{task}") for task in (0, 1)] for text in logs] == [[4, 0], [0, 4]]
+    pictures = [sorted(p.name for p in log.parent.glob("*.png")) for log in tmp_path.rglob("prune.log")]
+    assert pictures.count(["images.png", "pruning.png"]) == 2, pictures
     # The same work by zeroing is there already.
     done = run("prune", *TINY, *TINY_ROUNDS, "trainer.precision=32-true", *own, home=tmp_path)
     assert "already: skipped" in done.line
