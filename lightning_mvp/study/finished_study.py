@@ -139,7 +139,8 @@ class Study:
     def trials(self) -> list[dict[str, Any]]:
         """All runs on development tasks, measured on validation images, those of the present trials first."""
         place = {trial.name: number for number, trial in enumerate(self.settings.tried())}
-        runs = [json.loads(path.read_text()) for path in (self.folder / "runs").glob("development-*--*.json")]
+        paths = (self.folder / "runs").glob("development-*--*.json")
+        runs = [{"label": self.settings.label, **json.loads(path.read_text())} for path in paths]
         return sorted(runs, key=lambda run: (place.get(run["trial"], len(place)), run["trial"], run["task"]))
 
     @property

@@ -47,7 +47,8 @@ def draw_pictures(
         if not (own := [run for run in runs if not run["zoo"]]):
             continue
         name = "accuracy.png" if len(by_ratio) == 1 else f"accuracy-{100 * ratio:.0f}.png"
-        caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed."
+        whose = f", targets of {first}" if first and len({label for label, _ in sections}) > 1 else ""
+        caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed{whose}."
         figure = None
         if len({run["method"] for run in own}) == 1:  # what is compared are variants
             figure = accuracy_plots.grown_against_steps([run for run in varied if run["label"] == first])
