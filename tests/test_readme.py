@@ -66,7 +66,7 @@ def test_the_readmes_table_is_that_of_the_page() -> None:
     every = [row for row in map(cells, page.splitlines()) if len(row) == len(IN_README) + 3]
     rows = {row[0]: row for row in every[2:]}  # below the headings and the line
     shown = [row for row in map(cells, readme.splitlines()) if row[0] in rows and len(row) == len(IN_README)]
-    assert len(shown) == 5
+    assert len(shown) == 6
     assert shown == [[rows[row[0]][column] for column in IN_README] for row in shown]
 
 
