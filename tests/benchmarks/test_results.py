@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,10 @@ def new_task() -> Iterator[ModuleType]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["new_task_resnet", "new_task_vit"])
+NEW_TASK = sorted(path.stem for path in (BENCHMARKS / "results").glob("new_task*.json"))
+
+
+@pytest.mark.parametrize("name", NEW_TASK)
 def test_the_tables_of_a_new_task_are_those_of_its_runs(name: str, new_task: ModuleType) -> None:
     report = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
     studies = {key: value for key, value in report["results"].items() if "runs" in value}
@@ -38,8 +42,18 @@ def test_the_tables_of_a_new_task_are_those_of_its_runs(name: str, new_task: Mod
             assert f"| {' | '.join(map(str, row))} |" in README
 
 
+def test_what_the_first_page_says_of_speed_is_measured() -> None:
+    first = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"[0-9.]+ × \[[0-9., ]+\]", first)
+    assert len(told) == 2
+    (most,) = re.findall(r"at most ([0-9.]+ ×) on EfficientNet", first)
+    for figure in (*told, most):
+        assert f"| {figure.replace(' ×', '')}" in README, figure
+
+
 def test_every_benchmark_has_its_results() -> None:
-    names = {path.stem.split("_r")[0].split("_v")[0] for path in (BENCHMARKS / "results").glob("*.json")}
+    files = (BENCHMARKS / "results").glob("*.json")
+    names = {re.sub("_(grown_.*|resnet.*|vit.*)", "", path.stem) for path in files}
     assert names == {"new_task", "filling", "nearest", "merging", "size", "steps", "photographs", "loading"}
     for path in (BENCHMARKS / "results").glob("*.json"):
         text = path.read_text(encoding="utf-8")
