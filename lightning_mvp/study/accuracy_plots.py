@@ -190,14 +190,15 @@ def grown_against_steps(runs: Runs) -> Figure | None:
     placed = {
         series: {
             steps: [whole + fmean(own) - vote[task] for task, own in on_task.items() if task in vote]
-            for steps, on_task in sorted(curves[series].items())
+            for steps, on_task in sorted(curves.get(series, {}).items())
+            if vote.keys() & on_task.keys()
         }
         for series in SERIES
-        if series in curves
     }
     drawn = {  # the interval of two or three differences would only say how few they are
         series: {steps: own if len(own) >= 4 else [fmean(own)] for steps, own in curve.items()}
         for series, curve in placed.items()
+        if curve
     }
     about = (
         f"Test accuracy in %: the vote's mean over {len(vote)} targets after 100 steps, all else at its paired "

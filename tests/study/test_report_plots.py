@@ -95,13 +95,14 @@ def test_a_grown_zoo_and_its_rivals_stand_at_paired_differences():
     runs = [run_of("grown", 100, task, accuracy, trial="grown-9.A@100") for task, accuracy in vote.items()]
     runs += [run_of("grown", 100, task, 0.99, trial="grown-20@100") for task in "ab"]  # another size of the zoo
     runs += [run_of("taylor", 1000, "b", 0.8, trial="taylor-mimic@1000")]
+    runs += [run_of("dense", 100, "c", 0.8, trial="dense@100")]  # a target that the vote has not reached yet
     (axes,) = grown_against_steps(runs).axes
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     ends = {text.get_text(): line for text, line in zip(axes.texts, dots[::2], strict=True)}
     assert ends["grown by use"].get_xydata().tolist() == [[0, pytest.approx(20)], [100, pytest.approx(70)]]
     assert ends["iterative Taylor, mimicking"].get_xydata().tolist() == [[1000, pytest.approx(60)]]
     assert [line.get_xdata().tolist() for line in dots[1::2]] == [[], [1000]], "open: fewer targets"
-    assert grown_against_steps(runs[-1:]) is None
+    assert grown_against_steps(runs[-1:]) is None, "no vote"
 
 
 def test_a_panel_has_at_most_six_lines():
