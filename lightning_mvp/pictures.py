@@ -207,7 +207,7 @@ def save_figure(path: Path, figure: Figure, *, overwrite: bool = True) -> None:
 
 
 def save_beside(path: Path, draw: Callable[[], Figure]) -> bool:
-    """Draw a picture of a finished result and write it. A picture that fails is a warning, and never an error.
+    """Draw a picture and write it to a file. If that fails, warn and go on: the result that it shows is safe already.
 
     Args:
         path: of the picture; what is there is replaced.

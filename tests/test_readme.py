@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lightning_mvp.apps.vote import MIMIC
-from lightning_mvp.study.finished_study import ratios, runs_at
-from lightning_mvp.study.grown_page import KindOfTarget, grown_kinds, grown_table
+from lightning_mvp.study.finished_study import by_label, ratios, runs_at
+from lightning_mvp.study.grown_page import KindOfTarget, grown_kinds, grown_table, role_of
 from lightning_mvp.study.report_paragraphs import main_table, verdicts
 from lightning_mvp.study.results import format_points, paired_bootstrap, summarise
 from lightning_mvp.study.summary_page import (
@@ -129,7 +129,7 @@ def intervals_in(text: str) -> set[str]:
 
 
 def runs_on(kind: KindOfTarget, report: Report) -> list[dict[str, Any]]:
-    return [run for run in report.runs if run.get("label") == kind.title]
+    return by_label(report.runs)[kind.title]
 
 
 def differences_of(kind: KindOfTarget, report: Report) -> set[str]:
@@ -148,17 +148,16 @@ def test_what_is_said_of_a_grown_zoo_is_computed_from_its_runs(name: str, target
     report = Report(STUDY / name)
     kinds = list(grown_kinds(report.runs))
     learned = (STUDY / name / "learned.md").read_text()
-    labels = {run.get("label") for run in report.trials}
-    trials = [
-        trial
-        for label in labels
-        for trial in compare_trials([run for run in report.trials if run.get("label") == label])
-    ]
+    trials = [trial for own in by_label(report.trials).values() for trial in compare_trials(own)]
     told = intervals_in(learned)
     assert told <= set().union(*(differences_of(kind, report) for kind in kinds))
     for kind in kinds:
         decides = {unsigned(format_points(kind.differences[role])) for role in ("better Taylor", "once-mimic@100")}
         assert decides <= told, kind.title
+    against_taylor = compare_trials(runs_on(kinds[0], report), kinds[0].rivals["better Taylor"].name)
+    (one,) = (result for result in against_taylor if role_of(result.name) == "one@100")
+    assert {unsigned(format_points(each)) for each in (one.difference, kinds[0].differences["one@100"])} <= told
+    assert kinds[0].mimics, "the text says that the better Taylor mimics"
     results = [*trials, *(result for kind in kinds for result in compare_trials(runs_on(kind, report)))]
     numbers = {f"{100 * value:.1f}" for result in results for value in (result.accuracy.mean, result.start)}
     numbers |= {

@@ -46,8 +46,8 @@ def settings_of(config: DictConfig, world_size: int) -> dict[str, Any]:
     sections = {name: plain(config[name]) for name in ("split", "backbone", "pruning", "optim", "trainer")}
     sections["data"] = data_settings(config)
     sections["trainer"] = {name: value for name, value in sections["trainer"].items() if name not in SHOWS}
-    # Earlier versions did not store these two settings. Where they are not used they are not stored now either, so that
-    # a training that such a version began has equal settings, and goes on.
+    # Earlier versions had no `mimic` and no `callbacks`. They are stored only if they are used. So a training that an
+    # earlier version began has the same settings as now, and can be resumed.
     asked = {name: value for name, value in (("mimic", config.mimic), ("callbacks", callbacks_of(config))) if value}
     return {**sections, **asked, "steps": config.steps, "seed": config.seed, "world_size": world_size}
 

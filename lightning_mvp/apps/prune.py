@@ -277,6 +277,7 @@ def _cut(config: DictConfig) -> tuple[Outcome, bool]:
     data = datamodule_of(config, plan.task)
     zoo = ZooTarget(Path(config.zoo), data.facts, config.storage)
     zoo.decided = True
+    folder = Path(config.trainer.get("default_root_dir", "."))
     cut = prune_into_zoo(
         module_of(config, backbone, data, fabric),
         data,
@@ -286,14 +287,13 @@ def _cut(config: DictConfig) -> tuple[Outcome, bool]:
         fabric,
         training=plan.training,
         clip=config.trainer.get("gradient_clip_val"),
-        folder=Path(config.trainer.get("default_root_dir", ".")),
+        folder=folder,
         once=config.reconstruct if config.once else None,
     )
     if fabric.is_global_zero and config.trainer.enable_progress_bar:
         rich.print(cut.table())
     accuracy = cut.val_accuracy
     if fabric.is_global_zero and config.pictures:
-        folder = Path(config.trainer.get("default_root_dir", "."))
         if cut.rounds:  # accuracy is measured at the end only, which makes no line
             save_beside(folder / "pruning.png", lambda: draw_run(cut.rounds, {}, config.steps))
         say_pictures(data, folder)

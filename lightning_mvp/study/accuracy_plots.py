@@ -29,7 +29,7 @@ from lightning_mvp.pictures import (
     page,
     styled,
 )
-from lightning_mvp.study.grown_page import role_of
+from lightning_mvp.study.grown_page import first_of_each_role, role_of
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.results import Run, by_target, interval, target_of
@@ -171,39 +171,19 @@ def grown_against_steps(runs: Runs) -> Figure | None:
         runs: of variants with one label. Orders of growth count as one, with their mean; of several numbers of
             entries the first counts.
     """
-    curves: dict[str, dict[int, dict[str, list[float]]]] = {}
-    named = {role_of(run["trial"]): split_order(run["trial"])[0] for run in reversed(runs)}
-    for run in runs:
-        role, steps = role_of(run["trial"]), run["steps"]
-        series = role.split("@")[0]
-        if series not in SERIES or split_order(run["trial"])[0] != named[role]:
-            continue
-        points = {steps: run["accuracy"]}
-        if steps == 100 and METHODS[run["method"]].kind != "rounds":
-            points[0] = run["curve"][0][1]
-        for at, accuracy in points.items():
-            curves.setdefault(series, {}).setdefault(at, {}).setdefault(run["task"], []).append(accuracy)
-    vote = {task: fmean(own) for task, own in curves.get("grown", {}).get(100, {}).items()}
-    if not vote:
+    placed = _at_paired_differences(_variant_curves(runs))
+    if not placed:
         return None
-    whole = fmean(vote.values())
-    placed = {
-        series: {
-            steps: [whole + fmean(own) - vote[task] for task, own in on_task.items() if task in vote]
-            for steps, on_task in sorted(curves.get(series, {}).items())
-            if vote.keys() & on_task.keys()
-        }
-        for series in SERIES
-    }
-    drawn = {  # the interval of two or three differences would only say how few they are
-        series: {steps: own if len(own) >= 4 else [fmean(own)] for steps, own in curve.items()}
-        for series, curve in placed.items()
-        if curve
-    }
+    targets = len(placed["grown"][100])
     about = (
-        f"Test accuracy in %: the vote's mean over {len(vote)} targets after 100 steps, all else at its paired "
+        f"Test accuracy in %: the vote's mean over {targets} targets after 100 steps, all else at its paired "
         "difference\nfrom that, with its 95 % interval. Each point is a training of its own. Open: on fewer targets."
     )
+    # The interval of two or three differences would only say how few they are.
+    drawn = {
+        series: {steps: own if len(own) >= 4 else [fmean(own)] for steps, own in curve.items()}
+        for series, curve in placed.items()
+    }
     figure = page(4.0, "Accuracy against steps", about)
     axes = figure.subplots()
     axes.set(ylim=_room([values for curve in drawn.values() for values in curve.values()]))
@@ -213,11 +193,45 @@ def grown_against_steps(runs: Runs) -> Figure | None:
     for series, curve in drawn.items():
         name, colour = SERIES[series]
         _line(axes, curve, colour, "-", first=series == "grown")
-        fewer = [steps for steps, own in placed[series].items() if len(own) < len(vote)]
+        fewer = [steps for steps, own in placed[series].items() if len(own) < targets]
         axes.plot(fewer, [100 * fmean(curve[steps]) for steps in fewer], "o", color=colour, mfc="white", zorder=4)
         ends.append((max(curve), 100 * fmean(curve[max(curve)]), name, colour))
     label_ends(axes, ends)
     return figure
+
+
+# Name in SERIES → steps → target → accuracies, one for each order of growth.
+Curves = dict[str, dict[int, dict[str, list[float]]]]
+
+
+def _variant_curves(runs: Runs) -> Curves:
+    """The accuracies of variants that are drawn; before the first step, too, unless they prune while they train."""
+    curves: Curves = {}
+    names = first_of_each_role(runs)
+    for run in runs:
+        role, steps = role_of(run["trial"]), run["steps"]
+        series = role.split("@")[0]
+        if series not in SERIES or split_order(run["trial"])[0] != names[role]:
+            continue
+        points = {steps: run["accuracy"]}
+        if steps == 100 and METHODS[run["method"]].kind != "rounds":
+            points[0] = run["curve"][0][1]
+        for at, accuracy in points.items():
+            curves.setdefault(series, {}).setdefault(at, {}).setdefault(run["task"], []).append(accuracy)
+    return curves
+
+
+def _at_paired_differences(curves: Curves) -> dict[str, dict[int, list[float]]]:
+    """Series → steps → the vote's mean after 100 steps plus the difference on each target that both were run on."""
+    vote = {task: fmean(own) for task, own in curves.get("grown", {}).get(100, {}).items()}
+    placed: dict[str, dict[int, list[float]]] = {}
+    for series in SERIES:
+        for steps, on_task in sorted(curves.get(series, {}).items()):
+            if both := [task for task in on_task if task in vote]:
+                whole = fmean(vote.values())
+                values = [whole + fmean(on_task[task]) - vote[task] for task in both]
+                placed.setdefault(series, {})[steps] = values
+    return placed
 
 
 def _curves(runs: Runs) -> tuple[dict[str, dict[int, list[float]]], bool]:
@@ -252,7 +266,7 @@ def _steps_axis(axes: Axes, steps: Sequence[int], are_budgets: bool) -> None:
 
 
 def _line(axes: Axes, curve: Mapping[int, Sequence[float]], colour: str, dashes: str, *, first: bool) -> None:
-    """A line with its interval; above the others if it is the first."""
+    """Draw a curve and its 95 % interval. The ``first`` curve, which others are compared with, lies on top."""
     means, half = _means(curve.values())
     above = 3 if first else 2
     axes.fill_between(list(curve), means - half, means + half, color=colour, alpha=0.09, linewidth=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,14 @@ def role_of(trial: str) -> str:
     return re.sub(r"-\d+(?=@)", "", split_order(trial)[0])
 
 
+def first_of_each_role(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Role → the variant that has it. Of variants with several numbers of entries the first one counts."""
+    names: dict[str, str] = {}
+    for run in runs:
+        names.setdefault(role_of(run["trial"]), split_order(run["trial"])[0])
+    return names
+
+
 def grown_kinds(runs: Sequence[dict[str, Any]]) -> Iterator[KindOfTarget]:
     """One for each label of studies that have a grown zoo.
 
@@ -62,8 +70,7 @@ def grown_kinds(runs: Sequence[dict[str, Any]]) -> Iterator[KindOfTarget]:
         runs: on targets, of methods and variants, as in ``results.jsonl``.
     """
     for label, own in by_label(runs).items():
-        varied = [run["trial"] for run in own if run.get("variant")]
-        names = {role_of(trial): split_order(trial)[0] for trial in reversed(varied)} | {"mvp@100": "mvp@100"}
+        names = first_of_each_role(run for run in own if run.get("variant")) | {"mvp@100": "mvp@100"}
         if GROWN not in names:
             continue
         found = {result.name: result for result in compare_trials(own, names[GROWN])}

@@ -195,7 +195,7 @@ def format_points(difference: Difference, unit: str = "") -> str:
 
 
 def points_cell(difference: Difference | None, targets: int, all_targets: int, note: str = "") -> str:
-    """A table's cell: a difference in points of accuracy, or a dash where there is none.
+    """A difference of accuracies as the text of a table's cell, in points. If there is none, a dash.
 
     Args:
         difference: as fractions.

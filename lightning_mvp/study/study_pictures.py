@@ -51,7 +51,8 @@ def draw_pictures(
         caption = f"Test accuracy against optimizer steps on the new task, {ratio:.0%} of units removed{whose}."
         figure = None
         if len({run["method"] for run in own}) == 1:  # what is compared are variants
-            figure = accuracy_plots.grown_against_steps([run for run in varied if run.get("label", "") == first])
+            at_ratio = [run for run in varied if run.get("pruning_ratio", ratio) == ratio]
+            figure = accuracy_plots.grown_against_steps(by_label(at_ratio).get(first, []))
         pictures.append((name, caption, figure or accuracy_plots.accuracy_against_steps(own)))
     if len(by_ratio) > 1 and (figure := accuracy_plots.accuracy_and_size(by_ratio, settings.steps)):
         pictures.append(("sizes.png", "Test accuracy against size at the operating points.", figure))

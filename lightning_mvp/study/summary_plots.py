@@ -200,7 +200,10 @@ def _look(name: str, place: int) -> tuple[str, str]:
 
 
 def _limits(found: Sequence[Difference]) -> tuple[float, float]:
-    """Where the axis begins and ends, in points: it holds 0 and all differences, but for outliers, drawn as arrows."""
+    """The lower and the upper end of the axis, in points.
+
+    The axis shows 0 and all differences but outliers. An arrow stands for each outlier.
+    """
     far = FAR * float(np.quantile([abs(each.mean) for each in found], 0.9))
     own = [each for each in found if abs(each.mean) <= far]
     while True:

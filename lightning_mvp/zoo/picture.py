@@ -188,7 +188,10 @@ def _triangle(
 
 
 def _with_classes(task: str, classes: Sequence[str], most: int = 34) -> str:
-    """A task's name and its classes, such as ``"pets: cat, dog"``; a list longer than ``most`` characters is cut."""
+    """The name of a task followed by its classes, as in ``"pets: cat, dog"``.
+
+    A list of classes with more than ``most`` characters is shortened, and ends in "…".
+    """
     words = _shortened(task)
     names = ", ".join(classes)
     if not names:
