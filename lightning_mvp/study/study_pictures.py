@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lightning_mvp.files import write_whole
 from lightning_mvp.pictures import save_figure
-from lightning_mvp.study import accuracy_plots, report_plots
+from lightning_mvp.study import accuracy_plots, entries_plot, report_plots
 from lightning_mvp.study.finished_study import by_label, ratios, runs_at
 from lightning_mvp.study.overlap import OverlapRow
 from lightning_mvp.study.study_settings import StudySettings
@@ -63,7 +63,7 @@ def draw_pictures(
         caption = f"{what} of each zoo task on each target against the number of classes they share."
         pictures.append(("leep.png", caption, report_plots.similarity_against_shared_classes(rankings, measure)))
     growths = {name: settings.growth(name) for name in settings.growths}
-    if figure := accuracy_plots.accuracy_against_entries(varied, growths):
+    if figure := entries_plot.accuracy_against_entries(varied, growths):
         pictures.append(("growth.png", "Test accuracy against the entries of a zoo that grows by use.", figure))
     for number, (name, rows) in enumerate(overlaps.items()):
         caption = f"Overlap of the masks of all pairs of zoo tasks, group by group (`{name}`)."

@@ -11,11 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_mvp.study.accuracy_plots import (
-    accuracy_against_entries,
     accuracy_against_steps,
     accuracy_and_size,
     grown_against_steps,
 )
+from lightning_mvp.study.entries_plot import accuracy_against_entries
 from lightning_mvp.study.growth import Growth
 from lightning_mvp.study.methods import METHODS
 from lightning_mvp.study.overlap import OverlapRow
